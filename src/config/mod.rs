@@ -1,0 +1,380 @@
+//! Settings: read from `.env`, the environment, a TOML file and flags, in
+//! rising order; checked all at once; nothing is opened or bound here.
+//!
+//! [`SETTINGS`] is the one list of names, defaults and explanations: flags,
+//! `.env.example` and the README are checked against it.
+
+mod settings;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+
+pub use self::settings::{SETTINGS, Setting};
+
+/// Names and raw values of settings, before they are checked.
+pub type Values = BTreeMap<String, String>;
+
+/// Which engine runs the containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContainerMode {
+    /// Podman and CRIU: snapshots and restores.
+    Podman,
+    /// A Docker engine: cold starts only.
+    Docker,
+}
+
+/// Whether acquire may boot a shop when it cannot restore one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ColdStart {
+    /// It may; the answer says `source: cold`.
+    Allowed,
+    /// It answers 503 instead.
+    Refused,
+}
+
+/// The settings, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The golden named by `GOLDEN` first, and further ones after a comma.
+    pub goldens: Vec<String>,
+    /// How many instances are kept ready for each golden.
+    pub pool_target_size: usize,
+    /// How many instances this host holds at most, in all states.
+    pub max_instances: usize,
+    /// How many restores run at once.
+    pub restore_concurrency: usize,
+    /// How many slots are made ahead.
+    pub slots_ahead: usize,
+    /// Which engine runs the containers.
+    pub container_mode: ContainerMode,
+    /// Whether a cold start is an acceptable last resort.
+    pub cold_start: ColdStart,
+    /// Instances live at `<id>.<base_domain>`.
+    pub base_domain: String,
+    /// `http` or `https`, as visitors see it.
+    pub public_scheme: String,
+    /// The port visitors see; none when it is the scheme's own.
+    pub public_port: Option<u16>,
+    /// Where API and proxy listen.
+    pub listen: SocketAddr,
+    /// Where the embedded store lies.
+    pub store_path: PathBuf,
+    /// All of the daemon's own files.
+    pub state_dir: PathBuf,
+    /// Snapshots at rest.
+    pub snapshot_dir: PathBuf,
+    /// Where recipes named without a slash are looked for.
+    pub recipe_dir: PathBuf,
+    /// The bridge that instances hang on.
+    pub bridge_name: String,
+    /// Its network: the first address is the bridge's.
+    pub bridge_subnet: Subnet,
+    /// The cgroup below which instances live.
+    pub cgroup_parent: String,
+    /// An instance's time when the client names none.
+    pub default_ttl: SignedDuration,
+    /// The longest time an instance may live after it was handed out.
+    pub max_ttl: SignedDuration,
+}
+
+/// An IPv4 network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subnet {
+    /// Its first address.
+    pub network: Ipv4Addr,
+    /// Its prefix length, 8 to 30.
+    pub prefix: u8,
+}
+
+impl Subnet {
+    /// The `n`-th address; none beyond the last usable one.
+    ///
+    /// 0 is the network itself, 1 the bridge.
+    #[must_use]
+    pub fn address(self, n: u32) -> Option<Ipv4Addr> {
+        let size = 1_u32 << (32 - u32::from(self.prefix));
+        (n < size - 1).then(|| Ipv4Addr::from(u32::from(self.network) + n))
+    }
+
+    /// The number of an address in this network.
+    #[must_use]
+    pub fn index(self, address: Ipv4Addr) -> Option<u32> {
+        let n = u32::from(address).checked_sub(u32::from(self.network))?;
+        self.address(n).map(|_| n)
+    }
+}
+
+impl FromStr for Subnet {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || format!("{text:?} is not of the form 10.77.0.0/16");
+        let (network, prefix) = text.split_once('/').ok_or_else(form)?;
+        let network: Ipv4Addr = network.parse().map_err(|_| form())?;
+        let prefix: u8 = prefix.parse().map_err(|_| form())?;
+        if !(8..=30).contains(&prefix) {
+            return Err(format!("prefix length {prefix} is not between 8 and 30"));
+        }
+        let mask = u32::MAX << (32 - u32::from(prefix));
+        if u32::from(network) & !mask != 0 {
+            return Err(format!("{network} is not the first address of its /{prefix}"));
+        }
+        Ok(Self { network, prefix })
+    }
+}
+
+/// What is wrong with the settings, all of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{} wrong in the settings:{}", count(.problems.len()), .problems.iter().map(|p| format!("\n  - {p}")).collect::<String>())]
+pub struct ConfigError {
+    /// One sentence a problem: the setting, its value, what would be right.
+    pub problems: Vec<String>,
+}
+
+fn count(n: usize) -> String {
+    if n == 1 { "one thing is".into() } else { format!("{n} things are") }
+}
+
+/// Collects the raw values: defaults, `.env` in `dir`, the environment, the
+/// TOML file named by `CONFIG_FILE`, then `flags`.
+///
+/// # Errors
+/// When a file cannot be read or names a setting that does not exist.
+pub fn collect(dir: &Path, flags: Values) -> Result<Values, ConfigError> {
+    let mut problems = Vec::new();
+    let mut values: Values =
+        SETTINGS.iter().map(|setting| (setting.name.to_owned(), setting.default.to_owned())).collect();
+    match dotenvy::from_path_iter(dir.join(".env")) {
+        Ok(lines) => {
+            for line in lines {
+                match line {
+                    Ok((name, value)) => {
+                        if known(&name) {
+                            values.insert(name, value);
+                        }
+                    }
+                    Err(error) => problems.push(format!(".env: {error}")),
+                }
+            }
+        }
+        Err(error) if error.not_found() => {}
+        Err(error) => problems.push(format!(".env: {error}")),
+    }
+    for setting in SETTINGS {
+        if let Ok(value) = std::env::var(setting.name) {
+            values.insert(setting.name.to_owned(), value);
+        }
+    }
+    let file = flags.get("CONFIG_FILE").or_else(|| values.get("CONFIG_FILE")).cloned();
+    if let Some(path) = file.filter(|path| !path.is_empty()) {
+        match read_toml(Path::new(&path)) {
+            Ok(from_file) => values.extend(from_file),
+            Err(error) => problems.extend(error.problems),
+        }
+    }
+    values.extend(flags);
+    if problems.is_empty() { Ok(values) } else { Err(ConfigError { problems }) }
+}
+
+fn known(name: &str) -> bool {
+    SETTINGS.iter().any(|setting| setting.name == name)
+}
+
+fn read_toml(path: &Path) -> Result<Values, ConfigError> {
+    let one = |problem: String| ConfigError { problems: vec![format!("{}: {problem}", path.display())] };
+    let text = std::fs::read_to_string(path).map_err(|error| one(error.to_string()))?;
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| one(error.to_string()))?;
+    let mut values = Values::new();
+    for (key, value) in table {
+        let name = key.to_ascii_uppercase();
+        if !known(&name) {
+            return Err(one(format!("{key} is not a setting")));
+        }
+        let value = match value {
+            toml::Value::String(text) => text,
+            other => other.to_string(),
+        };
+        values.insert(name, value);
+    }
+    Ok(values)
+}
+
+/// Reads values one by one and keeps every complaint.
+struct Reader<'a> {
+    values: &'a Values,
+    problems: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn text(&self, name: &str) -> String {
+        self.values.get(name).map(|value| value.trim().to_owned()).unwrap_or_default()
+    }
+
+    fn parse<T: FromStr>(&mut self, name: &str, fallback: T, rule: &str) -> T {
+        let text = self.text(name);
+        text.parse().unwrap_or_else(|_| {
+            self.problems.push(format!("{name}={text:?}: {rule}"));
+            fallback
+        })
+    }
+
+    fn number(&mut self, name: &str, range: std::ops::RangeInclusive<usize>) -> usize {
+        let rule = format!("a whole number from {} to {}", range.start(), range.end());
+        let n = self.parse(name, *range.start(), &rule);
+        if !range.contains(&n) {
+            self.problems.push(format!("{name}={n}: {rule}"));
+        }
+        n
+    }
+
+    fn duration(&mut self, name: &str) -> SignedDuration {
+        let text = self.text(name);
+        match text.parse::<SignedDuration>() {
+            Ok(duration) if duration.is_positive() => duration,
+            _ => {
+                self.problems.push(format!("{name}={text:?}: a time such as 90s, 30m or 2h"));
+                SignedDuration::from_hours(1)
+            }
+        }
+    }
+
+    fn choice<T: Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> T {
+        let text = self.text(name);
+        choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).unwrap_or_else(|| {
+            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+            self.problems.push(format!("{name}={text:?}: one of {}", words.join(", ")));
+            choices[0].1
+        })
+    }
+
+    fn directory(&mut self, name: &str) -> PathBuf {
+        let text = self.text(name);
+        if text.is_empty() {
+            self.problems.push(format!("{name} is empty: a directory"));
+        }
+        std::path::absolute(&text).unwrap_or_else(|_| PathBuf::from(text))
+    }
+}
+
+impl Config {
+    /// Checks raw values and reports every problem at once.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with one sentence a problem.
+    pub fn check(values: &Values) -> Result<Self, ConfigError> {
+        let mut read = Reader { values, problems: Vec::new() };
+        let listen: SocketAddr = read.parse(
+            "LISTEN",
+            SocketAddr::from(([127, 0, 0, 1], 8080)),
+            "an address and port such as 127.0.0.1:8080",
+        );
+        let public_scheme = read.choice("PUBLIC_SCHEME", &[("http", "http"), ("https", "https")]);
+        let public_port = match read.text("PUBLIC_PORT").as_str() {
+            "" => Some(listen.port()),
+            _ => Some(read.parse("PUBLIC_PORT", 80_u16, "a port number, or empty for LISTEN's")),
+        };
+        let own_port = if public_scheme == "https" { 443 } else { 80 };
+        let state_dir = read.directory("STATE_DIR");
+        let store_url = read.text("STORE_URL");
+        let store_path = match store_url.strip_prefix("embedded:") {
+            Some("") => state_dir.join("store.redb"),
+            Some(path) => PathBuf::from(path),
+            None => {
+                read.problems
+                    .push(format!("STORE_URL={:?}: embedded:PATH", store_url.split('@').next_back()));
+                PathBuf::new()
+            }
+        };
+        let base_domain = read.text("BASE_DOMAIN").to_ascii_lowercase();
+        if base_domain.is_empty()
+            || !base_domain.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+        {
+            read.problems
+                .push(format!("BASE_DOMAIN={base_domain:?}: a domain name such as demo.example.com"));
+        }
+        let default_ttl = read.duration("DEFAULT_TTL");
+        let max_ttl = read.duration("MAX_TTL");
+        if default_ttl > max_ttl {
+            read.problems.push(format!("DEFAULT_TTL={default_ttl:#} is longer than MAX_TTL={max_ttl:#}"));
+        }
+        let goldens: Vec<String> = read
+            .text("GOLDEN")
+            .split(',')
+            .map(|name| name.trim().to_owned())
+            .filter(|name| !name.is_empty())
+            .collect();
+        if goldens.is_empty() {
+            read.problems.push("GOLDEN is empty: prestashop, wordpress or a folder".into());
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let concurrency = read.number("RESTORE_CONCURRENCY", 0..=256);
+        let bridge_name = read.text("BRIDGE_NAME");
+        if bridge_name.is_empty() || bridge_name.len() > 15 || bridge_name.contains(['/', ' ']) {
+            read.problems
+                .push(format!("BRIDGE_NAME={bridge_name:?}: an interface name of 15 characters at most"));
+        }
+        let subnet_text = read.text("BRIDGE_SUBNET");
+        let bridge_subnet = subnet_text.parse().unwrap_or_else(|problem| {
+            read.problems.push(format!("BRIDGE_SUBNET: {problem}"));
+            Subnet { network: Ipv4Addr::new(10, 77, 0, 0), prefix: 16 }
+        });
+        let cgroup_parent = read.text("CGROUP_PARENT");
+        if cgroup_parent.is_empty() || cgroup_parent.split('/').any(|part| part.is_empty() || part == "..") {
+            read.problems
+                .push(format!("CGROUP_PARENT={cgroup_parent:?}: a relative path such as demo-multiplexer"));
+        }
+        let config = Self {
+            goldens,
+            pool_target_size: read.number("POOL_TARGET_SIZE", 0..=10_000),
+            max_instances: read.number("MAX_INSTANCES", 1..=100_000),
+            restore_concurrency: if concurrency == 0 { cores + 1 } else { concurrency },
+            slots_ahead: read.number("SLOTS_AHEAD", 0..=1_000),
+            container_mode: read.choice(
+                "CONTAINER_MODE",
+                &[("podman", ContainerMode::Podman), ("docker", ContainerMode::Docker)],
+            ),
+            cold_start: read
+                .choice("COLD_START", &[("allowed", ColdStart::Allowed), ("refused", ColdStart::Refused)]),
+            base_domain,
+            public_scheme: public_scheme.to_owned(),
+            public_port: public_port.filter(|port| *port != own_port),
+            listen,
+            store_path,
+            snapshot_dir: read.directory("SNAPSHOT_DIR"),
+            recipe_dir: read.directory("RECIPE_DIR"),
+            state_dir,
+            bridge_name,
+            bridge_subnet,
+            cgroup_parent,
+            default_ttl,
+            max_ttl,
+        };
+        if read.problems.is_empty() { Ok(config) } else { Err(ConfigError { problems: read.problems }) }
+    }
+
+    /// `host[:port]` of an instance, as visitors type it.
+    #[must_use]
+    pub fn host_of(&self, label: &str) -> String {
+        match self.public_port {
+            Some(port) => format!("{label}.{}:{port}", self.base_domain),
+            None => format!("{label}.{}", self.base_domain),
+        }
+    }
+
+    /// How long a restore may take before it counts as failed.
+    ///
+    /// The 32nd of 32 concurrent restores on 2 cores was seen at 6.4 s; a
+    /// minute is far from any healthy one and still ends a hung one.
+    #[must_use]
+    pub const fn restore_deadline(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+}
+
+#[cfg(test)]
+mod tests;

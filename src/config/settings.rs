@@ -1,0 +1,65 @@
+//! The one list of settings.
+
+/// A setting's name, default and explanation.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// The environment variable; lower case it is the TOML key, with dashes the flag.
+    pub name: &'static str,
+    /// The value when nobody sets it.
+    pub default: &'static str,
+    /// One sentence for `--help`, `.env.example` and the README.
+    pub help: &'static str,
+}
+
+const fn setting(name: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting { name, default, help }
+}
+
+/// Every setting there is.
+pub const SETTINGS: &[Setting] = &[
+    setting("CONFIG_FILE", "", "A TOML file with settings in lower case; flags stand over it"),
+    setting(
+        "GOLDEN",
+        "prestashop",
+        "The golden to serve: a recipe's name or folder; further ones after a comma",
+    ),
+    setting("POOL_TARGET_SIZE", "4", "Instances kept ready for each golden"),
+    setting("MAX_INSTANCES", "64", "Instances of all states this host holds at most"),
+    setting("RESTORE_CONCURRENCY", "0", "Restores that run at once; 0 takes one more than there are cores"),
+    setting(
+        "SLOTS_AHEAD",
+        "4",
+        "Slots (address, network namespace, cgroup, directories) made before they are needed",
+    ),
+    setting("CONTAINER_MODE", "podman", "podman (checkpoint and restore) or docker (cold starts only)"),
+    setting("COLD_START", "allowed", "allowed or refused: boot the golden when it cannot be restored"),
+    setting("BASE_DOMAIN", "localhost", "Instances live at <id>.<this>; *.localhost needs no DNS"),
+    setting("PUBLIC_SCHEME", "http", "http or https, as visitors see it"),
+    setting("PUBLIC_PORT", "", "The port visitors see; empty takes the one of LISTEN"),
+    setting("LISTEN", "127.0.0.1:8080", "Where API and built-in proxy listen"),
+    setting("STORE_URL", "embedded:", "embedded:PATH; without a path the store lies in STATE_DIR"),
+    setting(
+        "STATE_DIR",
+        "/var/lib/demo-multiplexer",
+        "The daemon's files; best on XFS with reflink or btrfs",
+    ),
+    setting("SNAPSHOT_DIR", "/var/lib/demo-multiplexer/snapshots", "Snapshots at rest"),
+    setting(
+        "RECIPE_DIR",
+        "/usr/share/demo-multiplexer/podman",
+        "Where golden recipes are looked for by name",
+    ),
+    setting("PRESTASHOP_SRC", "", "A PrestaShop release archive or folder for the prestashop recipe"),
+    setting("BRIDGE_NAME", "dmux0", "The bridge that instances hang on"),
+    setting("BRIDGE_SUBNET", "10.77.0.0/16", "Its network; the first address is the bridge's own"),
+    setting("CGROUP_PARENT", "demo-multiplexer", "The cgroup below which instances live"),
+    setting("DEFAULT_TTL", "1h", "An instance's time when the client names none"),
+    setting("MAX_TTL", "24h", "The longest time an instance may live after it was handed out"),
+    setting(
+        "API_URL",
+        "",
+        "Where the acquire, release, ls and extend commands find the daemon; empty takes LISTEN",
+    ),
+    setting("LOG_LEVEL", "info", "What is logged, in the form of tracing's EnvFilter"),
+    setting("LOG_FORMAT", "auto", "auto (text on a terminal, else json), text or json"),
+];

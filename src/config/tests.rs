@@ -1,0 +1,74 @@
+use super::*;
+
+fn with(changes: &[(&str, &str)]) -> Values {
+    let mut values: Values =
+        SETTINGS.iter().map(|setting| (setting.name.to_owned(), setting.default.to_owned())).collect();
+    for (name, value) in changes {
+        values.insert((*name).to_owned(), (*value).to_owned());
+    }
+    values
+}
+
+#[test]
+fn the_defaults_are_valid() {
+    let config = Config::check(&with(&[])).unwrap();
+    assert_eq!(config.host_of("abc"), "abc.localhost:8080");
+    assert_eq!(config.store_path, Path::new("/var/lib/demo-multiplexer/store.redb"));
+}
+
+#[test]
+fn every_problem_is_reported_at_once() {
+    let error = Config::check(&with(&[
+        ("LISTEN", "nowhere"),
+        ("POOL_TARGET_SIZE", "-1"),
+        ("DEFAULT_TTL", "0s"),
+        ("CONTAINER_MODE", "lxc"),
+        ("BRIDGE_SUBNET", "10.77.0.1/16"),
+        ("STORE_URL", "postgres://"),
+        ("BASE_DOMAIN", "a b"),
+        ("CGROUP_PARENT", "../x"),
+    ]))
+    .unwrap_err();
+    assert_eq!(error.problems.len(), 8, "{error}");
+    assert!(error.to_string().contains("CONTAINER_MODE=\"lxc\": one of podman, docker"), "{error}");
+}
+
+#[test]
+fn the_schemes_own_port_is_left_out_of_urls() {
+    let config = Config::check(&with(&[("PUBLIC_SCHEME", "https"), ("PUBLIC_PORT", "443")])).unwrap();
+    assert_eq!(config.host_of("abc"), "abc.localhost");
+}
+
+#[test]
+fn flags_stand_over_the_file_and_the_file_over_env() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(".env"), "POOL_TARGET_SIZE=1\nMAX_INSTANCES=7\nSLOTS_AHEAD=1\n").unwrap();
+    let file = dir.path().join("settings.toml");
+    std::fs::write(&file, "pool_target_size = 2\nmax_instances = 8\n").unwrap();
+    let flags = Values::from([
+        ("CONFIG_FILE".to_owned(), file.display().to_string()),
+        ("POOL_TARGET_SIZE".to_owned(), "3".to_owned()),
+    ]);
+    let config = Config::check(&collect(dir.path(), flags).unwrap()).unwrap();
+    assert_eq!((config.pool_target_size, config.max_instances, config.slots_ahead), (3, 8, 1));
+}
+
+#[test]
+fn a_file_with_an_unknown_setting_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("settings.toml");
+    std::fs::write(&file, "pool_size = 2\n").unwrap();
+    let flags = Values::from([("CONFIG_FILE".to_owned(), file.display().to_string())]);
+    let error = collect(dir.path(), flags).unwrap_err();
+    assert!(error.to_string().contains("pool_size is not a setting"), "{error}");
+}
+
+#[test]
+fn a_subnet_hands_out_what_lies_between_network_and_broadcast() {
+    let subnet: Subnet = "10.77.0.0/29".parse().unwrap();
+    assert_eq!(subnet.address(1), Some(Ipv4Addr::new(10, 77, 0, 1)));
+    assert_eq!(subnet.address(6), Some(Ipv4Addr::new(10, 77, 0, 6)));
+    assert_eq!(subnet.address(7), None, "the broadcast address");
+    assert_eq!(subnet.index(Ipv4Addr::new(10, 77, 0, 6)), Some(6));
+    assert_eq!(subnet.index(Ipv4Addr::new(10, 78, 0, 6)), None);
+}

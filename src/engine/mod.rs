@@ -1,0 +1,151 @@
+//! The port to whatever runs a shop, and its words.
+//!
+//! A driver makes one container out of a golden and ends it again. Three stand
+//! behind the port: [`criu`] restores a prepared snapshot by driving CRIU
+//! itself (the hot path), [`podman`] boots the golden image (the visible
+//! fallback), and a Docker engine where Podman is not wanted.
+//!
+//! Contract: `launch` leaves nothing behind when it fails; its error carries
+//! the phase and what the clean-up could not undo. `destroy` is idempotent,
+//! goes through all its steps whatever fails, and an instance that is not
+//! there is no error. Both may take seconds and are safe to run for many
+//! instances at once. Neither is cancel-safe: callers spawn them.
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+use crate::error::ErrorKind;
+use crate::id::{InstanceId, SnapshotId};
+use crate::instance::{Container, EngineKind, Source};
+
+/// A container that has just begun to run.
+#[derive(Debug, Clone)]
+pub struct Launched {
+    /// How to reach and end it.
+    pub container: Container,
+    /// The snapshot it came from, if any.
+    pub snapshot: Option<SnapshotId>,
+    /// How long each phase took, in order.
+    pub phases: Vec<(Phase, std::time::Duration)>,
+}
+
+/// A step of making an instance; the label of metrics, errors and spans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Taking (or making) a slot: address, network namespace, cgroup, directories.
+    Slot,
+    /// CRIU, or the cold boot.
+    Restore,
+    /// Finding and watching the restored process.
+    Adopt,
+    /// Giving the clone its own identity.
+    Personalize,
+    /// Waiting for the first page.
+    Probe,
+    /// Making the address reachable.
+    Route,
+    /// Writing the record.
+    Record,
+}
+
+impl Phase {
+    /// The word used in errors, metrics and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Slot => "slot",
+            Self::Restore => "restore",
+            Self::Adopt => "adopt",
+            Self::Personalize => "personalize",
+            Self::Probe => "probe",
+            Self::Route => "route",
+            Self::Record => "record",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A shop could not be made; nothing of it is left but what `cleanup` names.
+#[derive(Debug, thiserror::Error)]
+#[error("instance {id} failed in phase {phase}{}", leftovers(.cleanup))]
+pub struct LaunchError {
+    /// Which instance.
+    pub id: InstanceId,
+    /// Where it failed.
+    pub phase: Phase,
+    /// What the caller can do.
+    pub kind: ErrorKind,
+    /// Why.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+    /// Steps of the roll-back that failed in turn.
+    pub cleanup: Vec<CleanupError>,
+}
+
+/// One undo step that did not work.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {step}")]
+pub struct CleanupError {
+    /// What was to be undone, as an imperative.
+    pub step: &'static str,
+    /// Why it was not.
+    #[source]
+    pub source: std::io::Error,
+}
+
+/// An instance could not be taken down completely.
+#[derive(Debug, thiserror::Error)]
+#[error("instance {id} was not taken down completely{}", leftovers(.cleanup))]
+pub struct DestroyError {
+    /// Which instance.
+    pub id: InstanceId,
+    /// What is left.
+    pub cleanup: Vec<CleanupError>,
+}
+
+fn leftovers(cleanup: &[CleanupError]) -> String {
+    cleanup.iter().map(|error| format!(" (left behind: {error}: {})", error.source)).collect()
+}
+
+/// The port.
+#[async_trait]
+pub trait ContainerEngine: Send + Sync + fmt::Debug {
+    /// Which driver this is.
+    fn kind(&self) -> EngineKind;
+
+    /// How an instance made by it is reported.
+    fn source(&self) -> Source;
+
+    /// Makes and starts one container.
+    ///
+    /// # Errors
+    /// [`LaunchError`]; nothing is left behind.
+    async fn launch(&self, id: &InstanceId) -> Result<Launched, LaunchError>;
+
+    /// Ends a container and removes all that belongs to it.
+    ///
+    /// `container` is absent when the instance never got that far.
+    ///
+    /// # Errors
+    /// [`DestroyError`] names what is left; call again later.
+    async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError>;
+
+    /// Takes over a container that a former daemon made: its address is marked
+    /// as used and its end is watched again. False when it no longer runs.
+    async fn adopt(&self, id: &InstanceId, container: &Container) -> bool;
+
+    /// Returns when the container's first process has ended.
+    async fn ended(&self, container: &Container);
+
+    /// Ids of which this driver finds traces on the host, whatever the store says.
+    ///
+    /// # Errors
+    /// When the host cannot be searched.
+    async fn traces(&self) -> std::io::Result<Vec<InstanceId>>;
+}

@@ -1,0 +1,58 @@
+//! What a caller can do about an error, and how an error is printed.
+//!
+//! Every operation has its own error enum; [`ErrorKind`] is the one thing they
+//! share: the API maps it to a status, the reconciler to a retry. [`Chain`]
+//! prints an error with all its sources on one line; it is used where an error
+//! is logged, which is once, at the edge.
+
+use std::error::Error;
+use std::fmt;
+
+/// What the caller can do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The thing asked for does not exist: 404.
+    NotFound,
+    /// The request is refused in the present state: 409.
+    Conflict,
+    /// The instance existed and its time is over: 410.
+    Gone,
+    /// No instance, address or slot is left for now: 503 with Retry-After.
+    Exhausted,
+    /// Something this service stands on does not answer: 503 with Retry-After.
+    Unavailable,
+    /// No disk or memory for another instance: 507.
+    NoSpace,
+    /// The snapshot does not fit this host; a cold start may still do.
+    Incompatible,
+    /// The input is wrong: 400.
+    Invalid,
+    /// A defect of this program or of the golden: 500.
+    Bug,
+}
+
+/// Prints an error followed by all its sources, separated by `: `.
+#[derive(Debug)]
+pub struct Chain<'a>(pub &'a (dyn Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut next = self.0.source();
+        while let Some(error) = next {
+            write!(f, ": {error}")?;
+            next = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// Tells a full disk from every other I/O error.
+#[must_use]
+pub fn kind_of_io(error: &std::io::Error) -> ErrorKind {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+        std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+        _ => ErrorKind::Unavailable,
+    }
+}

@@ -1,0 +1,391 @@
+//! The form of `golden.toml`, checked strictly: an unknown key is an error.
+//!
+//! A recipe travels inside the snapshot's manifest, so that a restored clone is
+//! personalized by the recipe its golden was built with, whatever the folder
+//! says by then. Pure: reading the folder is [`Recipe::load`]'s one effect.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::GoldenName;
+
+/// A golden's `golden.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The golden's name.
+    pub name: GoldenName,
+    /// Shown to people.
+    pub title: String,
+    /// Of the shop's software; informational.
+    pub version: String,
+    /// The base root file system, when it is made here from Debian packages.
+    pub base: Option<Base>,
+    /// The shop's own release, when it is not in the base's packages.
+    pub source: Option<SourceArchive>,
+    /// How the container runs.
+    pub run: Run,
+    /// When it counts as up.
+    pub ready: Ready,
+    /// The back office.
+    pub admin: Admin,
+    /// Done in order before the checkpoint, so that clones find warm caches.
+    #[serde(default)]
+    pub warm: Vec<Warm>,
+    /// Commands run in the container just before the checkpoint.
+    #[serde(default)]
+    pub quiesce: Vec<Quiesce>,
+    /// What makes each clone its own.
+    #[serde(default)]
+    pub personalize: Personalize,
+}
+
+/// A base image made with mmdebstrap.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// The Debian suite.
+    pub suite: String,
+    /// Packages beside the minimal set.
+    pub packages: Vec<String>,
+}
+
+/// Where the shop's release comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceArchive {
+    /// The setting that names an archive or folder.
+    pub env: String,
+    /// The official download, tried when the setting is empty.
+    pub download: Option<String>,
+    /// The download's SHA-256, hexadecimal.
+    pub sha256: Option<String>,
+}
+
+/// How the container runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// The web server's port inside.
+    pub port: u16,
+    /// The cgroup's memory.max, such as `768M`.
+    pub memory_max: String,
+    /// The cgroup's pids.max.
+    pub pids_max: u32,
+    /// Processor time, in cores.
+    pub cpu_max: f64,
+    /// Linux capabilities it keeps, without `CAP_`.
+    pub capabilities: Vec<String>,
+    /// The database's unix socket inside.
+    pub database_socket: Option<String>,
+    /// The database that personalize statements run in.
+    pub database: Option<String>,
+    /// Log files inside, shown by `demo-multiplexer logs`.
+    #[serde(default)]
+    pub logs: Vec<String>,
+    /// Fragments of command lines that must be gone before the checkpoint.
+    #[serde(default)]
+    pub processes: Vec<String>,
+}
+
+/// When the shop counts as up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ready {
+    /// The page asked for.
+    pub path: String,
+    /// What a 200 answer must contain.
+    pub contains: String,
+    /// How long a cold start may take.
+    pub timeout_seconds: u64,
+}
+
+/// The back office.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    /// Appended to the instance's url.
+    pub path: String,
+    /// Where the login form is.
+    pub login_path: String,
+}
+
+/// One step of warming: either a page or a command.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Warm {
+    /// A page to GET.
+    pub path: Option<String>,
+    /// How often.
+    #[serde(default = "one")]
+    pub times: u32,
+    /// A command run in the container.
+    pub exec: Option<Vec<String>>,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+/// One command before the checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quiesce {
+    /// The command.
+    pub exec: Vec<String>,
+}
+
+/// What makes each clone its own; done before anyone can reach it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Personalize {
+    /// Whether the clone gets its own host name.
+    #[serde(default)]
+    pub hostname: bool,
+    /// Named values, drawn anew for each clone.
+    #[serde(default)]
+    pub values: BTreeMap<String, String>,
+    /// Files rewritten in the clone.
+    #[serde(default)]
+    pub files: Vec<PersonalFile>,
+    /// Statements run in the clone's database, in order.
+    #[serde(default)]
+    pub sql: Vec<PersonalSql>,
+    /// Files deleted in the clone.
+    #[serde(default)]
+    pub remove: PersonalRemove,
+}
+
+/// A file written whole or patched.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PersonalFile {
+    /// Its path inside the container.
+    pub path: String,
+    /// Octal permission bits of a file written whole.
+    pub mode: Option<String>,
+    /// `uid:gid` or a name of the container's passwd, of a file written whole.
+    pub owner: Option<String>,
+    /// Its whole content.
+    pub content: Option<String>,
+    /// Texts to replace; each must be found.
+    #[serde(default)]
+    pub replace: Vec<Replace>,
+}
+
+/// One replacement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replace {
+    /// The golden's sentinel.
+    pub find: String,
+    /// What the clone gets.
+    pub with: String,
+}
+
+/// One statement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PersonalSql {
+    /// SQL with `?` for each argument.
+    pub statement: String,
+    /// The arguments, with placeholders.
+    #[serde(default)]
+    pub args: Vec<String>,
+}
+
+/// Files deleted in the clone; absent ones are fine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PersonalRemove {
+    /// Their paths inside the container.
+    #[serde(default)]
+    pub paths: Vec<String>,
+}
+
+/// A recipe that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    /// Neither a folder nor a recipe's name.
+    #[error("golden {name:?} is unknown: no folder {}; there are: {}", .folder.display(), .known.join(", "))]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// Where it was looked for.
+        folder: PathBuf,
+        /// The recipes that are there.
+        known: Vec<String>,
+    },
+    /// The file cannot be read.
+    #[error("cannot read {}", .path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not of the form.
+    #[error("{} is not a golden.toml", .path.display())]
+    Form {
+        /// Which file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// The file is of the form but makes no sense.
+    #[error("{}: {problem}", .path.display())]
+    Sense {
+        /// Which file.
+        path: PathBuf,
+        /// What to change.
+        problem: String,
+    },
+}
+
+impl Recipe {
+    /// Reads a recipe's folder: `name` is a folder (it contains a slash) or the
+    /// name of one below `recipe_dir`. Answers the folder with the recipe.
+    ///
+    /// # Errors
+    /// [`RecipeError`], which says where it looked.
+    pub fn load(name: &str, recipe_dir: &Path) -> Result<(PathBuf, Self), RecipeError> {
+        let folder = if name.contains('/') { PathBuf::from(name) } else { recipe_dir.join(name) };
+        let path = folder.join("golden.toml");
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(RecipeError::Unknown { name: name.to_owned(), folder, known: known(recipe_dir) });
+            }
+            Err(source) => return Err(RecipeError::Read { path, source }),
+        };
+        let recipe: Self = toml::from_str(&text)
+            .map_err(|source| RecipeError::Form { path: path.clone(), source: Box::new(source) })?;
+        recipe.check().map_err(|problem| RecipeError::Sense { path, problem })?;
+        Ok((folder, recipe))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        for warm in &self.warm {
+            if warm.path.is_some() == warm.exec.is_some() {
+                return Err("each [[warm]] has either a path or an exec".into());
+            }
+        }
+        for file in &self.personalize.files {
+            if file.content.is_some() != file.replace.is_empty() {
+                return Err(format!("[[personalize.files]] {}: either content or replace", file.path));
+            }
+        }
+        if !self.personalize.sql.is_empty()
+            && (self.run.database_socket.is_none() || self.run.database.is_none())
+        {
+            return Err("[[personalize.sql]] needs run.database_socket and run.database".into());
+        }
+        let paths =
+            self.personalize.files.iter().map(|file| &file.path).chain(&self.personalize.remove.paths);
+        for path in paths.chain(self.run.database_socket.iter()).chain(&self.run.logs) {
+            if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
+                return Err(format!("{path} is not an absolute path without .."));
+            }
+        }
+        memory_bytes(&self.run.memory_max).map(|_| ())
+    }
+}
+
+/// Reads `768M` or `1G` as bytes.
+///
+/// # Errors
+/// A sentence for the user.
+pub fn memory_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("memory_max = {text:?}: a size such as 768M or 2G");
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let factor = match unit {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    digits.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)).filter(|n| *n > 0).ok_or_else(wrong)
+}
+
+/// Names of the recipes below `recipe_dir`, sorted.
+#[must_use]
+pub fn known(recipe_dir: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(recipe_dir) else { return Vec::new() };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter(|entry| entry.path().join("golden.toml").is_file())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = r#"
+name = "small"
+title = "A small shop"
+version = "1"
+[run]
+port = 80
+memory_max = "64M"
+pids_max = 32
+cpu_max = 1.0
+capabilities = []
+[ready]
+path = "/"
+contains = "shop"
+timeout_seconds = 10
+[admin]
+path = "/admin"
+login_path = "/admin"
+"#;
+
+    fn load(text: &str) -> Result<Recipe, RecipeError> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("small")).unwrap();
+        std::fs::write(dir.path().join("small/golden.toml"), text).unwrap();
+        Recipe::load("small", dir.path()).map(|(_, recipe)| recipe)
+    }
+
+    #[test]
+    fn the_smallest_recipe_loads() {
+        assert_eq!(load(SMALL).unwrap().run.port, 80);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error() {
+        let error = load(&SMALL.replace("pids_max", "pid_max")).unwrap_err();
+        assert!(matches!(error, RecipeError::Form { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_path_that_leaves_the_container_is_refused() {
+        let text = format!("{SMALL}\n[personalize.remove]\npaths = [\"/var/../../etc/passwd\"]\n");
+        assert!(matches!(load(&text), Err(RecipeError::Sense { .. })));
+    }
+
+    #[test]
+    fn an_unknown_golden_is_answered_with_those_that_exist() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("wordpress")).unwrap();
+        std::fs::write(dir.path().join("wordpress/golden.toml"), SMALL).unwrap();
+        let error = Recipe::load("magento", dir.path()).unwrap_err();
+        assert!(error.to_string().ends_with("there are: wordpress"), "{error}");
+    }
+
+    #[test]
+    fn memory_sizes_have_a_unit() {
+        assert_eq!(memory_bytes("768M"), Ok(768 << 20));
+        assert!(memory_bytes("768MB").is_err());
+        assert!(memory_bytes("0").is_err());
+        assert!(memory_bytes("99999999999999999999G").is_err());
+    }
+}

@@ -1,0 +1,159 @@
+//! The instance: one shop of one visitor, as the store keeps it.
+//!
+//! Owned by the store; changed only through its atomic operations. Pure
+//! vocabulary: no I/O, no clock.
+//!
+//! ```text
+//!            restore ok          acquire            ttl over / release
+//! warming ------------> ready ------------> assigned ------------> expired -> (gone)
+//!    |                    |                    |
+//!    +--------------------+----- died ---------+----------------> failed  -> (gone)
+//! ```
+//!
+//! Invariants: `ready -> assigned` happens once in an instance's life, in one
+//! atomic store operation, so nobody gets an instance that was somebody's
+//! before; `generation` grows by one with every stored change; an `assigned`
+//! instance has `expires_at`.
+
+mod state;
+
+use std::net::Ipv4Addr;
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize, Serializer};
+
+pub use self::state::{State, Transition};
+use crate::id::{GoldenName, InstanceId, SnapshotId};
+
+/// The version this program writes into instance records.
+pub const RECORD_VERSION: u16 = 1;
+
+/// How a shop came to be, as the acquire answer tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// Claimed ready from the pool.
+    Pool,
+    /// Restored from the snapshot while the client waited.
+    Restore,
+    /// Booted from the image while the client waited: the visible fallback.
+    Cold,
+}
+
+impl Source {
+    /// The word used in answers, metrics and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pool => "pool",
+            Self::Restore => "restore",
+            Self::Cold => "cold",
+        }
+    }
+}
+
+/// Which driver made a container and therefore has to end it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// CRIU driven directly on a prepared snapshot.
+    Criu,
+    /// A container run by Podman from the golden image.
+    Podman,
+    /// A container run by a Docker engine.
+    Docker,
+}
+
+/// What is needed to reach, watch and end a running container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// The driver that made it.
+    pub engine: EngineKind,
+    /// Its first process, as the host sees it.
+    pub pid: i32,
+    /// That process's start time in clock ticks since boot: with `pid` it
+    /// names one process for ever, which `pid` alone does not.
+    pub start_ticks: u64,
+    /// Where its web server listens.
+    pub address: Ipv4Addr,
+    /// The web server's port.
+    pub port: u16,
+}
+
+/// What the visitor is given to get in.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Access {
+    /// The shop's front page.
+    pub url: String,
+    /// The back office.
+    pub admin_url: String,
+    /// The back office's login name.
+    pub admin_email: String,
+    /// The back office's password; stored in the 0600 store, never logged.
+    #[serde(serialize_with = "expose")]
+    pub admin_password: SecretString,
+}
+
+fn expose<S: Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(secrecy::ExposeSecret::expose_secret(secret))
+}
+
+/// One instance, as stored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Instance {
+    /// The record's version, [`RECORD_VERSION`] when written by this program.
+    pub version: u16,
+    /// Grows by one with every stored change.
+    pub generation: u64,
+    /// Its name.
+    pub id: InstanceId,
+    /// Which golden it is a copy of.
+    pub golden: GoldenName,
+    /// The snapshot it was restored from; none after a cold start.
+    pub snapshot: Option<SnapshotId>,
+    /// Where it stands in its life.
+    pub state: State,
+    /// How it was made: restored or booted.
+    pub made_by: Source,
+    /// When its making began.
+    pub created_at: Timestamp,
+    /// When it was handed out.
+    pub assigned_at: Option<Timestamp>,
+    /// When its time is over; set at hand-over.
+    pub expires_at: Option<Timestamp>,
+    /// Its processes; none while it is being made.
+    pub container: Option<Container>,
+    /// Its address and credentials; none while it is being made.
+    pub access: Option<Access>,
+    /// The client's key: the same key gets the same instance.
+    pub idempotency_key: Option<String>,
+}
+
+impl Instance {
+    /// A new record in `warming`, before anything of it exists.
+    #[must_use]
+    pub fn warming(id: InstanceId, golden: GoldenName, now: Timestamp) -> Self {
+        Self {
+            version: RECORD_VERSION,
+            generation: 0,
+            id,
+            golden,
+            snapshot: None,
+            state: State::Warming,
+            made_by: Source::Restore,
+            created_at: now,
+            assigned_at: None,
+            expires_at: None,
+            container: None,
+            access: None,
+            idempotency_key: None,
+        }
+    }
+
+    /// Whether its time is over at `now`.
+    #[must_use]
+    pub fn is_due_at(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|deadline| deadline <= now)
+    }
+}

@@ -1,0 +1,150 @@
+//! The port to the state: which instances there are and whose they are.
+//!
+//! Every operation is atomic. A change names the generation it was based on; a
+//! stale writer is refused, not merged. The embedded store ([`embedded`]) is
+//! one file of this host; several daemons share a networked one.
+//!
+//! Durability: when an operation has answered, the change survives the death
+//! of the daemon at the next instant. Cancel safety: a dropped call may or may
+//! not have taken effect, never half.
+
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+pub mod embedded;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use crate::error::ErrorKind;
+use crate::id::{GoldenName, InstanceId};
+use crate::instance::{Instance, State};
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No such instance.
+    #[error("instance {id} is unknown")]
+    Unknown {
+        /// Which.
+        id: InstanceId,
+    },
+    /// Somebody changed the record since it was read.
+    #[error("instance {id} changed meanwhile: generation {found}, expected {expected}")]
+    Stale {
+        /// Which.
+        id: InstanceId,
+        /// The writer's generation.
+        expected: u64,
+        /// The stored generation.
+        found: u64,
+    },
+    /// The record cannot move to that state.
+    #[error("instance {id} is {from}, it cannot become {to}", from = .from.as_str(), to = .to.as_str())]
+    Denied {
+        /// Which.
+        id: InstanceId,
+        /// Its state.
+        from: State,
+        /// The state asked for.
+        to: State,
+    },
+    /// An instance of that id is there already.
+    #[error("instance {id} exists already")]
+    Exists {
+        /// Which.
+        id: InstanceId,
+    },
+    /// A record this program does not understand.
+    #[error("record of {key:?} cannot be read")]
+    Record {
+        /// The record's key.
+        key: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The store itself does not answer.
+    #[error("the store does not answer: {doing}")]
+    Unavailable {
+        /// What was being done.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl StoreError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unknown { .. } => ErrorKind::NotFound,
+            Self::Stale { .. } | Self::Denied { .. } | Self::Exists { .. } => ErrorKind::Conflict,
+            Self::Record { .. } => ErrorKind::Bug,
+            Self::Unavailable { .. } => ErrorKind::Unavailable,
+        }
+    }
+}
+
+/// Who takes an instance from the pool, and for how long.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// From which golden's pool.
+    pub golden: GoldenName,
+    /// The present time.
+    pub now: Timestamp,
+    /// When the visitor's time is over.
+    pub expires_at: Timestamp,
+    /// The client's key: a live instance claimed under it is answered again.
+    pub idempotency_key: Option<String>,
+}
+
+/// What became of a claim.
+#[derive(Debug, Clone)]
+pub enum Claimed {
+    /// A ready instance, now assigned.
+    New(Instance),
+    /// The live instance that this idempotency key got before.
+    Again(Instance),
+    /// No instance is ready.
+    Empty,
+}
+
+/// The port.
+#[async_trait]
+pub trait Store: Send + Sync + fmt::Debug {
+    /// Adds a record; it gets generation 1. With an idempotency key the record
+    /// is found by [`Store::claim`] under that key once it is assigned.
+    async fn insert(&self, instance: Instance) -> Result<Instance, StoreError>;
+
+    /// Reads a record.
+    async fn get(&self, id: &InstanceId) -> Result<Option<Instance>, StoreError>;
+
+    /// Replaces a record if its generation is still `instance.generation` and
+    /// its state may change so; answers it with the next generation.
+    async fn update(&self, instance: Instance) -> Result<Instance, StoreError>;
+
+    /// Takes the ready instance of the golden that waited longest, in O(log n)
+    /// at most; the same instance is never claimed twice.
+    async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError>;
+
+    /// Forgets a record; absent is fine.
+    async fn remove(&self, id: &InstanceId) -> Result<(), StoreError>;
+
+    /// Reads all records, in no order.
+    async fn list(&self) -> Result<Vec<Instance>, StoreError>;
+
+    /// Reads up to `limit` records whose `expires_at` is not after `now`, the
+    /// earliest first.
+    async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Instance>, StoreError>;
+
+    /// Counts a golden's records by state, in O(states).
+    async fn counts(&self, golden: &GoldenName) -> Result<BTreeMap<State, usize>, StoreError>;
+
+    /// Answers when the store works.
+    async fn ping(&self) -> Result<(), StoreError>;
+}
