@@ -13,6 +13,8 @@
 
 use std::fmt;
 
+pub mod criu;
+
 use async_trait::async_trait;
 
 use crate::error::ErrorKind;
@@ -121,6 +123,12 @@ pub trait ContainerEngine: Send + Sync + fmt::Debug {
 
     /// How an instance made by it is reported.
     fn source(&self) -> Source;
+
+    /// Names the next instance; a driver that makes things ahead names one
+    /// whose things wait.
+    fn next_id(&self) -> InstanceId {
+        InstanceId::random()
+    }
 
     /// Makes and starts one container.
     ///
