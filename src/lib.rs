@@ -17,6 +17,7 @@ pub mod error;
 pub mod golden;
 pub mod host;
 pub mod id;
+pub mod identity;
 pub mod instance;
 pub mod restore;
 pub mod snapshot;

@@ -14,6 +14,7 @@
 use std::fmt;
 
 pub mod criu;
+pub mod podman;
 
 use async_trait::async_trait;
 

@@ -56,6 +56,14 @@ pub async fn ended(handle: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns when the process of this pid and start time is not there any more.
+pub async fn ended_by_name(pid: i32, ticks: u64) {
+    if let Ok(Some(handle)) = open(pid, ticks) {
+        // A handle that cannot be watched counts as ended: the caller looks again.
+        drop(ended(handle).await);
+    }
+}
+
 /// Registers a descriptor with the runtime's reactor.
 ///
 /// # Errors

@@ -16,8 +16,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cgroup;
 use super::net::{Lease, NetError, Network};
+use super::process;
 use crate::error::ErrorKind;
 use crate::id::InstanceId;
+use crate::instance::Container;
 
 /// A slot could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -229,6 +231,13 @@ impl Slots {
             Err(error) => failed.push(("remove the instance's directory", io::Error::other(error))),
         }
         failed
+    }
+
+    /// Takes over what a former daemon made: its address counts as used until
+    /// it is released. False when its process is gone.
+    pub fn adopt(&self, container: &Container) -> bool {
+        self.network.occupy(container.address);
+        matches!(process::open(container.pid, container.start_ticks), Ok(Some(_)))
     }
 
     /// Removes all waiting slots; for the end of the daemon.

@@ -317,7 +317,7 @@ fn unpack_entry<R: Read>(mut entry: tar::Entry<'_, R>, into: &Path) -> io::Resul
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 

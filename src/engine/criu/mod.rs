@@ -300,16 +300,11 @@ impl ContainerEngine for CriuEngine {
     }
 
     async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {
-        let alive = matches!(process::open(container.pid, container.start_ticks), Ok(Some(_)));
-        // Taken also when it is dead: `destroy` gives it back.
-        self.slots.network().occupy(container.address);
-        alive
+        self.slots.adopt(container)
     }
 
     async fn ended(&self, container: &Container) {
-        if let Ok(Some(handle)) = process::open(container.pid, container.start_ticks) {
-            drop(process::ended(handle).await);
-        }
+        process::ended_by_name(container.pid, container.start_ticks).await;
     }
 
     async fn traces(&self) -> io::Result<Vec<InstanceId>> {
