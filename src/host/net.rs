@@ -11,7 +11,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryStreamExt as _;
@@ -22,6 +22,9 @@ use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnsp
 use crate::config::Subnet;
 use crate::error::ErrorKind;
 use crate::id::InstanceId;
+
+/// The loopback interface's index in every namespace.
+const LOOPBACK: u32 = 1;
 
 /// The network could not be set up or taken down.
 #[derive(Debug, thiserror::Error)]
@@ -258,6 +261,42 @@ impl Network {
     }
 }
 
+/// Makes a network namespace that has a loopback interface and nothing else.
+///
+/// # Errors
+/// [`NetError::Step`].
+pub async fn lone_namespace() -> Result<OwnedFd, NetError> {
+    let netns = in_thread(make_namespace).await?;
+    let inner = netns.try_clone().map_err(step("hold a network namespace"))?;
+    in_thread(move || {
+        in_namespace(inner, async |handle| {
+            let up = LinkUnspec::new_with_index(LOOPBACK).up().build();
+            handle.link().set(up).execute().await.map_err(netlink("set an interface up"))
+        })
+    })
+    .await?;
+    Ok(netns)
+}
+
+/// Connects to 127.0.0.1 inside a network namespace.
+///
+/// # Errors
+/// As `connect` answers.
+pub async fn connect_in(netns: BorrowedFd<'_>, port: u16) -> io::Result<tokio::net::TcpStream> {
+    let inner = netns.try_clone_to_owned()?;
+    let connect = move || {
+        enter(&inner)?;
+        let stream = std::net::TcpStream::connect(("127.0.0.1", port)).map_err(step("connect"))?;
+        stream.set_nonblocking(true).map_err(step("connect"))?;
+        Ok(stream)
+    };
+    match in_thread(connect).await {
+        Ok(stream) => tokio::net::TcpStream::from_std(stream),
+        Err(NetError::Step { source, .. }) => Err(source),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
 async fn index_of(handle: &Handle, name: &str) -> Result<Option<u32>, NetError> {
     let mut links = handle.link().get().match_name(name.to_owned()).execute();
     match links.try_next().await {
@@ -298,12 +337,18 @@ fn make_namespace() -> Result<OwnedFd, NetError> {
         .map_err(step("hold a network namespace"))
 }
 
-fn configure_namespace(netns: OwnedFd, address: Ipv4Addr, prefix: u8) -> Result<(), NetError> {
-    rustix::thread::move_into_link_name_space(
-        netns.as_fd(),
-        Some(rustix::thread::LinkNameSpaceType::Network),
-    )
-    .map_err(|error| step("enter a network namespace")(error.into()))?;
+fn enter(netns: &OwnedFd) -> Result<(), NetError> {
+    let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+    rustix::thread::move_into_link_name_space(netns.as_fd(), kind)
+        .map_err(|error| step("enter a network namespace")(error.into()))
+}
+
+/// Works on a namespace's interfaces from this thread, which then stays there.
+fn in_namespace<T>(
+    netns: OwnedFd,
+    work: impl AsyncFnOnce(Handle) -> Result<T, NetError>,
+) -> Result<T, NetError> {
+    enter(&netns)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()
@@ -311,16 +356,17 @@ fn configure_namespace(netns: OwnedFd, address: Ipv4Addr, prefix: u8) -> Result<
     runtime.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(step("open a netlink socket"))?;
         tokio::spawn(connection);
+        work(handle).await
+    })
+}
+
+fn configure_namespace(netns: OwnedFd, address: Ipv4Addr, prefix: u8) -> Result<(), NetError> {
+    in_namespace(netns, async |handle| {
         let missing = || step("find an interface inside")(io::ErrorKind::NotFound.into());
-        // lo is 1 in every new namespace.
         let eth0 = index_of(&handle, "eth0").await?.ok_or_else(missing)?;
-        handle
-            .address()
-            .add(eth0, IpAddr::V4(address), prefix)
-            .execute()
-            .await
-            .map_err(netlink("give an instance its address"))?;
-        for index in [1, eth0] {
+        let add = handle.address().add(eth0, IpAddr::V4(address), prefix);
+        add.execute().await.map_err(netlink("give an instance its address"))?;
+        for index in [LOOPBACK, eth0] {
             let up = LinkUnspec::new_with_index(index).up().build();
             handle.link().set(up).execute().await.map_err(netlink("set an interface up"))?;
         }

@@ -48,8 +48,23 @@ pub async fn get(
     path: &str,
     deadline: Duration,
 ) -> Result<Page, ProbeError> {
+    get_over(TcpStream::connect(address), address, host, path, deadline).await
+}
+
+/// As [`get`], over the connection that `connect` makes.
+///
+/// # Errors
+/// [`ProbeError`] when no whole answer came in time.
+pub async fn get_over(
+    connect: impl Future<Output = io::Result<TcpStream>>,
+    address: SocketAddr,
+    host: &str,
+    path: &str,
+    deadline: Duration,
+) -> Result<Page, ProbeError> {
     let failed = |source| ProbeError { address, path: path.to_owned(), source };
-    match tokio::time::timeout(deadline, fetch(address, host, path)).await {
+    let page = async { fetch(connect.await?, host, path).await };
+    match tokio::time::timeout(deadline, page).await {
         Ok(Ok(page)) => Ok(page),
         Ok(Err(error)) => Err(failed(error)),
         Err(_) => Err(failed(io::Error::from(io::ErrorKind::TimedOut).into())),
@@ -57,11 +72,10 @@ pub async fn get(
 }
 
 async fn fetch(
-    address: SocketAddr,
+    stream: TcpStream,
     host: &str,
     path: &str,
 ) -> Result<Page, Box<dyn std::error::Error + Send + Sync>> {
-    let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);

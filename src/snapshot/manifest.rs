@@ -125,3 +125,28 @@ impl Manifest {
         bytes
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in super::super) fn sample() -> Manifest {
+        let text = include_bytes!("../../snapshots/samples/v1.json");
+        Manifest::parse(text).unwrap()
+    }
+
+    #[test]
+    fn the_sample_of_version_1_loads_and_is_written_back_the_same() {
+        let again = Manifest::parse(&sample().to_bytes()).unwrap();
+        assert_eq!(again, sample());
+    }
+
+    #[test]
+    fn another_version_is_refused_before_its_fields_are_looked_at() {
+        let error = Manifest::parse(br#"{"format_version": 2, "new": true}"#).unwrap_err();
+        assert!(matches!(error, ManifestError::Version { found: 2 }));
+        assert!(Manifest::parse(b"{").is_err());
+        assert!(Manifest::parse(br#"{"format_version": 1}"#).is_err());
+        assert!(Manifest::parse(br#"{"format_version": 99999999999999999999}"#).is_err());
+    }
+}
