@@ -11,6 +11,7 @@
 //! Arrows point down only; adapters never import each other;
 //! `tests/architecture.rs` holds both.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod config;
 pub mod engine;

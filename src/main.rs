@@ -45,7 +45,8 @@ async fn main() -> anyhow::Result<()> {
             let cg = host::cgroup::Parent::open("demo-multiplexer")?;
             println!("controllers {:?}", cg.controllers());
             let slots = Arc::new(host::slots::Slots::new(net, cg, state, 4)?);
-            let eng = Arc::new(engine::criu::CriuEngine::new(p.source, slots.clone())?);
+            let eng = engine::criu::CriuEngine::new(p.source, slots.clone())?;
+            let eng = Arc::new(if std::env::var("TRACE").is_ok() { eng.traced() } else { eng });
             let supply = Arc::new(identity::Supply::start()?);
             let maker = restore::Maker::new(eng.clone(), Arc::new(m.recipe.clone()), config, supply);
             for _ in 0..n {
@@ -65,6 +66,12 @@ async fn main() -> anyhow::Result<()> {
                             continue;
                         }
                         let t = Instant::now();
+                        if std::env::var("TRACE").is_ok() {
+                            std::fs::copy(
+                                slots.dirs(&id).criu.join("restore.log"),
+                                "/src/target/restore.log",
+                            )?;
+                        }
                         eng.destroy(&id, Some(&made.container)).await?;
                         println!("destroyed {:?}", t.elapsed());
                     }

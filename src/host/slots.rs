@@ -184,6 +184,20 @@ impl Slots {
         Ok(())
     }
 
+    /// Makes `n` slots at once and names them, for a burst that is foreseen.
+    ///
+    /// # Errors
+    /// The first that could not be made.
+    pub async fn reserve(&self, n: usize) -> Result<Vec<InstanceId>, SlotError> {
+        let mut ids = Vec::with_capacity(n);
+        for _ in 0..n {
+            let slot = self.make(&InstanceId::random()).await?;
+            ids.push(slot.id.clone());
+            self.waiting().insert(slot.id.clone(), slot);
+        }
+        Ok(ids)
+    }
+
     async fn make(&self, id: &InstanceId) -> Result<Slot, SlotError> {
         let io = |step| move |source| SlotError::Io { step, source };
         let attached = self.network.attach(id).await.map_err(SlotError::Net)?;
