@@ -17,5 +17,11 @@ pub mod error;
 pub mod golden;
 pub mod id;
 pub mod instance;
+pub mod metrics;
+pub mod pool;
+pub mod provision;
 pub mod restore;
+pub mod route;
 pub mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

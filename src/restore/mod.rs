@@ -12,8 +12,12 @@
 //! Invariant: what [`Maker::make`] answers has its own identity already; until
 //! then no route leads to it.
 
+mod port;
+
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use self::port::Make;
 
 use crate::engine::{ContainerEngine, LaunchError, Phase};
 use crate::golden::recipe::Recipe;
