@@ -11,6 +11,7 @@
 //! Arrows point down only; adapters never import each other;
 //! `tests/architecture.rs` holds both.
 
+pub mod api;
 pub mod config;
 pub mod engine;
 pub mod error;
@@ -22,6 +23,7 @@ pub mod pool;
 pub mod provision;
 pub mod restore;
 pub mod route;
+pub mod shutdown;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
