@@ -11,6 +11,7 @@
 //! Arrows point down only; adapters never import each other;
 //! `tests/architecture.rs` holds both.
 
+pub mod api;
 pub mod bench;
 pub mod checkpoint;
 pub mod config;
@@ -21,6 +22,13 @@ pub mod host;
 pub mod id;
 pub mod identity;
 pub mod instance;
+pub mod metrics;
+pub mod pool;
+pub mod provision;
 pub mod restore;
+pub mod route;
+pub mod shutdown;
 pub mod snapshot;
 pub mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

@@ -131,6 +131,9 @@ pub trait ContainerEngine: Send + Sync + fmt::Debug {
         InstanceId::random()
     }
 
+    /// Takes back a name that will not be launched.
+    fn unused(&self, _id: &InstanceId) {}
+
     /// Makes and starts one container.
     ///
     /// # Errors

@@ -96,6 +96,21 @@ pub struct Slot {
     pub cgroup: PathBuf,
 }
 
+/// Slots made ahead.
+#[derive(Debug, Default)]
+struct Ready {
+    /// Nobody's yet.
+    waiting: HashMap<InstanceId, Slot>,
+    /// Named to somebody who is about to take it or to give it back.
+    named: HashMap<InstanceId, Slot>,
+}
+
+impl Ready {
+    fn remove(&mut self, id: &InstanceId) -> Option<Slot> {
+        self.named.remove(id).or_else(|| self.waiting.remove(id))
+    }
+}
+
 /// All slots of this host.
 #[derive(Debug)]
 pub struct Slots {
@@ -103,7 +118,7 @@ pub struct Slots {
     cgroups: cgroup::Parent,
     instances: PathBuf,
     ahead: usize,
-    waiting: Mutex<HashMap<InstanceId, Slot>>,
+    ready: Mutex<Ready>,
     /// One refill at a time.
     refill: tokio::sync::Mutex<()>,
 }
@@ -126,7 +141,7 @@ impl Slots {
             cgroups,
             instances,
             ahead,
-            waiting: Mutex::default(),
+            ready: Mutex::default(),
             refill: tokio::sync::Mutex::default(),
         })
     }
@@ -149,14 +164,28 @@ impl Slots {
         Dirs::of(&self.instances, id)
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<InstanceId, Slot>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ready(&self) -> std::sync::MutexGuard<'_, Ready> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Names the next instance: one whose slot waits, if there is any.
+    /// Names the next instance, nobody else's: one whose slot waits, if there
+    /// is any. Its slot is the caller's to [`Slots::take`] or to give back.
     #[must_use]
     pub fn next_id(&self) -> InstanceId {
-        self.waiting().keys().next().cloned().unwrap_or_else(InstanceId::random)
+        let mut ready = self.ready();
+        let Some(id) = ready.waiting.keys().next().cloned() else { return InstanceId::random() };
+        if let Some(slot) = ready.waiting.remove(&id) {
+            ready.named.insert(id.clone(), slot);
+        }
+        id
+    }
+
+    /// Takes back a name that was not used.
+    pub fn unused(&self, id: &InstanceId) {
+        let mut ready = self.ready();
+        if let Some(slot) = ready.named.remove(id) {
+            ready.waiting.insert(id.clone(), slot);
+        }
     }
 
     /// Takes the slot of that id, or makes one now.
@@ -164,8 +193,8 @@ impl Slots {
     /// # Errors
     /// [`SlotError`]; nothing is left.
     pub async fn take(&self, id: &InstanceId) -> Result<Slot, SlotError> {
-        let waiting = self.waiting().remove(id);
-        match waiting {
+        let made = self.ready().remove(id);
+        match made {
             Some(slot) => Ok(slot),
             None => self.make(id).await,
         }
@@ -177,9 +206,9 @@ impl Slots {
     /// The first that could not be made; the next call tries again.
     pub async fn fill(self: &Arc<Self>) -> Result<(), SlotError> {
         let _one = self.refill.lock().await;
-        while self.waiting().len() < self.ahead {
+        while self.ready().waiting.len() < self.ahead {
             let slot = self.make(&InstanceId::random()).await?;
-            self.waiting().insert(slot.id.clone(), slot);
+            self.ready().waiting.insert(slot.id.clone(), slot);
         }
         Ok(())
     }
@@ -193,7 +222,7 @@ impl Slots {
         for _ in 0..n {
             let slot = self.make(&InstanceId::random()).await?;
             ids.push(slot.id.clone());
-            self.waiting().insert(slot.id.clone(), slot);
+            self.ready().named.insert(slot.id.clone(), slot);
         }
         Ok(ids)
     }
@@ -226,7 +255,7 @@ impl Slots {
     /// through all steps and answers those that failed. The address is given
     /// back by its [`Lease`], or by [`Network::release`].
     pub async fn remove(&self, id: &InstanceId) -> Vec<(&'static str, io::Error)> {
-        drop(self.waiting().remove(id));
+        drop(self.ready().remove(id));
         let mut failed = Vec::new();
         if let Err(error) = self.cgroups.destroy(id).await {
             failed.push(("kill and remove the cgroup", error));
@@ -256,7 +285,7 @@ impl Slots {
 
     /// Removes all waiting slots; for the end of the daemon.
     pub async fn drain(&self) -> Vec<(&'static str, io::Error)> {
-        let ids: Vec<InstanceId> = self.waiting().keys().cloned().collect();
+        let ids: Vec<InstanceId> = self.ready().waiting.keys().cloned().collect();
         let mut failed = Vec::new();
         for id in ids {
             failed.extend(self.remove(&id).await);
@@ -276,8 +305,8 @@ impl Slots {
         }
         ids.sort();
         ids.dedup();
-        let waiting = self.waiting();
-        ids.retain(|id| !waiting.contains_key(id));
+        let ready = self.ready();
+        ids.retain(|id| !ready.waiting.contains_key(id) && !ready.named.contains_key(id));
         Ok(ids)
     }
 }

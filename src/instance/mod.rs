@@ -116,6 +116,9 @@ pub struct Instance {
     pub state: State,
     /// How it was made: restored or booted.
     pub made_by: Source,
+    /// How its visitor got it; set at hand-over, so that a repeated request is
+    /// answered with the same word.
+    pub source: Option<Source>,
     /// When its making began.
     pub created_at: Timestamp,
     /// When it was handed out.
@@ -142,6 +145,7 @@ impl Instance {
             snapshot: None,
             state: State::Warming,
             made_by: Source::Restore,
+            source: None,
             created_at: now,
             assigned_at: None,
             expires_at: None,

@@ -13,6 +13,7 @@
 //! then no route leads to it.
 
 pub mod personalize;
+mod port;
 pub mod probe;
 pub mod values;
 
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret as _;
 
+pub use self::port::Make;
 use self::values::Values;
 use crate::config::Config;
 use crate::engine::{CleanupError, ContainerEngine, LaunchError, Launched, Phase};

@@ -1,1 +1,308 @@
-//! x
+//! What any store must hold, whatever is behind it: one suite for all.
+//!
+//! An implementation's test calls [`suite`] with a [`Fixture`]. Each check
+//! begins with an empty store and is named in the panic when it fails.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Claim, Claimed, Store, StoreError};
+use crate::id::{GoldenName, InstanceId};
+use crate::instance::{Instance, Source, State};
+
+/// Makes stores for the suite.
+#[async_trait]
+pub trait Fixture: Send + Sync {
+    /// An empty store.
+    async fn fresh(&self) -> Arc<dyn Store>;
+
+    /// The same store as a new daemon finds it after the old one has died.
+    async fn reopen(&self, store: Arc<dyn Store>) -> Arc<dyn Store>;
+}
+
+/// Runs every check.
+///
+/// # Panics
+/// With the check's claim when the store does not hold it.
+pub async fn suite(fixture: &dyn Fixture) {
+    concurrent_claims_never_share_an_instance(fixture).await;
+    the_oldest_ready_instance_is_claimed_first(fixture).await;
+    a_claim_takes_from_its_own_golden_only(fixture).await;
+    a_claim_hands_the_instance_over(fixture).await;
+    a_stale_update_is_refused(fixture).await;
+    a_denied_transition_is_refused(fixture).await;
+    an_update_of_an_unknown_instance_is_refused(fixture).await;
+    an_id_is_inserted_once(fixture).await;
+    a_key_answers_the_same_live_instance(fixture).await;
+    a_key_is_free_again_after_its_instance(fixture).await;
+    a_restored_instance_is_found_under_its_key(fixture).await;
+    one_key_at_once_gets_one_instance(fixture).await;
+    due_instances_come_in_the_order_of_their_deadlines(fixture).await;
+    counts_follow_every_change(fixture).await;
+    remove_is_idempotent(fixture).await;
+    what_was_answered_survives_a_reopening(fixture).await;
+    fixture.fresh().await.ping().await.expect("a working store answers a ping");
+}
+
+/// A golden's name for tests.
+///
+/// # Panics
+/// When the text is no golden name.
+#[must_use]
+pub fn golden(name: &str) -> GoldenName {
+    name.parse().expect("a golden name")
+}
+
+/// A fixed time, `seconds` after the suite's beginning.
+///
+/// # Panics
+/// Never for the seconds that tests use.
+#[must_use]
+pub fn at(seconds: i64) -> Timestamp {
+    Timestamp::UNIX_EPOCH + SignedDuration::from_secs(1_800_000_000 + seconds)
+}
+
+/// A new instance in the given state, made at `at(second)`.
+#[must_use]
+pub fn instance(golden: &GoldenName, state: State, second: i64) -> Instance {
+    let mut instance = Instance::warming(InstanceId::random(), golden.clone(), at(second));
+    instance.state = state;
+    instance
+}
+
+/// A claim at `at(0)` for a minute.
+#[must_use]
+pub fn claim(golden: &GoldenName, key: Option<&str>) -> Claim {
+    Claim { golden: golden.clone(), now: at(0), expires_at: at(60), idempotency_key: key.map(str::to_owned) }
+}
+
+async fn add(store: &dyn Store, instance: Instance) -> Instance {
+    store.insert(instance).await.expect("a new id is inserted")
+}
+
+async fn claimed(store: &dyn Store, wanted: Claim) -> Option<Instance> {
+    match store.claim(wanted).await.expect("a claim is answered") {
+        Claimed::New(instance) | Claimed::Again(instance) => Some(instance),
+        Claimed::Empty => None,
+    }
+}
+
+async fn concurrent_claims_never_share_an_instance(fixture: &dyn Fixture) {
+    const READY: usize = 150;
+    const CLIENTS: usize = 200;
+    let (store, shop) = (fixture.fresh().await, golden("shop"));
+    for second in 0..READY {
+        add(&*store, instance(&shop, State::Ready, second as i64)).await;
+    }
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..CLIENTS {
+        let (store, wanted) = (Arc::clone(&store), claim(&shop, None));
+        clients.spawn(async move { claimed(&*store, wanted).await });
+    }
+    let got: Vec<InstanceId> = clients.join_all().await.into_iter().flatten().map(|i| i.id).collect();
+    let distinct: HashSet<&InstanceId> = got.iter().collect();
+    assert_eq!((got.len(), distinct.len()), (READY, READY), "each ready instance is claimed exactly once");
+}
+
+async fn the_oldest_ready_instance_is_claimed_first(fixture: &dyn Fixture) {
+    let (store, shop) = (fixture.fresh().await, golden("shop"));
+    for second in [3, 1, 2] {
+        add(&*store, instance(&shop, State::Ready, second)).await;
+    }
+    for second in [1, 2, 3] {
+        let got = claimed(&*store, claim(&shop, None)).await.expect("one is left");
+        assert_eq!(got.created_at, at(second), "the oldest ready instance is claimed first");
+    }
+    assert!(matches!(store.claim(claim(&shop, None)).await, Ok(Claimed::Empty)), "an empty pool says so");
+}
+
+async fn a_claim_takes_from_its_own_golden_only(fixture: &dyn Fixture) {
+    let store = fixture.fresh().await;
+    add(&*store, instance(&golden("other"), State::Ready, 0)).await;
+    for state in [State::Warming, State::Assigned, State::Expired, State::Failed] {
+        add(&*store, instance(&golden("shop"), state, 0)).await;
+    }
+    let got = claimed(&*store, claim(&golden("shop"), None)).await;
+    assert!(got.is_none(), "only ready instances of the golden are claimed");
+}
+
+async fn a_claim_hands_the_instance_over(fixture: &dyn Fixture) {
+    let (store, shop) = (fixture.fresh().await, golden("shop"));
+    let ready = add(&*store, instance(&shop, State::Ready, 0)).await;
+    let got = claimed(&*store, claim(&shop, Some("key"))).await.expect("one is ready");
+    assert_eq!(got.state, State::Assigned);
+    assert_eq!(got.source, Some(Source::Pool));
+    assert_eq!((got.assigned_at, got.expires_at), (Some(at(0)), Some(at(60))));
+    assert_eq!(got.generation, ready.generation + 1, "a claim is a change");
+    let stored = store.get(&got.id).await.expect("a read is answered").expect("it is there");
+    assert_eq!((stored.state, stored.generation), (got.state, got.generation));
+    assert_eq!(stored.idempotency_key.as_deref(), Some("key"));
+}
+
+async fn a_stale_update_is_refused(fixture: &dyn Fixture) {
+    let (store, shop) = (fixture.fresh().await, golden("shop"));
+    let first = add(&*store, instance(&shop, State::Warming, 0)).await;
+    assert_eq!(first.generation, 1, "an inserted record has generation 1");
+    let mut changed = first.clone();
+    changed.state = State::Ready;
+    let second = store.update(changed.clone()).await.expect("the present generation may change");
+    assert_eq!(second.generation, 2);
+    let error = store.update(changed).await.expect_err("a stale writer is refused");
+    assert!(matches!(error, StoreError::Stale { expected: 1, found: 2, .. }), "{error}");
+}
+
+async fn a_denied_transition_is_refused(fixture: &dyn Fixture) {
+    let (store, shop) = (fixture.fresh().await, golden("shop"));
+    let mut gone = add(&*store, instance(&shop, State::Expired, 0)).await;
+    gone.state = State::Ready;
+    let error = store.update(gone.clone()).await.expect_err("nothing follows a final state");
+    assert!(matches!(error, StoreError::Denied { from: State::Expired, to: State::Ready, .. }), "{error}");
+    let stored = store.get(&gone.id).await.expect("a read is answered").expect("it is there");
+    assert_eq!((stored.state, stored.generation), (State::Expired, 1), "a refused update changes nothing");
+}
+
+async fn an_update_of_an_unknown_instance_is_refused(fixture: &dyn Fixture) {
+    let store = fixture.fresh().await;
+    let error = store.update(instance(&golden("shop"), State::Ready, 0)).await.expect_err("it is unknown");
+    assert!(matches!(error, StoreError::Unknown { .. }), "{error}");
+}
+
+async fn an_id_is_inserted_once(fixture: &dyn Fixture) {
+    let store = fixture.fresh().await;
+    let first = add(&*store, instance(&golden("shop"), State::Warming, 0)).await;
+    let error = store.insert(first).await.expect_err("the id is taken");
+    assert!(matches!(error, StoreError::Exists { .. }), "{error}");
+}
+
+async fn a_key_answers_the_same_live_instance(fixture: &dyn Fixture) {
+    let (store, shop) = (fixture.fresh().await, golden("shop"));
+    for second in 0..3 {
+        add(&*store, instance(&shop, State::Ready, second)).await;
+    }
+    let first = claimed(&*store, claim(&shop, Some("a"))).await.expect("one is ready");
+    let again = store.claim(claim(&shop, Some("a"))).await.expect("a claim is answered");
+    assert!(matches!(again, Claimed::Again(ref it) if it.id == first.id), "{again:?}");
+    let other = claimed(&*store, claim(&shop, Some("b"))).await.expect("one is ready");
+    assert_ne!(first.id, other.id, "another key gets another instance");
+}
+
+async fn a_key_is_free_again_after_its_instance(fixture: &dyn Fixture) {
+    let (store, shop) = (fixture.fresh().await, golden("shop"));
+    for second in 0..3 {
+        add(&*store, instance(&shop, State::Ready, second)).await;
+    }
+    let first = claimed(&*store, claim(&shop, Some("a"))).await.expect("one is ready");
+    let late = Claim { now: at(60), expires_at: at(120), ..claim(&shop, Some("a")) };
+    let second = store.claim(late).await.expect("a claim is answered");
+    let Claimed::New(mut second) = second else { panic!("a due instance is not live: {second:?}") };
+    // The first one's end must not take the key from the second.
+    let mut expired = store.get(&first.id).await.expect("a read is answered").expect("it is there");
+    expired.state = State::Expired;
+    store.update(expired).await.expect("it may expire");
+    store.remove(&first.id).await.expect("it may be removed");
+    let again = claimed(&*store, claim(&shop, Some("a"))).await.expect("the key is held");
+    assert_eq!(again.id, second.id, "the key leads to its present holder");
+    second.state = State::Expired;
+    store.update(second).await.expect("it may expire");
+    let third = store.claim(claim(&shop, Some("a"))).await.expect("a claim is answered");
+    assert!(matches!(third, Claimed::New(_)), "an expired instance frees its key: {third:?}");
+}
+
+async fn a_restored_instance_is_found_under_its_key(fixture: &dyn Fixture) {
+    let (store, shop) = (fixture.fresh().await, golden("shop"));
+    let mut made = instance(&shop, State::Warming, 0);
+    made.idempotency_key = Some("a".into());
+    let mut made = add(&*store, made).await;
+    let early = store.claim(claim(&shop, Some("a"))).await.expect("a claim is answered");
+    assert!(matches!(early, Claimed::Empty), "a warming instance is not handed out: {early:?}");
+    made.state = State::Assigned;
+    made.expires_at = Some(at(60));
+    let made = store.update(made).await.expect("it may be assigned");
+    let again = store.claim(claim(&shop, Some("a"))).await.expect("a claim is answered");
+    assert!(matches!(again, Claimed::Again(ref it) if it.id == made.id), "{again:?}");
+}
+
+async fn one_key_at_once_gets_one_instance(fixture: &dyn Fixture) {
+    let (store, shop) = (fixture.fresh().await, golden("shop"));
+    for second in 0..20 {
+        add(&*store, instance(&shop, State::Ready, second)).await;
+    }
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let (store, wanted) = (Arc::clone(&store), claim(&shop, Some("same")));
+        clients.spawn(async move { claimed(&*store, wanted).await.expect("one is ready").id });
+    }
+    let ids: HashSet<InstanceId> = clients.join_all().await.into_iter().collect();
+    assert_eq!(ids.len(), 1, "one key gets one instance, however many ask at once");
+}
+
+async fn due_instances_come_in_the_order_of_their_deadlines(fixture: &dyn Fixture) {
+    let (store, shop) = (fixture.fresh().await, golden("shop"));
+    for deadline in [30, 10, 20, 40] {
+        let mut held = instance(&shop, State::Assigned, 0);
+        held.expires_at = Some(at(deadline));
+        add(&*store, held).await;
+    }
+    let mut gone = instance(&shop, State::Expired, 0);
+    gone.expires_at = Some(at(5));
+    add(&*store, gone).await;
+    add(&*store, instance(&shop, State::Ready, 0)).await;
+    let deadlines = |due: Vec<Instance>| due.into_iter().filter_map(|i| i.expires_at).collect::<Vec<_>>();
+    let due = store.due(at(30), 10).await.expect("a read is answered");
+    assert_eq!(deadlines(due), [at(10), at(20), at(30)], "a deadline is due when it is reached");
+    let due = store.due(at(30), 2).await.expect("a read is answered");
+    assert_eq!(deadlines(due), [at(10), at(20)], "the limit keeps the earliest");
+    assert!(store.due(at(9), 10).await.expect("a read is answered").is_empty());
+}
+
+async fn counts_follow_every_change(fixture: &dyn Fixture) {
+    let (store, shop) = (fixture.fresh().await, golden("shop"));
+    let mut one = add(&*store, instance(&shop, State::Warming, 0)).await;
+    add(&*store, instance(&shop, State::Ready, 1)).await;
+    add(&*store, instance(&golden("other"), State::Ready, 1)).await;
+    one.state = State::Failed;
+    let one = store.update(one).await.expect("it may fail");
+    claimed(&*store, claim(&shop, None)).await.expect("one is ready");
+    let counts = store.counts(&shop).await.expect("a read is answered");
+    assert_eq!(counts.into_iter().collect::<Vec<_>>(), [(State::Assigned, 1), (State::Failed, 1)]);
+    store.remove(&one.id).await.expect("it may be removed");
+    let counts = store.counts(&shop).await.expect("a read is answered");
+    assert_eq!(counts.into_iter().collect::<Vec<_>>(), [(State::Assigned, 1)]);
+    assert_eq!(store.list().await.expect("a read is answered").len(), 2);
+}
+
+async fn remove_is_idempotent(fixture: &dyn Fixture) {
+    let store = fixture.fresh().await;
+    let one = add(&*store, instance(&golden("shop"), State::Ready, 0)).await;
+    for _ in 0..2 {
+        store.remove(&one.id).await.expect("absent is fine");
+    }
+    assert!(store.get(&one.id).await.expect("a read is answered").is_none());
+    assert!(claimed(&*store, claim(&golden("shop"), None)).await.is_none(), "a removed one is not claimed");
+}
+
+async fn what_was_answered_survives_a_reopening(fixture: &dyn Fixture) {
+    let (store, shop) = (fixture.fresh().await, golden("shop"));
+    for second in [2, 1, 3] {
+        add(&*store, instance(&shop, State::Ready, second)).await;
+    }
+    let held = claimed(&*store, claim(&shop, Some("a"))).await.expect("one is ready");
+    let gone = add(&*store, instance(&shop, State::Failed, 9)).await;
+    store.remove(&gone.id).await.expect("it may be removed");
+
+    let store = fixture.reopen(store).await;
+    let stored = store.get(&held.id).await.expect("a read is answered").expect("it is there");
+    assert_eq!((stored.state, stored.generation), (State::Assigned, held.generation));
+    assert_eq!((stored.expires_at, stored.source), (Some(at(60)), Some(Source::Pool)));
+    assert!(store.get(&gone.id).await.expect("a read is answered").is_none(), "removed stays removed");
+    let again = claimed(&*store, claim(&shop, Some("a"))).await.expect("the key is held");
+    assert_eq!(again.id, held.id, "the key survives");
+    let next = claimed(&*store, claim(&shop, None)).await.expect("one is ready");
+    assert_eq!(next.created_at, at(2), "the order survives");
+    assert_eq!(store.due(at(60), 10).await.expect("a read is answered").len(), 2, "deadlines survive");
+    let counts = store.counts(&shop).await.expect("a read is answered");
+    assert_eq!(counts.into_iter().collect::<Vec<_>>(), [(State::Ready, 1), (State::Assigned, 2)]);
+}

@@ -66,6 +66,15 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The disk below the store is full.
+    #[error("no space is left for the store: {doing}")]
+    Full {
+        /// What was being done.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The store itself does not answer.
     #[error("the store does not answer: {doing}")]
     Unavailable {
@@ -85,6 +94,7 @@ impl StoreError {
             Self::Unknown { .. } => ErrorKind::NotFound,
             Self::Stale { .. } | Self::Denied { .. } | Self::Exists { .. } => ErrorKind::Conflict,
             Self::Record { .. } => ErrorKind::Bug,
+            Self::Full { .. } => ErrorKind::NoSpace,
             Self::Unavailable { .. } => ErrorKind::Unavailable,
         }
     }
@@ -128,8 +138,9 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// its state may change so; answers it with the next generation.
     async fn update(&self, instance: Instance) -> Result<Instance, StoreError>;
 
-    /// Takes the ready instance of the golden that waited longest, in O(log n)
-    /// at most; the same instance is never claimed twice.
+    /// Takes the golden's oldest ready instance (by `created_at`), in O(log n)
+    /// at most; the same instance is never claimed twice. A key is good for as
+    /// long as its instance is somebody's and not due at `claim.now`.
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError>;
 
     /// Forgets a record; absent is fine.
@@ -138,8 +149,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Reads all records, in no order.
     async fn list(&self) -> Result<Vec<Instance>, StoreError>;
 
-    /// Reads up to `limit` records whose `expires_at` is not after `now`, the
-    /// earliest first.
+    /// Reads up to `limit` records whose `expires_at` is not after `now` and
+    /// whose state is not final, the earliest first.
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Instance>, StoreError>;
 
     /// Counts a golden's records by state, in O(states).

@@ -145,6 +145,10 @@ impl ContainerEngine for PodmanEngine {
         self.slots.next_id()
     }
 
+    fn unused(&self, id: &InstanceId) {
+        self.slots.unused(id);
+    }
+
     async fn launch(&self, id: &InstanceId) -> Result<Launched, LaunchError> {
         let begun = Instant::now();
         let mut phase = Phase::Slot;

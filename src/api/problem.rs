@@ -1,0 +1,205 @@
+//! The one place where an error becomes a status and a body.
+//!
+//! Every error answer of the API is `application/problem+json` (RFC 9457). A
+//! handler answers a [`Problem`]; the outermost layer ([`super::request`])
+//! writes its body with the request id and logs it, once, with its sources.
+
+use std::error::Error;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde_json::json;
+
+use crate::error::{Chain, ErrorKind};
+use crate::provision::errors::{AcquireError, LeaseError};
+use crate::store::StoreError;
+
+/// When a place may be free again: instances end all the time.
+const RETRY_EXHAUSTED: u32 = 10;
+
+/// When something that does not answer may answer again.
+const RETRY_UNAVAILABLE: u32 = 5;
+
+/// An error answer.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    status: StatusCode,
+    /// The last part of the problem's type, and its title.
+    name: &'static str,
+    title: &'static str,
+    /// For the client: what is wrong with this request.
+    detail: String,
+    /// For the log: the error with its sources.
+    chain: Option<String>,
+    retry_after: Option<u32>,
+}
+
+/// How a problem is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// The client's own doing.
+    Client,
+    /// Degraded but handled.
+    Degraded,
+    /// A human must act.
+    Defect,
+}
+
+struct Face {
+    status: StatusCode,
+    name: &'static str,
+    title: &'static str,
+    retry_after: Option<u32>,
+}
+
+#[deny(clippy::wildcard_enum_match_arm)]
+fn face(kind: ErrorKind) -> Face {
+    let (status, name, title, retry_after) = match kind {
+        ErrorKind::Invalid => (StatusCode::BAD_REQUEST, "invalid", "The request is not valid", None),
+        ErrorKind::NotFound => (StatusCode::NOT_FOUND, "not-found", "There is no such thing", None),
+        ErrorKind::Conflict => (StatusCode::CONFLICT, "conflict", "Not possible in the present state", None),
+        ErrorKind::Gone => (StatusCode::GONE, "gone", "The instance's time is over", None),
+        ErrorKind::Exhausted => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "exhausted",
+            "No capacity is left for now",
+            Some(RETRY_EXHAUSTED),
+        ),
+        ErrorKind::Unavailable => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable",
+            "The service cannot do this for now",
+            Some(RETRY_UNAVAILABLE),
+        ),
+        // Only an operator can help, so the client is not told to come back.
+        ErrorKind::Incompatible => {
+            (StatusCode::SERVICE_UNAVAILABLE, "incompatible", "The snapshot does not fit this host", None)
+        }
+        ErrorKind::NoSpace => (
+            StatusCode::INSUFFICIENT_STORAGE,
+            "no-space",
+            "No disk or memory is left for another instance",
+            None,
+        ),
+        ErrorKind::Bug => (StatusCode::INTERNAL_SERVER_ERROR, "bug", "Something went wrong here", None),
+    };
+    Face { status, name, title, retry_after }
+}
+
+impl Problem {
+    /// The answer to an error of that kind.
+    pub fn of(kind: ErrorKind, error: &(dyn Error + 'static)) -> Self {
+        let face = face(kind);
+        let chain = Chain(error).to_string();
+        // Sources name files and programs, which are no client's business; why
+        // there is no capacity is.
+        let detail = if kind == ErrorKind::Exhausted { chain.clone() } else { error.to_string() };
+        Self {
+            status: face.status,
+            name: face.name,
+            title: face.title,
+            detail,
+            chain: Some(chain),
+            retry_after: face.retry_after,
+        }
+    }
+
+    /// A request that is not valid, in one sentence.
+    pub fn invalid(detail: impl Into<String>) -> Self {
+        let face = face(ErrorKind::Invalid);
+        Self::plain(face.status, face.name, face.title, detail)
+    }
+
+    /// A thing that is not there, in one sentence.
+    pub fn not_found(detail: impl Into<String>) -> Self {
+        let face = face(ErrorKind::NotFound);
+        Self::plain(face.status, face.name, face.title, detail)
+    }
+
+    /// A path that exists, but not with this method.
+    pub(super) fn method_not_allowed(detail: String) -> Self {
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        Self::plain(status, "method-not-allowed", "Not with this method", detail)
+    }
+
+    /// A body larger than any request's.
+    pub(super) fn too_large(limit: usize) -> Self {
+        let detail = format!("the body is larger than {limit} bytes");
+        Self::plain(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large", detail)
+    }
+
+    /// A body that is not JSON by its own account.
+    pub(super) fn unsupported_media_type() -> Self {
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        let detail = "a body must be sent with Content-Type: application/json";
+        Self::plain(status, "unsupported-media-type", "The body is not JSON", detail)
+    }
+
+    /// Something only this host's own clients may ask.
+    pub(super) fn forbidden(detail: &'static str) -> Self {
+        Self::plain(StatusCode::FORBIDDEN, "forbidden", "Not for you", detail)
+    }
+
+    fn plain(status: StatusCode, name: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, name, title, detail: detail.into(), chain: None, retry_after: None }
+    }
+
+    /// How it is logged.
+    pub(super) fn severity(&self) -> Severity {
+        match self.status {
+            StatusCode::INTERNAL_SERVER_ERROR => Severity::Defect,
+            status if status.is_server_error() => Severity::Degraded,
+            _ => Severity::Client,
+        }
+    }
+
+    /// What is logged.
+    pub(super) fn log_text(&self) -> &str {
+        self.chain.as_deref().unwrap_or(&self.detail)
+    }
+
+    /// The body.
+    pub(super) fn body(&self, request_id: &str) -> Body {
+        let value = json!({
+            "type": format!("urn:demo-multiplexer:problem:{}", self.name),
+            "title": self.title,
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+            "request_id": request_id,
+        });
+        Body::from(value.to_string())
+    }
+}
+
+impl IntoResponse for Problem {
+    /// Status and headers; the body is written by the outermost layer.
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<AcquireError> for Problem {
+    fn from(error: AcquireError) -> Self {
+        Self::of(error.kind(), &error)
+    }
+}
+
+impl From<LeaseError> for Problem {
+    fn from(error: LeaseError) -> Self {
+        Self::of(error.kind(), &error)
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Self::of(error.kind(), &error)
+    }
+}

@@ -1,0 +1,61 @@
+//! What happens around every request: its id, its span, the body of its error.
+//!
+//! The outermost layer of the router, and the only place that logs a request's
+//! error.
+
+use axum::extract::{MatchedPath, Request};
+use axum::middleware::Next;
+use axum::response::Response;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use tracing::Instrument as _;
+
+use super::problem::{Problem, Severity};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest id taken over from a client or a proxy in front.
+const REQUEST_ID_MAX: usize = 64;
+
+/// Runs one request within its span and finishes its answer.
+pub(super) async fn around(request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    // The matched path, never the raw one: it names no instance.
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let span = tracing::info_span!("request", request_id = %id, method = %request.method(), %route);
+    async move {
+        let mut response = next.run(request).await;
+        if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+            log(&problem, response.status().as_u16());
+            *response.body_mut() = problem.body(&id);
+            response.headers_mut().remove(header::CONTENT_LENGTH);
+        }
+        let headers = response.headers_mut();
+        if let Ok(value) = HeaderValue::from_str(&id) {
+            headers.insert(REQUEST_ID, value);
+        }
+        // Answers hold passwords and are of the moment.
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+fn log(problem: &Problem, status: u16) {
+    let error = problem.log_text();
+    match problem.severity() {
+        Severity::Defect => tracing::error!(status, error, "request failed"),
+        Severity::Degraded => tracing::warn!(status, error, "request not served"),
+        Severity::Client => tracing::debug!(status, error, "request refused"),
+    }
+}
+
+fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get(&REQUEST_ID).and_then(|value| value.to_str().ok());
+    let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    match given {
+        Some(id) if !id.is_empty() && id.len() <= REQUEST_ID_MAX && id.bytes().all(harmless) => id.to_owned(),
+        _ => format!("{:016x}", rand::random::<u64>()),
+    }
+}

@@ -1,0 +1,54 @@
+//! The pool: instances made ahead of time, so that a click finds one ready.
+//!
+//! "Warm" means restored, personalized, first page fetched, nobody's. Three
+//! parts: [`policy`] decides (pure), [`reconciler`] makes warm instances and is
+//! the only one to do so, [`reaper`] takes down what is over. This file has only
+//! what others need to wake them and to read their status, so that provisioning
+//! need not know them.
+
+pub mod adopt;
+pub mod backoff;
+pub mod policy;
+pub mod reaper;
+pub mod reconciler;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+
+use crate::id::GoldenName;
+
+/// Wakes a background task before its next tick. It carries no input: the task
+/// looks at the world by itself, so a lost or doubled nudge changes nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Nudge(Arc<Notify>);
+
+impl Nudge {
+    /// Wakes the task, or has it go round once more if it is at work.
+    pub fn now(&self) {
+        self.0.notify_one();
+    }
+
+    /// Waits for a nudge.
+    pub async fn given(&self) {
+        self.0.notified().await;
+    }
+}
+
+/// How the reconciler stands with each golden.
+pub type PoolStatus = BTreeMap<GoldenName, GoldenStatus>;
+
+/// How the reconciler stands with one golden.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GoldenStatus {
+    /// How many instances are to be ready.
+    pub target: usize,
+    /// How many are being made for the pool.
+    pub in_flight: usize,
+    /// How many attempts failed in a row.
+    pub failures_in_a_row: u32,
+    /// When it tries again, if it holds back after failures.
+    pub retry_at: Option<Timestamp>,
+}

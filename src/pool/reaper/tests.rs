@@ -1,0 +1,245 @@
+//! Reaper, reconciler and adoption on a scripted engine and the real store.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use jiff::SignedDuration;
+
+use super::*;
+use crate::config::ColdStart;
+use crate::engine::Phase;
+use crate::error::ErrorKind;
+use crate::instance::EngineKind;
+use crate::pool::adopt::{Found, adopt_all};
+use crate::pool::reconciler::{Reconciler, Target};
+use crate::provision::{AcquireRequest, Parts, Provisioner, Terms};
+use crate::route::RouteTable;
+use crate::store::Store;
+use crate::store::embedded::EmbeddedStore;
+use crate::testing::{Script, eventually, runtime};
+
+struct World {
+    lifecycle: Arc<Lifecycle>,
+    provisioner: Arc<Provisioner>,
+    store: Arc<dyn Store>,
+    refill: Nudge,
+    reap: Nudge,
+}
+
+/// A daemon's parts on a host and a store file that may have a past.
+fn daemon(dir: &Path, script: &Arc<Script>, max_instances: usize) -> World {
+    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&dir.join("store")).unwrap());
+    let (refill, reap) = (Nudge::default(), Nudge::default());
+    let lifecycle = Arc::new(Lifecycle::new(Parts {
+        store: Arc::clone(&store),
+        routes: Arc::new(RouteTable::default()),
+        goldens: vec![runtime("shop", script, None)],
+        max_instances,
+        restore_concurrency: 2,
+        refill: refill.clone(),
+        reap: reap.clone(),
+    }));
+    let terms = Terms {
+        default_ttl: SignedDuration::from_mins(1),
+        max_ttl: SignedDuration::from_hours(1),
+        cold_start: ColdStart::Refused,
+        patience: Duration::from_secs(10),
+    };
+    let provisioner = Arc::new(Provisioner::new(Arc::clone(&lifecycle), terms));
+    World { lifecycle, provisioner, store, refill, reap }
+}
+
+impl World {
+    async fn acquire(&self) -> Instance {
+        self.provisioner.acquire(AcquireRequest::default()).await.unwrap().instance
+    }
+
+    fn reaper(&self) -> Reaper {
+        Reaper::new(Arc::clone(&self.lifecycle), self.reap.clone())
+    }
+
+    fn reconciler(&self, ready: usize) -> Reconciler {
+        let target = Target { ready, starts: 2, cold_start: ColdStart::Refused };
+        Reconciler::new(Arc::clone(&self.lifecycle), target, self.refill.clone())
+    }
+
+    async fn counts(&self) -> BTreeMap<State, usize> {
+        self.store.counts(&"shop".parse().unwrap()).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn an_instance_expires_without_a_visit() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let (got, mut reaper) = (world.acquire().await, world.reaper());
+    let end = got.expires_at.unwrap();
+    reaper.pass(end - SignedDuration::from_nanos(1)).await;
+    reaper.settle().await;
+    assert_eq!(script.running(), [got.id], "not a moment too early");
+    reaper.pass(end).await;
+    reaper.settle().await;
+    assert!(script.traces().is_empty() && world.store.list().await.unwrap().is_empty());
+    reaper.pass(end).await;
+    reaper.settle().await;
+}
+
+#[tokio::test]
+async fn an_instance_whose_process_ended_is_taken_down() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let (got, other) = (world.acquire().await, world.acquire().await);
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(world.reaper().run(stop.clone()));
+    script.kill(&got.id);
+    eventually("it is gone", async || world.store.get(&got.id).await.unwrap().is_none().then_some(())).await;
+    assert!(world.store.get(&other.id).await.unwrap().is_some());
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_taking_down_is_tried_again_after_a_pause() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let (got, mut reaper) = (world.acquire().await, world.reaper());
+    script.fail_destroy(true);
+    reaper.pass(got.expires_at.unwrap()).await;
+    reaper.settle().await;
+    assert_eq!(world.counts().await, BTreeMap::from([(State::Expired, 1)]), "the record is kept");
+    script.fail_destroy(false);
+    reaper.pass(got.expires_at.unwrap()).await;
+    reaper.settle().await;
+    assert_eq!(world.counts().await.len(), 1, "not within the pause");
+    eventually("it is gone after the pause", async || {
+        reaper.pass(got.expires_at.unwrap()).await;
+        reaper.settle().await;
+        world.counts().await.is_empty().then_some(())
+    })
+    .await;
+    assert!(script.traces().is_empty());
+}
+
+#[tokio::test]
+async fn orphans_are_taken_down_and_nothing_else() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let (got, orphan) = (world.acquire().await, InstanceId::random());
+    script.add_trace(&orphan);
+    let mut reaper = world.reaper();
+    reaper.sweep_orphans().await;
+    reaper.sweep_orphans().await;
+    assert_eq!(script.traces(), [got.id]);
+}
+
+#[tokio::test]
+async fn the_pool_is_filled_and_refilled() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(world.reconciler(3).run(stop.clone()));
+    let full = async || (world.counts().await.get(&State::Ready) == Some(&3)).then_some(());
+    eventually("three are ready", full).await;
+    let mut seen = HashSet::new();
+    for _ in 0..4 {
+        assert!(seen.insert(world.acquire().await.id), "never the same instance twice");
+    }
+    eventually("three are ready again", full).await;
+    assert!(script.first_pages().contains(&crate::restore::FirstPage::Fetched));
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn the_pool_leaves_the_hosts_limit_alone() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 2);
+    let mut reconciler = world.reconciler(5);
+    let stop = CancellationToken::new();
+    reconciler.pass().await;
+    let task = tokio::spawn(reconciler.run(stop.clone()));
+    eventually("two are ready", async || (world.counts().await.get(&State::Ready) == Some(&2)).then_some(()))
+        .await;
+    assert_eq!(script.attempts(), 2);
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_broken_golden_does_not_spin() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    script.fail_make(Some((Phase::Restore, ErrorKind::Bug)));
+    let reconciler = world.reconciler(4);
+    let mut status = reconciler.status();
+    let (stop, began) = (CancellationToken::new(), Instant::now());
+    let task = tokio::spawn(reconciler.run(stop.clone()));
+    let failed =
+        |status: &crate::pool::PoolStatus| status.values().any(|golden| golden.failures_in_a_row >= 3);
+    let seen = status.wait_for(failed).await.unwrap().clone();
+    assert!(seen.values().all(|golden| golden.retry_at.is_some()), "the status says when it goes on");
+    // The first pass starts two at once, a pause of two seconds follows.
+    assert_eq!(script.attempts(), 3);
+    assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
+    script.fail_make(None);
+    let filled = status.wait_for(|status| status.values().all(|golden| golden.failures_in_a_row == 0));
+    filled.await.unwrap();
+    stop.cancel();
+    task.await.unwrap();
+    assert!(!script.running().is_empty());
+}
+
+#[tokio::test]
+async fn a_lowered_target_retires_the_surplus() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    for (target, ready) in [(4, 4), (1, 1)] {
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(world.reconciler(target).run(stop.clone()));
+        eventually("the pool has its target", async || {
+            (world.counts().await.get(&State::Ready) == Some(&ready)).then_some(())
+        })
+        .await;
+        stop.cancel();
+        task.await.unwrap();
+    }
+    assert_eq!(script.running().len(), 1);
+}
+
+#[tokio::test]
+async fn a_restart_adopts_what_lives_and_drops_the_rest() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let (lives, died) = (world.acquire().await, world.acquire().await);
+    let half_made = Instance::warming(InstanceId::random(), "shop".parse().unwrap(), Timestamp::now());
+    script.add_trace(&half_made.id);
+    world.store.insert(half_made).await.unwrap();
+    drop(world);
+    script.kill(&died.id);
+
+    let world = daemon(dir.path(), &script, 8);
+    let found = adopt_all(&world.lifecycle, Timestamp::now()).await.unwrap();
+    assert_eq!(found, Found { adopted: 1, dropped: 2 });
+    assert_eq!(world.lifecycle.room(), 5, "what is not gone yet still has its place");
+    let mut reaper = world.reaper();
+    reaper.pass(Timestamp::now()).await;
+    reaper.settle().await;
+    assert_eq!(script.traces(), std::slice::from_ref(&lives.id));
+    assert_eq!(world.lifecycle.room(), 7);
+    let shown = world.provisioner.show(&lives.id, Timestamp::now()).await.unwrap();
+    assert_eq!((shown.state, shown.expires_at), (State::Assigned, lives.expires_at));
+    world.provisioner.release(&lives.id).await.unwrap();
+    eventually("it is gone", async || script.traces().is_empty().then_some(())).await;
+}
+
+#[tokio::test]
+async fn an_instance_due_while_no_daemon_ran_is_expired_at_the_start() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let due = world.acquire().await;
+    drop(world);
+    let world = daemon(dir.path(), &script, 8);
+    let found = adopt_all(&world.lifecycle, due.expires_at.unwrap()).await.unwrap();
+    assert_eq!(found, Found { adopted: 0, dropped: 1 });
+    assert_eq!(world.counts().await, BTreeMap::from([(State::Expired, 1)]));
+}

@@ -1,0 +1,273 @@
+//! One acquire, from the request to the hand-over; see [`super`] for the order
+//! of what is tried.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+use tracing::Instrument as _;
+
+use super::errors::{AcquireError, MakeError};
+use super::gate::Rank;
+use super::lifecycle::Order;
+use super::{AcquireRequest, Acquired, GoldenRuntime, Handed, Provisioner};
+use crate::config::ColdStart;
+use crate::error::{Chain, ErrorKind};
+use crate::instance::{Instance, Source, State};
+use crate::metrics;
+use crate::restore::{FirstPage, Make};
+use crate::store::{Claim, Claimed};
+
+/// The longest idempotency key: a UUID, or a hash of whatever the client has.
+const KEY_MAX: usize = 255;
+
+/// A checked request.
+#[derive(Debug, Clone)]
+struct Wish {
+    golden: GoldenRuntime,
+    ttl: jiff::SignedDuration,
+    key: Option<String>,
+}
+
+/// Tells whether the client still waits.
+type Waits<'a> = &'a (dyn Fn() -> bool + Send + Sync);
+
+impl Provisioner {
+    /// Gets an instance for a client.
+    ///
+    /// # Errors
+    /// [`AcquireError`]; nothing is left behind.
+    ///
+    /// # Cancel safety
+    /// Safe: the work goes on without its client, see [`super`].
+    pub async fn acquire(self: &Arc<Self>, request: AcquireRequest) -> Result<Acquired, AcquireError> {
+        let began = Instant::now();
+        if self.is_stopping() {
+            return Err(AcquireError::Stopping);
+        }
+        let wish = self.check(request)?;
+        let (sender, receiver) = oneshot::channel();
+        let span = tracing::info_span!("acquire", golden = %wish.golden.name);
+        let this = Arc::clone(self);
+        self.lifecycle.tasks.spawn(async move { this.work(wish, began, sender).await }.instrument(span));
+        match tokio::time::timeout(self.terms.patience, receiver).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(AcquireError::Lost),
+            Err(_) => Err(AcquireError::TooSlow { after: self.terms.patience }),
+        }
+    }
+
+    fn check(&self, request: AcquireRequest) -> Result<Wish, AcquireError> {
+        let goldens = self.lifecycle.goldens();
+        let golden = match &request.golden {
+            Some(name) => goldens.iter().find(|golden| golden.name.as_str() == name),
+            None => goldens.first(),
+        };
+        let golden = golden.cloned().ok_or_else(|| AcquireError::UnknownGolden {
+            golden: request.golden.unwrap_or_default().chars().take(80).collect(),
+            known: goldens.iter().map(|golden| golden.name.to_string()).collect(),
+        })?;
+        if let Some(key) = &request.idempotency_key
+            && (key.is_empty()
+                || key.len() > KEY_MAX
+                || !key.bytes().all(|b| b.is_ascii_graphic() || b == b' '))
+        {
+            return Err(AcquireError::Key);
+        }
+        let ttl = request.ttl.unwrap_or(self.terms.default_ttl);
+        Ok(Wish { golden, ttl, key: request.idempotency_key })
+    }
+
+    /// The work of one acquire, which ends whether its client waits or not.
+    async fn work(
+        self: Arc<Self>,
+        wish: Wish,
+        began: Instant,
+        client: oneshot::Sender<Result<Acquired, AcquireError>>,
+    ) {
+        let turn = match &wish.key {
+            Some(key) => Some(self.flights.turn(key).await),
+            None => None,
+        };
+        let answer = if client.is_closed() {
+            return;
+        } else {
+            self.obtain(&wish, &|| !client.is_closed()).await
+        };
+        drop(turn);
+        let took = began.elapsed();
+        let answer = match answer {
+            // Nobody waited for it any more, and it went to the pool.
+            Ok((instance, _)) if instance.state != State::Assigned => return,
+            Ok((instance, handed)) => Ok(Acquired { instance, handed, took }),
+            Err(error) => Err(error),
+        };
+        match &answer {
+            Ok(Acquired { handed: Handed::Now(source), .. }) => {
+                self.lifecycle.tally.handed_over(&wish.golden.name, *source, took);
+                metrics::acquired(&wish.golden.name, *source, took);
+            }
+            Ok(_) => {}
+            Err(_) => metrics::acquire_failed(&wish.golden.name),
+        }
+        if let Err(Ok(unwanted)) = client.send(answer)
+            && unwanted.instance.idempotency_key.is_none()
+        {
+            // Nobody knows its name, so nobody can come for it.
+            self.put_back(unwanted.instance).await;
+        }
+    }
+
+    /// Takes the first way that works.
+    async fn obtain(&self, wish: &Wish, waits: Waits<'_>) -> Result<(Instance, Handed), AcquireError> {
+        if let Some(got) = self.claim(wish).await? {
+            return Ok(got);
+        }
+        let golden = wish.golden.name.clone();
+        let restore = match &wish.golden.restore {
+            Ok(_) if self.lifecycle.tally.is_broken(&golden) && self.cold(wish).is_some() => {
+                Err("its restores keep failing".to_owned())
+            }
+            Ok(maker) => Ok(maker),
+            Err(reason) => Err(reason.clone()),
+        };
+        match (restore, self.cold(wish)) {
+            (Ok(maker), cold) => match (self.make(wish, maker, waits).await, cold) {
+                (Ok(got), _) => Ok(got),
+                (Err(Refusal::Make(error)), Some(cold)) if may_be_cured_by_cold(&error) => {
+                    tracing::warn!(error = %Chain(&error), "restore failed, falling back to a cold start");
+                    match self.make(wish, cold, waits).await {
+                        Ok(got) => Ok(got),
+                        Err(Refusal::Store(error)) => Err(error),
+                        Err(Refusal::Make(cold)) => Err(AcquireError::Neither {
+                            golden,
+                            restore: Box::new(error),
+                            cold: Box::new(cold),
+                        }),
+                    }
+                }
+                (Err(refusal), _) => Err(refusal.into_error(golden)),
+            },
+            (Err(reason), Some(cold)) => {
+                tracing::warn!(reason, "no restore, falling back to a cold start");
+                self.make(wish, cold, waits).await.map_err(|refusal| refusal.into_error(golden))
+            }
+            (Err(reason), None) => Err(AcquireError::NoWay { golden, reason }),
+        }
+    }
+
+    fn cold<'a>(&self, wish: &'a Wish) -> Option<&'a Arc<dyn Make>> {
+        match self.terms.cold_start {
+            ColdStart::Allowed => wish.golden.cold.as_ref(),
+            ColdStart::Refused => None,
+        }
+    }
+
+    /// Takes one from the pool, or the one that the key has already.
+    async fn claim(&self, wish: &Wish) -> Result<Option<(Instance, Handed)>, AcquireError> {
+        let now = Timestamp::now();
+        let claim = Claim {
+            golden: wish.golden.name.clone(),
+            now,
+            expires_at: now + wish.ttl,
+            idempotency_key: wish.key.clone(),
+        };
+        match self.lifecycle.store.claim(claim).await.map_err(AcquireError::Store)? {
+            Claimed::New(instance) => {
+                self.lifecycle.refill.now();
+                tracing::info!(
+                    instance_id = %instance.id,
+                    generation = instance.generation,
+                    source = Source::Pool.as_str(),
+                    "instance handed over"
+                );
+                Ok(Some((instance, Handed::Now(Source::Pool))))
+            }
+            Claimed::Again(instance) if instance.golden == wish.golden.name => {
+                Ok(Some((instance, Handed::Before)))
+            }
+            Claimed::Again(instance) => Err(AcquireError::KeyReused { golden: instance.golden }),
+            Claimed::Empty => {
+                self.lifecycle.refill.now();
+                Ok(None)
+            }
+        }
+    }
+
+    /// Makes one for the waiting client, unless the pool gets one first.
+    async fn make(
+        &self,
+        wish: &Wish,
+        maker: &Arc<dyn Make>,
+        waits: Waits<'_>,
+    ) -> Result<(Instance, Handed), Refusal> {
+        if self.lifecycle.room() == 0 {
+            // At once: a place at the gate would not help.
+            return Err(Refusal::Make(MakeError::Full { max: self.lifecycle.max_instances() }));
+        }
+        let permit = self.lifecycle.gate.enter(Rank::Client).await;
+        if permit.waited
+            && let Some(got) = self.claim(wish).await.map_err(Refusal::Store)?
+        {
+            return Ok(got);
+        }
+        let order = Order {
+            golden: &wish.golden.name,
+            maker,
+            first_page: FirstPage::LeftToVisitor,
+            idempotency_key: wish.key.clone(),
+            permit,
+        };
+        let made = self.lifecycle.make(order, |record| self.hand_over(record, wish, waits)).await;
+        let instance = made.map_err(Refusal::Make)?;
+        let source = instance.made_by;
+        Ok((instance, Handed::Now(source)))
+    }
+
+    fn hand_over(&self, record: &mut Instance, wish: &Wish, waits: Waits<'_>) {
+        if waits() || wish.key.is_some() {
+            let now = Timestamp::now();
+            record.state = State::Assigned;
+            record.source = Some(record.made_by);
+            record.assigned_at = Some(now);
+            record.expires_at = Some(now + wish.ttl);
+        } else {
+            record.state = State::Ready;
+        }
+    }
+
+    async fn put_back(&self, instance: Instance) {
+        let id = instance.id.clone();
+        tracing::info!(instance_id = %id, "client gone, instance released");
+        if let Err(error) = self.lifecycle.end(instance, State::Expired, |_| true).await {
+            tracing::warn!(instance_id = %id, error = %Chain(&error), "instance not taken down yet");
+            self.lifecycle.reap.now();
+        }
+    }
+}
+
+/// Why one way did not work.
+enum Refusal {
+    /// It could not be made.
+    Make(MakeError),
+    /// The claim before it failed.
+    Store(AcquireError),
+}
+
+impl Refusal {
+    fn into_error(self, golden: crate::id::GoldenName) -> AcquireError {
+        match self {
+            Self::Make(source) => AcquireError::Make { golden, source },
+            Self::Store(error) => error,
+        }
+    }
+}
+
+/// A cold start needs the same room, disk and store.
+fn may_be_cured_by_cold(error: &MakeError) -> bool {
+    match error {
+        MakeError::Full { .. } | MakeError::Store(_) => false,
+        MakeError::Launch(error) => !matches!(error.kind, ErrorKind::Exhausted | ErrorKind::NoSpace),
+    }
+}

@@ -1,0 +1,210 @@
+//! Why provisioning refused, one enum an operation.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::ttl::TtlError;
+use crate::engine::{DestroyError, LaunchError};
+use crate::error::{Chain, ErrorKind};
+use crate::id::{GoldenName, InstanceId};
+use crate::instance::{EngineKind, State};
+use crate::store::StoreError;
+
+/// An instance could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MakeError {
+    /// The host holds as many as it may.
+    #[error("all {max} places of this host are taken")]
+    Full {
+        /// MAX_INSTANCES.
+        max: usize,
+    },
+    /// The engine could not, or the clone was not fit.
+    #[error(transparent)]
+    Launch(LaunchError),
+    /// It could not be written down, and was thrown away.
+    #[error(transparent)]
+    Store(StoreError),
+}
+
+impl MakeError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Full { .. } => ErrorKind::Exhausted,
+            Self::Launch(error) => error.kind,
+            Self::Store(error) => error.kind(),
+        }
+    }
+}
+
+/// An instance could not be taken down completely; its record is kept.
+#[derive(Debug, thiserror::Error)]
+pub enum EndError {
+    /// No driver of this daemon made it.
+    #[error("no driver is there to take instance {id} down: it runs under {engine:?}")]
+    NoDriver {
+        /// Which.
+        id: InstanceId,
+        /// What made it; none when it never ran.
+        engine: Option<EngineKind>,
+    },
+    /// The driver left something behind.
+    #[error(transparent)]
+    Destroy(DestroyError),
+    /// The store could not be asked or told.
+    #[error("cannot change the record of instance {id}")]
+    Store {
+        /// Which.
+        id: InstanceId,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+}
+
+/// A client did not get an instance.
+#[derive(Debug, thiserror::Error)]
+pub enum AcquireError {
+    /// No such golden is served.
+    #[error("golden {golden:?} is unknown; there are: {}", .known.join(", "))]
+    UnknownGolden {
+        /// What was asked for.
+        golden: String,
+        /// What is served.
+        known: Vec<String>,
+    },
+    /// The time asked for is not accepted.
+    #[error(transparent)]
+    Ttl(#[from] TtlError),
+    /// The key is empty, too long or not printable.
+    #[error("the idempotency key is not 1 to 255 printable ASCII characters")]
+    Key,
+    /// The key belongs to an instance of another golden.
+    #[error("this idempotency key was used for golden {golden}")]
+    KeyReused {
+        /// That instance's golden.
+        golden: GoldenName,
+    },
+    /// Nothing is ready and there is no way to make one.
+    #[error("no instance of {golden} is ready, and it cannot be made: {reason}")]
+    NoWay {
+        /// Of which golden.
+        golden: GoldenName,
+        /// Why it cannot be restored, and that no cold start is allowed.
+        reason: String,
+    },
+    /// Nothing was ready and making one failed.
+    #[error("no instance of {golden} was ready and making one failed")]
+    Make {
+        /// Of which golden.
+        golden: GoldenName,
+        /// Why.
+        #[source]
+        source: MakeError,
+    },
+    /// Nothing was ready, the restore failed and so did the cold start.
+    #[error("no instance of {golden} was ready, and neither a restore nor a cold start worked (restore: {})", Chain(.restore))]
+    Neither {
+        /// Of which golden.
+        golden: GoldenName,
+        /// Why the restore failed.
+        restore: Box<MakeError>,
+        /// Why the cold start failed.
+        #[source]
+        cold: Box<MakeError>,
+    },
+    /// The store refused.
+    #[error("cannot claim an instance")]
+    Store(#[source] StoreError),
+    /// It takes longer than a client waits.
+    #[error("no instance was there after {} s", .after.as_secs())]
+    TooSlow {
+        /// How long was waited.
+        after: std::time::Duration,
+    },
+    /// The daemon is being stopped.
+    #[error("the service is being stopped")]
+    Stopping,
+    /// The work ended without an answer.
+    #[error("the work on this request ended without an answer")]
+    Lost,
+}
+
+impl AcquireError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::UnknownGolden { .. } | Self::Key => ErrorKind::Invalid,
+            Self::Ttl(error) => error.kind(),
+            Self::KeyReused { .. } => ErrorKind::Conflict,
+            Self::NoWay { .. } | Self::TooSlow { .. } | Self::Stopping => ErrorKind::Unavailable,
+            Self::Make { source, .. } => source.kind(),
+            Self::Neither { cold, .. } => cold.kind(),
+            Self::Store(error) => error.kind(),
+            Self::Lost => ErrorKind::Bug,
+        }
+    }
+}
+
+/// An instance could not be shown, extended or released.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// No such instance, or its end is long past.
+    #[error("instance {id} is unknown")]
+    Unknown {
+        /// What was asked for.
+        id: String,
+    },
+    /// Its time is over.
+    #[error("the time of instance {id} is over")]
+    Gone {
+        /// Which.
+        id: InstanceId,
+    },
+    /// It is nobody's, so there is nothing to extend.
+    #[error("instance {id} is {}, not assigned", .state.as_str())]
+    NotAssigned {
+        /// Which.
+        id: InstanceId,
+        /// Its state.
+        state: State,
+    },
+    /// It would live longer than any may.
+    #[error("instance {id} may live until {latest} at most (MAX_TTL is {max:#} from its hand-over)")]
+    BeyondMax {
+        /// Which.
+        id: InstanceId,
+        /// The latest end it can have.
+        latest: Timestamp,
+        /// MAX_TTL.
+        max: SignedDuration,
+    },
+    /// The time asked for is not accepted.
+    #[error(transparent)]
+    Ttl(#[from] TtlError),
+    /// Others kept changing it.
+    #[error("instance {id} is being changed by others")]
+    Busy {
+        /// Which.
+        id: InstanceId,
+    },
+    /// The store refused.
+    #[error("cannot read or change the instance")]
+    Store(#[source] StoreError),
+}
+
+impl LeaseError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unknown { .. } => ErrorKind::NotFound,
+            Self::Gone { .. } => ErrorKind::Gone,
+            Self::NotAssigned { .. } | Self::BeyondMax { .. } | Self::Busy { .. } => ErrorKind::Conflict,
+            Self::Ttl(error) => error.kind(),
+            Self::Store(error) => error.kind(),
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! The two procedures that every instance passes: made once, ended once.
+//!
+//! Called by acquire (a client waits), by the pool's reconciler and by its
+//! reaper; the one place where state, route, container and record of an
+//! instance change together. Phases of making and their undo:
+//!
+//! ```text
+//! place in the ledger            forget
+//! record "warming"               remove
+//! launch, personalize, probe     the maker's own; else destroy
+//! route                          remove
+//! record "ready" or "assigned"   end: see below
+//! ```
+//!
+//! Ending, each step idempotent, so that it can be begun again at any point:
+//!
+//! ```text
+//! record "expired" or "failed" -> route removed -> destroy -> record removed -> place free
+//! ```
+//!
+//! Invariants: a record is written before anything of its instance exists and
+//! removed after all of it is gone, so whatever the daemon's death leaves
+//! behind has a record; a failed destroy keeps the record, and the reaper comes
+//! again.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio_util::task::TaskTracker;
+
+use super::GoldenRuntime;
+use super::errors::{EndError, MakeError};
+use super::gate::{Gate, Permit};
+use super::ledger::{Doing, Ledger};
+use super::tally::Tally;
+use crate::engine::{ContainerEngine, LaunchError};
+use crate::error::Chain;
+use crate::id::{GoldenName, InstanceId};
+use crate::instance::{Instance, State};
+use crate::metrics;
+use crate::pool::Nudge;
+use crate::restore::{FirstPage, Make};
+use crate::route::RouteTable;
+use crate::store::{Store, StoreError};
+
+/// How often a change is tried again after somebody else's. Each round has
+/// another writer succeed, and an instance has few.
+const STALE_ROUNDS: usize = 5;
+
+/// What making and ending stand on.
+#[derive(Debug)]
+pub struct Lifecycle {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) routes: Arc<RouteTable>,
+    pub(super) goldens: Vec<GoldenRuntime>,
+    pub(super) gate: Gate,
+    pub(super) tally: Tally,
+    /// Wakes the reconciler: the pool has changed.
+    pub(super) refill: Nudge,
+    /// Wakes the reaper: there is something to watch or to take down.
+    pub(super) reap: Nudge,
+    /// Work that outlives the request that began it; the drain waits for it.
+    pub(super) tasks: TaskTracker,
+    ledger: Ledger,
+}
+
+/// What a [`Lifecycle`] is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The state.
+    pub store: Arc<dyn Store>,
+    /// The routes.
+    pub routes: Arc<RouteTable>,
+    /// What is served.
+    pub goldens: Vec<GoldenRuntime>,
+    /// Instances of all states this host holds at most.
+    pub max_instances: usize,
+    /// Restores that run at once.
+    pub restore_concurrency: usize,
+    /// Wakes the reconciler.
+    pub refill: Nudge,
+    /// Wakes the reaper.
+    pub reap: Nudge,
+}
+
+/// One instance to make.
+#[derive(Debug)]
+pub struct Order<'a> {
+    /// Of which golden.
+    pub golden: &'a GoldenName,
+    /// In which way.
+    pub maker: &'a Arc<dyn Make>,
+    /// Whether somebody waits for it.
+    pub first_page: FirstPage,
+    /// The waiting client's key.
+    pub idempotency_key: Option<String>,
+    /// The right to do it now; held until it is done.
+    pub permit: Permit,
+}
+
+/// Whether an instance was taken down by this call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Nothing of it is left.
+    Gone,
+    /// Somebody else is at it.
+    InProgress,
+    /// It is no longer what it was to be ended for.
+    Kept,
+}
+
+impl Lifecycle {
+    /// Puts the parts together; nothing is started.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            store: parts.store,
+            routes: parts.routes,
+            goldens: parts.goldens,
+            gate: Gate::new(parts.restore_concurrency),
+            tally: Tally::default(),
+            refill: parts.refill,
+            reap: parts.reap,
+            tasks: TaskTracker::new(),
+            ledger: Ledger::new(parts.max_instances),
+        }
+    }
+
+    /// Makes one instance. `hand_over` gives the finished record the state it
+    /// begins its life with (ready, or assigned with a deadline); it is called
+    /// at the last moment, when it is clear whether anybody still waits.
+    ///
+    /// # Errors
+    /// [`MakeError`]; nothing of the instance is left, or its record is, and
+    /// the reaper sees to the rest.
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: spawn it.
+    pub async fn make(
+        &self,
+        order: Order<'_>,
+        hand_over: impl FnOnce(&mut Instance) + Send,
+    ) -> Result<Instance, MakeError> {
+        let engine = order.maker.engine();
+        let id = engine.next_id();
+        if !self.ledger.try_begin(&id) {
+            engine.unused(&id);
+            return Err(MakeError::Full { max: self.ledger.max() });
+        }
+        let mut record = Instance::warming(id.clone(), order.golden.clone(), Timestamp::now());
+        record.made_by = order.maker.engine().source();
+        record.idempotency_key = order.idempotency_key;
+        let mut record = match self.store.insert(record).await {
+            Ok(record) => record,
+            Err(error) => {
+                self.ledger.forget(&id);
+                engine.unused(&id);
+                return Err(MakeError::Store(error));
+            }
+        };
+        log_transition(&record);
+        let made = match order.maker.make(&id, order.first_page).await {
+            Ok(made) => made,
+            Err(error) => return Err(self.not_made(record, error).await),
+        };
+        drop(order.permit);
+        metrics::made(order.golden, made.made_by, &made.phases);
+        self.tally.made(order.golden, made.made_by);
+        let upstream = SocketAddr::from((made.container.address, made.container.port));
+        self.routes.ensure(&id, upstream);
+        record.snapshot = made.snapshot;
+        record.made_by = made.made_by;
+        record.container = Some(made.container);
+        record.access = Some(made.access);
+        hand_over(&mut record);
+        match self.store.update(record.clone()).await {
+            Ok(record) => {
+                self.ledger.lives(&id);
+                log_transition(&record);
+                // So that its end is watched from now on.
+                self.reap.now();
+                Ok(record)
+            }
+            Err(error) => {
+                self.throw_away(record).await;
+                Err(MakeError::Store(error))
+            }
+        }
+    }
+
+    /// The maker failed: it has cleaned up, but for what the error names.
+    async fn not_made(&self, record: Instance, error: LaunchError) -> MakeError {
+        metrics::make_failed(&record.golden, record.made_by, error.phase);
+        self.tally.failed(&record.golden, record.made_by, Chain(&error).to_string());
+        if error.cleanup.is_empty() && self.store.remove(&record.id).await.is_ok() {
+            self.ledger.forget(&record.id);
+        } else {
+            self.throw_away(record).await;
+        }
+        MakeError::Launch(error)
+    }
+
+    /// Takes down what was made and cannot be used; the reaper comes again if
+    /// that fails.
+    async fn throw_away(&self, record: Instance) {
+        let id = record.id.clone();
+        let ended = match self.mark(record, State::Failed, |_| true).await {
+            Ok(Some(record)) => self.take_down(record).await,
+            Ok(None) => Ok(Ended::Kept),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
+            // Living: there, and nobody is at it, so the reaper may be.
+            self.ledger.lives(&id);
+            tracing::warn!(instance_id = %id, error = %Chain(&error), "instance not thrown away yet");
+            self.reap.now();
+        }
+    }
+
+    /// Ends an instance: marks it and takes it down, if `still` holds for its
+    /// present record.
+    ///
+    /// # Errors
+    /// [`EndError`]; the record is kept, call again later.
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: spawn it.
+    pub async fn end(
+        &self,
+        instance: Instance,
+        to: State,
+        still: impl Fn(&Instance) -> bool + Send + Sync,
+    ) -> Result<Ended, EndError> {
+        match self.mark(instance, to, still).await? {
+            Some(instance) => self.take_down(instance).await,
+            None => Ok(Ended::Kept),
+        }
+    }
+
+    /// Gives the record its final state and removes the route: from here on
+    /// nobody reaches the instance or gets it. None when there is nothing to
+    /// end, or `still` no longer holds.
+    ///
+    /// # Errors
+    /// [`EndError::Store`].
+    pub(super) async fn mark(
+        &self,
+        mut instance: Instance,
+        to: State,
+        still: impl Fn(&Instance) -> bool + Send + Sync,
+    ) -> Result<Option<Instance>, EndError> {
+        let id = instance.id.clone();
+        let failed = |source| EndError::Store { id: id.clone(), source };
+        for _ in 0..STALE_ROUNDS {
+            if instance.state.is_final() {
+                self.routes.remove(&id);
+                return Ok(Some(instance));
+            }
+            if !still(&instance) {
+                return Ok(None);
+            }
+            let mut ended = instance.clone();
+            // One that was never whole has not expired, it has failed.
+            ended.state = if instance.state == State::Warming { State::Failed } else { to };
+            match self.store.update(ended).await {
+                Ok(ended) => {
+                    log_transition(&ended);
+                    self.routes.remove(&id);
+                    if instance.state == State::Ready {
+                        self.refill.now();
+                    }
+                    return Ok(Some(ended));
+                }
+                Err(StoreError::Unknown { .. }) => return Ok(None),
+                Err(StoreError::Stale { .. } | StoreError::Denied { .. }) => {
+                    match self.store.get(&id).await.map_err(failed)? {
+                        Some(present) => instance = present,
+                        None => return Ok(None),
+                    }
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        // Others are at it; the next pass finds it again.
+        Ok(None)
+    }
+
+    /// Takes a marked instance down; see the module's second diagram.
+    ///
+    /// # Errors
+    /// [`EndError`]; the record is kept, call again later.
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: spawn it.
+    pub(super) async fn take_down(&self, instance: Instance) -> Result<Ended, EndError> {
+        if !self.ledger.try_end(&instance.id) {
+            return Ok(Ended::InProgress);
+        }
+        let ended = self.take_down_alone(&instance).await;
+        match &ended {
+            Ok(()) => {
+                self.ledger.forget(&instance.id);
+                metrics::reaped(instance.state.as_str());
+                tracing::info!(instance_id = %instance.id, golden = %instance.golden, "instance gone");
+                // A place is free.
+                self.refill.now();
+            }
+            Err(_) => {
+                self.ledger.lives(&instance.id);
+                metrics::cleanup_failed();
+            }
+        }
+        ended.map(|()| Ended::Gone)
+    }
+
+    async fn take_down_alone(&self, instance: &Instance) -> Result<(), EndError> {
+        let engines = self.engines_of(instance);
+        if engines.is_empty() {
+            let engine = instance.container.as_ref().map(|container| container.engine);
+            return Err(EndError::NoDriver { id: instance.id.clone(), engine });
+        }
+        for engine in engines {
+            engine.destroy(&instance.id, instance.container.as_ref()).await.map_err(EndError::Destroy)?;
+        }
+        let removed = self.store.remove(&instance.id).await;
+        removed.map_err(|source| EndError::Store { id: instance.id.clone(), source })
+    }
+
+    /// The drivers that can end an instance: the one that made it; when it never
+    /// got that far, each that might have.
+    fn engines_of(&self, instance: &Instance) -> Vec<Arc<dyn ContainerEngine>> {
+        let mut own: Vec<Arc<dyn ContainerEngine>> =
+            self.golden(&instance.golden).map(GoldenRuntime::engines).unwrap_or_default();
+        own.extend(self.engines());
+        match &instance.container {
+            // Its own golden's driver stands first.
+            Some(container) => {
+                own.into_iter().find(|engine| engine.kind() == container.engine).into_iter().collect()
+            }
+            None => {
+                let mut seen = Vec::new();
+                own.retain(|engine| {
+                    let new = !seen.contains(&engine.kind());
+                    seen.push(engine.kind());
+                    new
+                });
+                own
+            }
+        }
+    }
+
+    /// Every driver of every golden.
+    pub fn engines(&self) -> Vec<Arc<dyn ContainerEngine>> {
+        self.goldens.iter().flat_map(GoldenRuntime::engines).collect()
+    }
+
+    /// The driver that runs an instance's container.
+    #[must_use]
+    pub fn engine_of(&self, instance: &Instance) -> Option<Arc<dyn ContainerEngine>> {
+        instance.container.as_ref()?;
+        self.engines_of(instance).into_iter().next()
+    }
+
+    /// Takes over an instance of a former daemon that still runs.
+    pub fn adopted(&self, instance: &Instance) {
+        self.ledger.lives(&instance.id);
+        if let Some(container) = &instance.container {
+            self.routes.ensure(&instance.id, SocketAddr::from((container.address, container.port)));
+        }
+    }
+
+    /// Has nobody reach an instance any more.
+    pub fn close_route(&self, id: &InstanceId) {
+        self.routes.remove(id);
+    }
+
+    /// A golden that is served.
+    #[must_use]
+    pub fn golden(&self, name: &GoldenName) -> Option<&GoldenRuntime> {
+        self.goldens.iter().find(|golden| golden.name == *name)
+    }
+
+    /// All goldens that are served, the default one first.
+    #[must_use]
+    pub fn goldens(&self) -> &[GoldenRuntime] {
+        &self.goldens
+    }
+
+    /// The state.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The gate that restores pass.
+    #[must_use]
+    pub const fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// What has happened since the start.
+    #[must_use]
+    pub const fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Work that outlives the request that began it.
+    #[must_use]
+    pub const fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    /// What is being done with an instance at the moment.
+    #[must_use]
+    pub fn doing(&self, id: &InstanceId) -> Option<Doing> {
+        self.ledger.doing(id)
+    }
+
+    /// How many more instances this host may hold.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.ledger.room()
+    }
+
+    /// How many instances this host may hold.
+    #[must_use]
+    pub const fn max_instances(&self) -> usize {
+        self.ledger.max()
+    }
+}
+
+/// The one line about a change of state.
+fn log_transition(instance: &Instance) {
+    tracing::info!(
+        instance_id = %instance.id,
+        golden = %instance.golden,
+        state = instance.state.as_str(),
+        generation = instance.generation,
+        made_by = instance.made_by.as_str(),
+        "instance changed"
+    );
+}

@@ -1,0 +1,165 @@
+//! Handing instances out and taking them back: acquire, show, extend, release.
+//!
+//! Called by the API. An acquire takes the first of these that works, and the
+//! answer, the metrics and the log say which one it was:
+//!
+//! ```text
+//! key held -> the same instance again
+//! pool     -> one atomic claim in the store
+//! restore  -> made while the client waits (clients go before the pool)
+//! cold     -> booted while the client waits, if COLD_START allows
+//! ```
+//!
+//! Invariants: an instance is handed out once; never more than MAX_INSTANCES;
+//! work goes on when its client hangs up, and what it made then goes to the
+//! pool (restored, not yet handed out), is kept for the client's return (it gave
+//! an idempotency key), or is released.
+//!
+//! Not responsible for: filling the pool, expiry ([`crate::pool`]).
+
+mod acquire;
+pub mod errors;
+mod flight;
+pub mod gate;
+mod lease;
+mod ledger;
+mod lifecycle;
+mod tally;
+#[cfg(test)]
+mod tests;
+pub mod ttl;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use jiff::SignedDuration;
+
+pub use self::ledger::Doing;
+pub use self::lifecycle::{Ended, Lifecycle, Order, Parts};
+pub use self::tally::{Failure, GoldenTally, Quantiles, Tally};
+use crate::config::{ColdStart, Config};
+use crate::engine::ContainerEngine;
+use crate::id::GoldenName;
+use crate::instance::{Instance, Source};
+use crate::restore::Make;
+
+/// One golden as it is served.
+#[derive(Debug, Clone)]
+pub struct GoldenRuntime {
+    /// Its name.
+    pub name: GoldenName,
+    /// Shown to people.
+    pub title: String,
+    /// How it is restored, or why it cannot be: no snapshot, or none that fits
+    /// this host.
+    pub restore: Result<Arc<dyn Make>, String>,
+    /// How it is booted from the image; none when that is not possible.
+    pub cold: Option<Arc<dyn Make>>,
+}
+
+impl GoldenRuntime {
+    /// Its drivers.
+    #[must_use]
+    pub fn engines(&self) -> Vec<Arc<dyn ContainerEngine>> {
+        self.restore.iter().chain(&self.cold).map(|maker| Arc::clone(maker.engine())).collect()
+    }
+}
+
+/// What a client asks for.
+#[derive(Debug, Clone, Default)]
+pub struct AcquireRequest {
+    /// Which golden; none takes the first one served.
+    pub golden: Option<String>,
+    /// For how long; none takes DEFAULT_TTL.
+    pub ttl: Option<SignedDuration>,
+    /// The same key gets the same instance for as long as it lives.
+    pub idempotency_key: Option<String>,
+}
+
+/// What a client gets.
+#[derive(Debug, Clone)]
+pub struct Acquired {
+    /// The instance, assigned.
+    pub instance: Instance,
+    /// Whether it was handed over now or before, under the same key.
+    pub handed: Handed,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Whether this answer handed the instance over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handed {
+    /// It did, from there.
+    Now(Source),
+    /// An earlier one with the same key did.
+    Before,
+}
+
+/// The rules of handing out.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// When the client names no time.
+    pub default_ttl: SignedDuration,
+    /// The longest time after the hand-over.
+    pub max_ttl: SignedDuration,
+    /// Whether a cold start is an acceptable last resort.
+    pub cold_start: ColdStart,
+    /// How long a client waits at most; the work goes on after it.
+    pub patience: Duration,
+}
+
+impl Terms {
+    /// The rules that the settings state.
+    ///
+    /// A client's patience covers a restore that runs into its deadline and the
+    /// cold start after it; proxies in front give up at about the same time.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        Self {
+            default_ttl: config.default_ttl,
+            max_ttl: config.max_ttl,
+            cold_start: config.cold_start,
+            patience: config.restore_deadline() * 2,
+        }
+    }
+}
+
+/// Hands instances out and takes them back.
+#[derive(Debug)]
+pub struct Provisioner {
+    lifecycle: Arc<Lifecycle>,
+    terms: Terms,
+    flights: flight::Flights,
+    stopping: AtomicBool,
+}
+
+impl Provisioner {
+    /// Puts the parts together; nothing is started.
+    #[must_use]
+    pub fn new(lifecycle: Arc<Lifecycle>, terms: Terms) -> Self {
+        Self { lifecycle, terms, flights: flight::Flights::default(), stopping: AtomicBool::new(false) }
+    }
+
+    /// The procedures and what they stand on.
+    #[must_use]
+    pub const fn lifecycle(&self) -> &Arc<Lifecycle> {
+        &self.lifecycle
+    }
+
+    /// The rules of handing out.
+    #[must_use]
+    pub const fn terms(&self) -> Terms {
+        self.terms
+    }
+
+    /// Refuses further acquires; those under way go on.
+    pub fn stop_intake(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,40 @@
+//! What provisioning needs of whoever makes shops.
+//!
+//! Two implementations: [`Maker`], which launches, personalizes and probes, and
+//! the scripted one that tests drive.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{FirstPage, Made, Maker};
+use crate::engine::{ContainerEngine, LaunchError};
+use crate::id::InstanceId;
+
+/// Makes shops of one golden in one way.
+#[async_trait]
+pub trait Make: Send + Sync + fmt::Debug {
+    /// Makes one shop.
+    ///
+    /// # Errors
+    /// [`LaunchError`] with the phase; nothing is left but what it names.
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: spawn it.
+    async fn make(&self, id: &InstanceId, first_page: FirstPage) -> Result<Made, LaunchError>;
+
+    /// The engine, to end, adopt and watch what this makes.
+    fn engine(&self) -> &Arc<dyn ContainerEngine>;
+}
+
+#[async_trait]
+impl Make for Maker {
+    async fn make(&self, id: &InstanceId, first_page: FirstPage) -> Result<Made, LaunchError> {
+        Maker::make(self, id, first_page).await
+    }
+
+    fn engine(&self) -> &Arc<dyn ContainerEngine> {
+        Maker::engine(self)
+    }
+}

@@ -1,0 +1,191 @@
+//! The embedded store's file: a redb database with one table.
+//!
+//! ```text
+//! instances: <instance id> -> the record as JSON, with its "version"
+//! ```
+//!
+//! Owned by the writer thread of [`super`]. A commit is durable when it
+//! answers. After a failed one redb refuses further work until the file is
+//! opened again, so the file is then dropped and opened anew.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use redb::backends::FileBackend;
+use redb::{Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use serde::Deserialize;
+
+use crate::error::ErrorKind;
+use crate::id::InstanceId;
+use crate::instance::{Instance, RECORD_VERSION};
+
+const INSTANCES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("instances");
+
+/// redb's page cache. Records are read once, at opening; what stays is the
+/// upper part of a small tree. redb's own default is a gigabyte.
+const CACHE_BYTES: usize = 8 << 20;
+
+/// Why the store's file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenStoreError {
+    /// Another process has it open.
+    #[error("the store {} is in use by another process", .path.display())]
+    InUse {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// It is no store, or not whole.
+    #[error("the store {} is damaged; move it away to begin with an empty one", .path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What redb found.
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// The file system refuses.
+    #[error("cannot open the store {}", .path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A later program wrote it.
+    #[error(
+        "the store {} has a record of version {found}, this program knows up to {RECORD_VERSION}: it was written by a later one",
+        .path.display()
+    )]
+    TooNew {
+        /// Which file.
+        path: PathBuf,
+        /// The record's version.
+        found: u16,
+    },
+    /// A record is not of the form of its version.
+    #[error("the store {} has an unreadable record {key:?}", .path.display())]
+    Record {
+        /// Which file.
+        path: PathBuf,
+        /// The record's key.
+        key: String,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl OpenStoreError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::InUse { .. } => ErrorKind::Conflict,
+            Self::Damaged { .. } | Self::TooNew { .. } | Self::Record { .. } => ErrorKind::Incompatible,
+            Self::Io { source, .. } => crate::error::kind_of_io(source),
+        }
+    }
+}
+
+/// Where the database is kept; tests put one there that fails on demand.
+pub(super) type Opener = Box<dyn Fn() -> Result<Database, DatabaseError> + Send>;
+
+/// The open database.
+#[derive(Debug)]
+pub(super) struct StoreFile {
+    database: Database,
+}
+
+/// The opener of a file of the host, created with mode 0600.
+pub(super) fn opener(path: PathBuf) -> Opener {
+    Box::new(move || {
+        let file = open_private(&path).map_err(|error| DatabaseError::Storage(error.into()))?;
+        Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)
+    })
+}
+
+fn open_private(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+impl StoreFile {
+    /// Opens the database and reads all records.
+    pub(super) fn open(opener: &Opener, path: &Path) -> Result<(Self, Vec<Instance>), OpenStoreError> {
+        let database = opener().map_err(|error| open_error(error.into(), path))?;
+        let file = Self { database };
+        let raw = file.read().map_err(|error| open_error(error, path))?;
+        let records = raw.iter().map(|(key, bytes)| decode(key, bytes, path)).collect::<Result<_, _>>()?;
+        Ok((file, records))
+    }
+
+    fn read(&self) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
+        // Creates the table in a new file; in an old one it changes nothing.
+        let transaction = self.database.begin_write()?;
+        drop(transaction.open_table(INSTANCES)?);
+        transaction.commit()?;
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(INSTANCES)?;
+        let mut rows = Vec::new();
+        for row in table.iter()? {
+            let (key, value) = row?;
+            rows.push((key.value().to_owned(), value.value().to_vec()));
+        }
+        Ok(rows)
+    }
+
+    /// Writes all changes in one durable transaction.
+    pub(super) fn commit(
+        &self,
+        changes: &BTreeMap<&InstanceId, Option<&Instance>>,
+    ) -> Result<(), redb::Error> {
+        let transaction = self.database.begin_write()?;
+        {
+            let mut table = transaction.open_table(INSTANCES)?;
+            for (id, record) in changes {
+                match record {
+                    Some(record) => {
+                        let bytes = serde_json::to_vec(record)
+                            .map_err(|error| redb::Error::Io(std::io::Error::other(error)))?;
+                        table.insert(id.as_str(), bytes.as_slice())?;
+                    }
+                    None => {
+                        table.remove(id.as_str())?;
+                    }
+                }
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+}
+
+fn decode(key: &str, bytes: &[u8], path: &Path) -> Result<Instance, OpenStoreError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u16,
+    }
+    let unreadable = |source| OpenStoreError::Record { path: path.to_owned(), key: key.to_owned(), source };
+    // The version first: a later program's record need not have our fields.
+    let Versioned { version } = serde_json::from_slice(bytes).map_err(unreadable)?;
+    if version > RECORD_VERSION {
+        return Err(OpenStoreError::TooNew { path: path.to_owned(), found: version });
+    }
+    serde_json::from_slice(bytes).map_err(unreadable)
+}
+
+fn open_error(error: redb::Error, path: &Path) -> OpenStoreError {
+    let path = path.to_owned();
+    match error {
+        redb::Error::DatabaseAlreadyOpen => OpenStoreError::InUse { path },
+        redb::Error::Io(source) if !is_damage(&source) => OpenStoreError::Io { path, source },
+        other => OpenStoreError::Damaged { path, source: Box::new(other) },
+    }
+}
+
+/// redb reports a file that is none of its own, or is cut short, as these.
+fn is_damage(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof)
+}

@@ -1,0 +1,310 @@
+//! A scripted engine and maker, for tests: shops without containers.
+//!
+//! [`Script`] is both what tests steer (hold makings, fail phases, kill shops,
+//! refuse to destroy) and what they look at (what runs, what left traces). A new
+//! engine on the same script is what a new daemon would have.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase};
+use crate::error::ErrorKind;
+use crate::id::InstanceId;
+use crate::instance::{Access, Container, EngineKind, Source};
+use crate::provision::GoldenRuntime;
+use crate::restore::{FirstPage, Made, Make};
+
+/// What the scripted host does and has.
+#[derive(Debug)]
+pub struct Script {
+    state: Mutex<ScriptState>,
+    held: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct ScriptState {
+    kind: EngineKind,
+    upstream: SocketAddrV4,
+    /// The shops that run; each token is cancelled when its shop ends.
+    running: BTreeMap<InstanceId, CancellationToken>,
+    /// Directories, namespaces and the like: what `traces` finds.
+    traces: BTreeSet<InstanceId>,
+    fail_make: Option<(Phase, ErrorKind)>,
+    leave_traces: bool,
+    fail_destroy: bool,
+    attempts: usize,
+    at_once: usize,
+    most_at_once: usize,
+    first_pages: Vec<FirstPage>,
+    /// The next shop's process id, which is how `ended` finds it again.
+    next_pid: i32,
+    pids: BTreeMap<i32, CancellationToken>,
+}
+
+impl Script {
+    /// A host with nothing on it, whose shops all answer at `upstream`.
+    #[must_use]
+    pub fn new(kind: EngineKind, upstream: SocketAddrV4) -> Arc<Self> {
+        let state = ScriptState {
+            kind,
+            upstream,
+            running: BTreeMap::new(),
+            traces: BTreeSet::new(),
+            fail_make: None,
+            leave_traces: false,
+            fail_destroy: false,
+            attempts: 0,
+            at_once: 0,
+            most_at_once: 0,
+            first_pages: Vec::new(),
+            next_pid: 1,
+            pids: BTreeMap::new(),
+        };
+        Arc::new(Self { state: Mutex::new(state), held: watch::channel(false).0 })
+    }
+
+    /// A host whose shops answer nowhere.
+    #[must_use]
+    pub fn quiet(kind: EngineKind) -> Arc<Self> {
+        Self::new(kind, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ScriptState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A maker on this host.
+    #[must_use]
+    pub fn maker(self: &Arc<Self>) -> Arc<dyn Make> {
+        let engine: Arc<dyn ContainerEngine> = Arc::new(ScriptedEngine(Arc::clone(self)));
+        Arc::new(ScriptedMaker { script: Arc::clone(self), engine })
+    }
+
+    /// Has makings wait in their restore until [`Script::let_go`].
+    pub fn hold(&self) {
+        self.held.send_replace(true);
+    }
+
+    /// Ends [`Script::hold`].
+    pub fn let_go(&self) {
+        self.held.send_replace(false);
+    }
+
+    /// Has every making fail in a phase; none lets them succeed again.
+    pub fn fail_make(&self, failure: Option<(Phase, ErrorKind)>) {
+        self.lock().fail_make = failure;
+    }
+
+    /// Has failed makings leave traces, and say so.
+    pub fn leave_traces(&self, leave: bool) {
+        self.lock().leave_traces = leave;
+    }
+
+    /// Has every destroy fail.
+    pub fn fail_destroy(&self, fail: bool) {
+        self.lock().fail_destroy = fail;
+    }
+
+    /// Ends a shop's first process, as a crash does.
+    pub fn kill(&self, id: &InstanceId) {
+        if let Some(ended) = self.lock().running.remove(id) {
+            ended.cancel();
+        }
+    }
+
+    /// Puts traces there that nobody has a record of.
+    pub fn add_trace(&self, id: &InstanceId) {
+        self.lock().traces.insert(id.clone());
+    }
+
+    /// The shops that run.
+    #[must_use]
+    pub fn running(&self) -> Vec<InstanceId> {
+        self.lock().running.keys().cloned().collect()
+    }
+
+    /// What the host has traces of.
+    #[must_use]
+    pub fn traces(&self) -> Vec<InstanceId> {
+        self.lock().traces.iter().cloned().collect()
+    }
+
+    /// How many makings were begun.
+    #[must_use]
+    pub fn attempts(&self) -> usize {
+        self.lock().attempts
+    }
+
+    /// How many makings ran at once at most.
+    #[must_use]
+    pub fn most_at_once(&self) -> usize {
+        self.lock().most_at_once
+    }
+
+    /// Whether each making was to fetch the first page, in order.
+    #[must_use]
+    pub fn first_pages(&self) -> Vec<FirstPage> {
+        self.lock().first_pages.clone()
+    }
+
+    fn failure(&self, id: &InstanceId, phase: Phase, kind: ErrorKind) -> LaunchError {
+        let mut cleanup = Vec::new();
+        if self.lock().leave_traces {
+            cleanup.push(CleanupError { step: "remove the directory", source: io::ErrorKind::Other.into() });
+        } else {
+            self.lock().traces.remove(id);
+        }
+        self.lock().running.remove(id);
+        LaunchError { id: id.clone(), phase, kind, source: "the script says so".into(), cleanup }
+    }
+}
+
+/// The script as an engine.
+#[derive(Debug)]
+struct ScriptedEngine(Arc<Script>);
+
+#[async_trait]
+impl ContainerEngine for ScriptedEngine {
+    fn kind(&self) -> EngineKind {
+        self.0.lock().kind
+    }
+
+    fn source(&self) -> Source {
+        match self.kind() {
+            EngineKind::Criu => Source::Restore,
+            EngineKind::Podman | EngineKind::Docker => Source::Cold,
+        }
+    }
+
+    async fn launch(&self, id: &InstanceId) -> Result<Launched, LaunchError> {
+        let kind = self.kind();
+        self.0.lock().traces.insert(id.clone());
+        let mut held = self.0.held.subscribe();
+        // The sender lives in the script, which outlives this borrow.
+        let _ = held.wait_for(|held| !held).await;
+        let failing = self.0.lock().fail_make;
+        if let Some((phase @ (Phase::Slot | Phase::Restore | Phase::Adopt), kind)) = failing {
+            return Err(self.0.failure(id, phase, kind));
+        }
+        let mut state = self.0.lock();
+        let (pid, ended) = (state.next_pid, CancellationToken::new());
+        state.next_pid += 1;
+        state.running.insert(id.clone(), ended.clone());
+        state.pids.insert(pid, ended);
+        let container = Container {
+            engine: kind,
+            pid,
+            start_ticks: 1,
+            address: *state.upstream.ip(),
+            port: state.upstream.port(),
+        };
+        Ok(Launched { container, snapshot: None, phases: vec![(Phase::Restore, Duration::from_millis(1))] })
+    }
+
+    async fn destroy(&self, id: &InstanceId, _: Option<&Container>) -> Result<(), DestroyError> {
+        let mut state = self.0.lock();
+        if state.fail_destroy {
+            let left = CleanupError { step: "unmount", source: io::ErrorKind::ResourceBusy.into() };
+            return Err(DestroyError { id: id.clone(), cleanup: vec![left] });
+        }
+        if let Some(ended) = state.running.remove(id) {
+            ended.cancel();
+        }
+        state.traces.remove(id);
+        Ok(())
+    }
+
+    async fn adopt(&self, id: &InstanceId, _: &Container) -> bool {
+        self.0.lock().running.contains_key(id)
+    }
+
+    async fn ended(&self, container: &Container) {
+        let ended = self.0.lock().pids.get(&container.pid).cloned();
+        if let Some(ended) = ended {
+            ended.cancelled().await;
+        }
+    }
+
+    async fn traces(&self) -> io::Result<Vec<InstanceId>> {
+        Ok(self.0.traces())
+    }
+}
+
+/// The script as a maker.
+#[derive(Debug)]
+struct ScriptedMaker {
+    script: Arc<Script>,
+    engine: Arc<dyn ContainerEngine>,
+}
+
+#[async_trait]
+impl Make for ScriptedMaker {
+    async fn make(&self, id: &InstanceId, first_page: FirstPage) -> Result<Made, LaunchError> {
+        {
+            let mut state = self.script.lock();
+            state.attempts += 1;
+            state.at_once += 1;
+            state.most_at_once = state.most_at_once.max(state.at_once);
+            state.first_pages.push(first_page);
+        }
+        let launched = self.engine.launch(id).await;
+        self.script.lock().at_once -= 1;
+        let launched = launched?;
+        let failing = self.script.lock().fail_make;
+        if let Some((phase @ (Phase::Personalize | Phase::Probe), kind)) = failing {
+            return Err(self.script.failure(id, phase, kind));
+        }
+        Ok(Made {
+            container: launched.container,
+            access: Access {
+                url: format!("http://{id}.localhost/"),
+                admin_url: format!("http://{id}.localhost/admin"),
+                admin_email: format!("{id}@example.com"),
+                admin_password: format!("password-of-{id}").into(),
+            },
+            snapshot: launched.snapshot,
+            made_by: self.engine.source(),
+            phases: launched.phases,
+        })
+    }
+
+    fn engine(&self) -> &Arc<dyn ContainerEngine> {
+        &self.engine
+    }
+}
+
+/// A golden restored by one script and, if given, booted by another.
+///
+/// # Panics
+/// When the name is no golden name.
+#[must_use]
+pub fn runtime(name: &str, restore: &Arc<Script>, cold: Option<&Arc<Script>>) -> GoldenRuntime {
+    GoldenRuntime {
+        name: name.parse().expect("a golden name"),
+        title: format!("The {name} shop"),
+        restore: Ok(restore.maker()),
+        cold: cold.map(Script::maker),
+    }
+}
+
+/// Waits until `check` answers something, for ten seconds at most.
+///
+/// # Panics
+/// With `what` when it does not come true in time.
+pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(found) = check().await {
+            return found;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "not within ten seconds: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
