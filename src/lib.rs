@@ -12,6 +12,7 @@
 //! `tests/architecture.rs` holds both.
 
 pub mod api;
+pub mod assemble;
 pub mod bench;
 pub mod checkpoint;
 pub mod config;

@@ -13,13 +13,18 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::cgroup;
 use super::net::{Lease, NetError, Network};
 use super::process;
-use crate::error::ErrorKind;
+use crate::error::{Chain, ErrorKind};
 use crate::id::InstanceId;
 use crate::instance::Container;
+
+/// How long after a failure the next slot is tried: what is missing (addresses,
+/// disk) comes back when instances end, in seconds at best.
+const REFILL_PAUSE: Duration = Duration::from_secs(2);
 
 /// A slot could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +126,7 @@ pub struct Slots {
     ready: Mutex<Ready>,
     /// One refill at a time.
     refill: tokio::sync::Mutex<()>,
+    taken: tokio::sync::Notify,
 }
 
 impl Slots {
@@ -143,6 +149,7 @@ impl Slots {
             ahead,
             ready: Mutex::default(),
             refill: tokio::sync::Mutex::default(),
+            taken: tokio::sync::Notify::new(),
         })
     }
 
@@ -194,6 +201,7 @@ impl Slots {
     /// [`SlotError`]; nothing is left.
     pub async fn take(&self, id: &InstanceId) -> Result<Slot, SlotError> {
         let made = self.ready().remove(id);
+        self.taken.notify_one();
         match made {
             Some(slot) => Ok(slot),
             None => self.make(id).await,
@@ -211,6 +219,18 @@ impl Slots {
             self.ready().waiting.insert(slot.id.clone(), slot);
         }
         Ok(())
+    }
+
+    /// Keeps slots made ahead, for ever; spawned once by the daemon.
+    pub async fn keep_filled(self: Arc<Self>) {
+        loop {
+            if let Err(error) = self.fill().await {
+                tracing::warn!(error = %Chain(&error), "no slot can be made ahead");
+                tokio::time::sleep(REFILL_PAUSE).await;
+            } else {
+                self.taken.notified().await;
+            }
+        }
     }
 
     /// Makes `n` slots at once and names them, for a burst that is foreseen.
