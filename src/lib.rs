@@ -12,18 +12,24 @@
 //! `tests/architecture.rs` holds both.
 
 pub mod api;
+pub mod app;
+pub mod commands;
 pub mod config;
 pub mod engine;
 pub mod error;
 pub mod golden;
 pub mod id;
 pub mod instance;
+pub mod listener;
 pub mod metrics;
+pub mod notify;
 pub mod pool;
 pub mod provision;
+pub mod proxy;
 pub mod restore;
 pub mod route;
 pub mod shutdown;
 pub mod store;
+pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
