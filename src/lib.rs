@@ -12,9 +12,11 @@
 //! `tests/architecture.rs` holds both.
 
 pub mod api;
+pub mod app;
 pub mod assemble;
 pub mod bench;
 pub mod checkpoint;
+pub mod commands;
 pub mod config;
 pub mod engine;
 pub mod error;
@@ -23,13 +25,17 @@ pub mod host;
 pub mod id;
 pub mod identity;
 pub mod instance;
+pub mod listener;
 pub mod metrics;
+pub mod notify;
 pub mod pool;
 pub mod provision;
+pub mod proxy;
 pub mod restore;
 pub mod route;
 pub mod shutdown;
 pub mod snapshot;
 pub mod store;
+pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -10,6 +10,7 @@
 pub mod podman;
 pub mod report;
 pub mod restore;
+pub mod service;
 
 use std::time::{Duration, Instant};
 

@@ -129,6 +129,17 @@ impl Parent {
         }
     }
 
+    /// Pids of an instance's processes; none when it has no cgroup.
+    ///
+    /// # Errors
+    /// When the cgroup cannot be read.
+    pub fn processes(&self, id: &InstanceId) -> io::Result<Vec<i32>> {
+        match std::fs::read_to_string(self.of(id).join("cgroup.procs")) {
+            Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
+            Err(error) => ignore_missing(error).map(|()| Vec::new()),
+        }
+    }
+
     /// Ids of all instances that have a cgroup.
     ///
     /// # Errors

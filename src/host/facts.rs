@@ -1,6 +1,7 @@
 //! What this host is, as far as a frozen process depends on it.
 
 use std::io;
+use std::path::Path;
 
 /// The kernel's release, such as `6.12.48+deb13-amd64`.
 #[must_use]
@@ -32,6 +33,21 @@ fn parse_features(cpuinfo: &str) -> Vec<String> {
         .unwrap_or_default();
     features.sort();
     features
+}
+
+/// The name of the file system a path lies on; its magic number when it is none
+/// that matters here (statfs(2)).
+#[must_use]
+pub fn file_system(path: &Path) -> String {
+    match rustix::fs::statfs(path).map(|stat| stat.f_type) {
+        Ok(0x5846_5342) => "xfs".into(),
+        Ok(0x9123_683e) => "btrfs".into(),
+        Ok(0xef53) => "ext4".into(),
+        Ok(0x0102_1994) => "tmpfs".into(),
+        Ok(0x794c_7630) => "overlay".into(),
+        Ok(other) => format!("{other:#x}"),
+        Err(error) => error.to_string(),
+    }
 }
 
 #[cfg(test)]

@@ -23,6 +23,15 @@ pub fn start_ticks(pid: i32) -> io::Result<u64> {
     start_ticks_field(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))
 }
 
+/// Whether a process is the first one of its pid namespace (and not of ours).
+#[must_use]
+pub fn is_init(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    let pids: Vec<&str> = pids.split_ascii_whitespace().collect();
+    pids.len() > 1 && pids.last() == Some(&"1")
+}
+
 /// Opens a handle to the process that has this pid *and* start time; none when
 /// it is gone, be its pid reused or not.
 ///

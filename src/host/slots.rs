@@ -221,6 +221,12 @@ impl Slots {
         Ok(())
     }
 
+    /// Whether as many slots wait as shall be made ahead.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.ready().waiting.len() >= self.ahead
+    }
+
     /// Keeps slots made ahead, for ever; spawned once by the daemon.
     pub async fn keep_filled(self: Arc<Self>) {
         loop {

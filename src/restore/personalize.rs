@@ -94,6 +94,15 @@ pub async fn apply(
     Ok(())
 }
 
+/// Reads a file of a running clone, found below its own root.
+///
+/// # Errors
+/// As `open` and `read` answer.
+pub fn read(pid: i32, path: &Path) -> io::Result<Vec<u8>> {
+    let path = path.to_str().ok_or(io::ErrorKind::InvalidInput)?;
+    Root::of(pid)?.read(path).map(|(content, _)| content)
+}
+
 /// The clone's root directory.
 struct Root(OwnedFd);
 

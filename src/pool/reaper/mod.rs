@@ -93,14 +93,14 @@ impl Reaper {
     }
 
     /// Waits for the takings-down under way.
-    pub(super) async fn settle(&mut self) {
+    pub(crate) async fn settle(&mut self) {
         while let Some(ended) = self.ending.join_next().await {
             self.note(ended);
         }
     }
 
     /// One look at the store at `now`, and what follows from it.
-    pub(super) async fn pass(&mut self, now: Timestamp) {
+    pub(crate) async fn pass(&mut self, now: Timestamp) {
         if let Err(error) = self.look(now).await {
             tracing::warn!(error = %Chain(&error), "store not looked at for what is over");
         }
@@ -202,7 +202,7 @@ impl Reaper {
     }
 
     /// Destroys what has traces on the host but no record.
-    pub(super) async fn sweep_orphans(&mut self) {
+    pub(crate) async fn sweep_orphans(&mut self) {
         for engine in self.lifecycle.engines() {
             let traces = match engine.traces().await {
                 Ok(traces) => traces,

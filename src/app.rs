@@ -1,0 +1,310 @@
+//! The daemon, put together: the only file that names the concrete store, edges
+//! and workers and knows the order in which they begin and end.
+//!
+//! ```text
+//! lock -> open store -> bind               build: whatever is wrong is fatal here
+//! adopt, reap, sweep                       starting
+//! reconciler, reaper, listener; READY=1    serving
+//! no intake -> makings end or roll back -> work under way ends -> listener ends   draining
+//! instances stay (or go, if so asked)      stopped
+//! ```
+//!
+//! Instances outlive the daemon: the next one adopts them.
+
+use std::fs::{DirBuilder, File, TryLockError};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::{self, ApiState};
+use crate::config::Config;
+use crate::error::Chain;
+use crate::instance::State;
+use crate::listener::{self, Edges};
+use crate::pool::adopt::adopt_all;
+use crate::pool::reaper::Reaper;
+use crate::pool::reconciler::{Reconciler, Target};
+use crate::pool::{Nudge, PoolStatus};
+use crate::provision::{GoldenRuntime, Lifecycle, Parts, Provisioner, Terms};
+use crate::proxy::{Proxy, PublicFace};
+use crate::route::RouteTable;
+use crate::shutdown::{Phase, PhaseSetter};
+use crate::store::StoreError;
+use crate::store::embedded::{EmbeddedStore, OpenStoreError};
+use crate::{metrics, notify};
+
+/// How long makings and other work under way may take on the way down. A
+/// restore takes well below a second; the unit's TimeoutStopSec is above the
+/// sum of the two deadlines.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long a visitor's request under way may take after that.
+const REQUESTS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often the metrics' buffers are emptied: they grow until then.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// What becomes of the instances when the daemon is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnExit {
+    /// They live on, and the next daemon adopts them.
+    KeepInstances,
+    /// They are taken down, and nothing is left.
+    DestroyInstances,
+}
+
+/// Why the daemon does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// STATE_DIR is not usable.
+    #[error("cannot use the state directory {}", .path.display())]
+    StateDir {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another daemon has STATE_DIR.
+    #[error("another daemon runs on {}: stop it, or set STATE_DIR to another directory", .path.display())]
+    AlreadyRunning {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The store cannot be opened.
+    #[error(transparent)]
+    OpenStore(OpenStoreError),
+    /// LISTEN cannot be bound.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// LISTEN.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// systemd's socket cannot be used.
+    #[error("cannot use the socket that systemd listens on")]
+    Socket(#[source] io::Error),
+    /// What the former daemon left cannot be looked at.
+    #[error("cannot look at the former daemon's instances")]
+    Adopt(#[source] StoreError),
+}
+
+/// The right to run on a state directory; nobody else has it meanwhile.
+#[derive(Debug)]
+pub struct StateLock(#[expect(dead_code, reason = "held, not used")] File);
+
+impl StateLock {
+    /// Takes the right. To be called before anything on the host is touched.
+    ///
+    /// # Errors
+    /// [`AppError::AlreadyRunning`], or the directory cannot be used.
+    pub fn take(config: &Config) -> Result<Self, AppError> {
+        let dir = &config.state_dir;
+        let unusable = |source| AppError::StateDir { path: dir.clone(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(unusable)?;
+        let file = File::options().create(true).truncate(false).write(true).open(dir.join("lock"));
+        let file = file.map_err(unusable)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => Err(AppError::AlreadyRunning { path: dir.clone() }),
+            Err(TryLockError::Error(source)) => Err(unusable(source)),
+        }
+    }
+}
+
+/// The daemon, built and not yet running.
+#[derive(Debug)]
+pub struct App {
+    config: Config,
+    on_exit: OnExit,
+    lifecycle: Arc<Lifecycle>,
+    provisioner: Arc<Provisioner>,
+    reconciler: Reconciler,
+    reaper: Reaper,
+    listener: TcpListener,
+    edges: Edges,
+    phase: PhaseSetter,
+    /// Last, so that it is given up last.
+    lock: StateLock,
+}
+
+impl App {
+    /// Opens the store, binds the listener and puts everything together.
+    ///
+    /// # Errors
+    /// [`AppError`]; nothing was started.
+    pub async fn build(
+        config: Config,
+        lock: StateLock,
+        goldens: Vec<GoldenRuntime>,
+        on_exit: OnExit,
+    ) -> Result<Self, AppError> {
+        let store = EmbeddedStore::open(&config.store_path).map_err(AppError::OpenStore)?;
+        let listener = bind(config.listen).await?;
+        let (refill, reap) = (Nudge::default(), Nudge::default());
+        let routes = Arc::new(RouteTable::default());
+        let lifecycle = Arc::new(Lifecycle::new(Parts {
+            store: Arc::new(store),
+            routes: Arc::clone(&routes),
+            goldens,
+            max_instances: config.max_instances,
+            restore_concurrency: config.restore_concurrency,
+            refill: refill.clone(),
+            reap: reap.clone(),
+        }));
+        let provisioner = Arc::new(Provisioner::new(Arc::clone(&lifecycle), Terms::of(&config)));
+        let target = Target {
+            ready: config.pool_target_size,
+            starts: config.restore_concurrency,
+            cold_start: config.cold_start,
+        };
+        let reconciler = Reconciler::new(Arc::clone(&lifecycle), target, refill);
+        let reaper = Reaper::new(Arc::clone(&lifecycle), reap);
+        let phase = PhaseSetter::default();
+        let api = api::router(ApiState {
+            provisioner: Arc::clone(&provisioner),
+            pool: reconciler.status(),
+            phase: phase.view(),
+            metrics: metrics::install(),
+        });
+        let edges = Edges {
+            api,
+            proxy: Proxy::new(routes, public_face(&config)),
+            base_domain: config.base_domain.as_str().into(),
+        };
+        Ok(Self { config, on_exit, lifecycle, provisioner, reconciler, reaper, listener, edges, phase, lock })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the socket does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// A view of the phase.
+    #[must_use]
+    pub fn phase(&self) -> tokio::sync::watch::Receiver<Phase> {
+        self.phase.view()
+    }
+
+    /// Runs until `stop`, then drains.
+    ///
+    /// # Errors
+    /// [`AppError::Adopt`]: the store cannot be read.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), AppError> {
+        self.take_over().await?;
+        let (workers, edges) = (TaskTracker::new(), TaskTracker::new());
+        let (stop_workers, stop_edges) = (CancellationToken::new(), CancellationToken::new());
+        let pool = self.reconciler.status();
+        workers.spawn(self.reconciler.run(stop_workers.clone()));
+        workers.spawn(self.reaper.run(stop_workers.clone()));
+        let address = self.listener.local_addr();
+        edges.spawn(listener::serve(self.listener, self.edges, stop_edges.clone(), REQUESTS_DEADLINE));
+        self.phase.enter(Phase::Serving);
+        tracing::info!(
+            address = address.map(|it| it.to_string()).unwrap_or_default(),
+            base_domain = self.config.base_domain,
+            "serving"
+        );
+        notify::ready("serving");
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = notify::watchdog() => {}
+            () = upkeep(pool) => {}
+        }
+
+        notify::stopping();
+        self.phase.enter(Phase::Draining);
+        self.provisioner.stop_intake();
+        stop_workers.cancel();
+        workers.close();
+        self.lifecycle.tasks().close();
+        let work = async { tokio::join!(workers.wait(), self.lifecycle.tasks().wait()) };
+        if tokio::time::timeout(DRAIN_DEADLINE, work).await.is_err() {
+            tracing::warn!("some instances were still being made; the next daemon takes them down");
+        }
+        stop_edges.cancel();
+        edges.close();
+        edges.wait().await;
+        if self.on_exit == OnExit::DestroyInstances {
+            destroy_all(&self.lifecycle).await;
+        }
+        self.phase.enter(Phase::Stopped);
+        drop(self.lock);
+        Ok(())
+    }
+
+    /// Adopts what the former daemon left and takes down the rest, before
+    /// anything is served.
+    async fn take_over(&mut self) -> Result<(), AppError> {
+        let now = Timestamp::now();
+        let found = adopt_all(&self.lifecycle, now).await.map_err(AppError::Adopt)?;
+        tracing::info!(
+            adopted = found.adopted,
+            dropped = found.dropped,
+            "former daemon's instances looked at"
+        );
+        self.reaper.pass(now).await;
+        self.reaper.settle().await;
+        self.reaper.sweep_orphans().await;
+        Ok(())
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, AppError> {
+    match notify::inherited_listener().map_err(AppError::Socket)? {
+        Some(inherited) => TcpListener::from_std(inherited).map_err(AppError::Socket),
+        None => TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source }),
+    }
+}
+
+fn public_face(config: &Config) -> PublicFace {
+    let (scheme, own_port) = if config.public_scheme == "https" { ("https", 443) } else { ("http", 80) };
+    PublicFace { scheme, port: config.public_port.unwrap_or(own_port) }
+}
+
+/// Empties the metrics' buffers and keeps systemd's status line up to date.
+async fn upkeep(pool: tokio::sync::watch::Receiver<PoolStatus>) {
+    let metrics = metrics::install();
+    let mut tick = tokio::time::interval(UPKEEP);
+    loop {
+        tick.tick().await;
+        metrics.run_upkeep();
+        let failing = pool.borrow().values().filter(|golden| golden.failures_in_a_row > 0).count();
+        match failing {
+            0 => notify::status("serving"),
+            n => notify::status(&format!("serving; restores of {n} golden(s) fail, see the log")),
+        }
+    }
+}
+
+/// Takes every instance down, many at once.
+async fn destroy_all(lifecycle: &Arc<Lifecycle>) {
+    let all = match lifecycle.store().list().await {
+        Ok(all) => all,
+        Err(error) => return tracing::warn!(error = %Chain(&error), "instances not taken down"),
+    };
+    let mut ending = tokio::task::JoinSet::new();
+    for instance in all {
+        let lifecycle = Arc::clone(lifecycle);
+        ending.spawn(async move {
+            let id = instance.id.clone();
+            if let Err(error) = lifecycle.end(instance, State::Expired, |_| true).await {
+                tracing::warn!(instance_id = %id, error = %Chain(&error), "instance not taken down");
+            }
+        });
+    }
+    while ending.join_next().await.is_some() {}
+}

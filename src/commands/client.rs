@@ -1,0 +1,105 @@
+//! How the client commands speak to the daemon: HTTP to API_URL, or to LISTEN.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+
+use super::Context;
+
+/// The largest answer: a list of some thousand instances.
+const ANSWER_MAX: usize = 64 << 20;
+
+/// The daemon's API.
+#[derive(Debug)]
+pub(super) struct Api {
+    client: Client<HttpConnector, Full<Bytes>>,
+    base: String,
+}
+
+impl Api {
+    /// The API that the settings name.
+    pub(super) fn of(context: &Context) -> anyhow::Result<Self> {
+        let base = match context.value("API_URL") {
+            "" => {
+                let mut listen = context.config.listen;
+                // An address to listen on, not one to call.
+                if listen.ip().is_unspecified() {
+                    listen.set_ip(match listen.ip() {
+                        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+                    });
+                }
+                format!("http://{listen}")
+            }
+            url => url.trim_end_matches('/').to_owned(),
+        };
+        let uri: Uri = base.parse().with_context(|| format!("API_URL={base:?} is not a URL"))?;
+        if uri.scheme_str() != Some("http") || uri.host().is_none() {
+            bail!("API_URL={base:?}: a URL such as http://127.0.0.1:8080 (only http)");
+        }
+        Ok(Self { client: Client::builder(TokioExecutor::new()).build(HttpConnector::new()), base })
+    }
+
+    /// Sends a request; an answer of status 400 or above is an error with the
+    /// problem's detail.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> anyhow::Result<Value> {
+        let url = format!("{}{path}", self.base);
+        let body = body.map(|value| value.to_string()).unwrap_or_default();
+        let request = Request::builder()
+            .method(method)
+            .uri(&url)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::from(body))?;
+        let response = self.client.request(request).await;
+        let response = response.with_context(|| {
+            format!("no answer from {}: does the daemon run? (API_URL, LISTEN)", self.base)
+        })?;
+        let status = response.status();
+        let bytes = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
+        let bytes = bytes.map_err(|error| anyhow::anyhow!("{url}: {error}"))?.to_bytes();
+        if status == StatusCode::NO_CONTENT {
+            return Ok(Value::Null);
+        }
+        let answer: Value = serde_json::from_slice(&bytes)
+            .with_context(|| format!("{url} answered {status} without JSON"))?;
+        if status.is_client_error() || status.is_server_error() {
+            bail!("{} ({status})", answer["detail"].as_str().unwrap_or("the daemon refused"));
+        }
+        Ok(answer)
+    }
+}
+
+/// A field of an answer as text; empty when it is not there.
+pub(super) fn text(answer: &Value, field: &str) -> String {
+    match &answer[field] {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Prints an answer as JSON.
+pub(super) fn print_json(answer: &Value) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(answer)?);
+    Ok(())
+}
+
+/// Prints named fields, one a line.
+pub(super) fn print_fields(answer: &Value, fields: &[(&str, &str)]) {
+    let width = fields.iter().map(|(title, _)| title.len()).max().unwrap_or(0);
+    for (title, field) in fields {
+        println!("{title:<width$}  {}", text(answer, field));
+    }
+}

@@ -1,0 +1,246 @@
+//! The command line: what may be typed, and which file does it.
+//!
+//! Called by `main`. Every setting is a global flag, made from
+//! [`SETTINGS`], so that the list stays in one place. One sub-command a file;
+//! to add one: its file, a variant of [`Command`], a line in [`Invocation::run`].
+
+mod bench;
+mod client;
+mod exec;
+mod golden;
+mod lease;
+mod list;
+mod local;
+mod logs;
+mod progress;
+mod serve;
+mod snapshot;
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use crate::config::{self, Config, ConfigError, SETTINGS, Values};
+
+/// The program's name, in usage texts and completions.
+const NAME: &str = "demo-multiplexer";
+
+/// A whole demo shop per visitor, restored from a snapshot in a blink.
+#[derive(Debug, Parser)]
+#[command(name = NAME, version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What may be done.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon: pool, API and proxy
+    Serve(serve::Serve),
+    /// Get an instance (--golden says of what)
+    Acquire(lease::Acquire),
+    /// End an instance
+    Release(lease::Release),
+    /// List all instances
+    Ls(list::Ls),
+    /// Give an instance more time
+    Extend(lease::Extend),
+    /// Build goldens
+    Golden(golden::Golden),
+    /// Take and look after snapshots
+    Snapshot(snapshot::Snapshot),
+    /// Show an instance's log files
+    Logs(logs::Logs),
+    /// Run a command in an instance
+    Exec(exec::Exec),
+    /// Measure every way to get a shop, side by side
+    Bench(bench::Bench),
+    /// Print a shell's completion script
+    Completions(Completions),
+}
+
+/// `completions SHELL`
+#[derive(Debug, clap::Args)]
+struct Completions {
+    /// Which shell
+    shell: clap_complete::Shell,
+}
+
+/// How answers are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// What every command is given.
+#[derive(Debug)]
+pub struct Context {
+    /// The settings, checked.
+    pub config: Config,
+    /// The settings' raw values, for those that [`Config`] does not hold.
+    pub values: Values,
+    /// Only those given as flags.
+    pub flags: Values,
+    /// How answers are printed.
+    pub output: Output,
+}
+
+impl Context {
+    /// The golden a command is about: the one named, or GOLDEN's first.
+    #[must_use]
+    pub fn golden<'a>(&'a self, named: Option<&'a str>) -> &'a str {
+        named.or_else(|| self.config.goldens.first().map(String::as_str)).unwrap_or_default()
+    }
+
+    /// A setting's raw value.
+    #[must_use]
+    pub fn value(&self, name: &str) -> &str {
+        self.values.get(name).map_or("", |value| value.trim())
+    }
+}
+
+/// One checked command line.
+#[derive(Debug)]
+pub struct Invocation {
+    command: Command,
+    /// The settings given as flags.
+    flags: Values,
+    output: Output,
+}
+
+impl Invocation {
+    /// Reads a command line.
+    ///
+    /// # Errors
+    /// clap's own, which may also be a request for help.
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let matches = command_line().try_get_matches_from(args)?;
+        let cli = Cli::from_arg_matches(&matches)?;
+        let output = if flag_set(&matches, "json") { Output::Json } else { Output::Text };
+        Ok(Self { command: cli.command, flags: setting_flags(&matches), output })
+    }
+
+    /// Collects and checks the settings: those of the files and the environment
+    /// with the flags over them.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with all that is wrong.
+    pub fn context(&self, dir: &Path) -> Result<Context, ConfigError> {
+        let values = config::collect(dir, self.flags.clone())?;
+        let config = Config::check(&values)?;
+        Ok(Context { config, values, flags: self.flags.clone(), output: self.output })
+    }
+
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// What the command met, for `main` to print.
+    pub async fn run(self, context: Context) -> anyhow::Result<()> {
+        match self.command {
+            Command::Serve(serve) => serve.run(context).await,
+            Command::Acquire(acquire) => acquire.run(&context).await,
+            Command::Release(release) => release.run(&context).await,
+            Command::Ls(ls) => ls.run(&context).await,
+            Command::Extend(extend) => extend.run(&context).await,
+            Command::Golden(golden) => golden.run(&context).await,
+            Command::Snapshot(snapshot) => snapshot.run(&context).await,
+            Command::Logs(logs) => logs.run(&context).await,
+            Command::Exec(exec) => exec.run(&context).await,
+            Command::Bench(bench) => bench.run(&context).await,
+            Command::Completions(completions) => {
+                clap_complete::generate(completions.shell, &mut command_line(), NAME, &mut std::io::stdout());
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The whole command line, settings included.
+fn command_line() -> clap::Command {
+    let mut command = Cli::command().arg(
+        Arg::new("json")
+            .long("json")
+            .global(true)
+            .action(ArgAction::SetTrue)
+            .help("Answer in JSON instead of a table"),
+    );
+    for setting in SETTINGS {
+        // clap wants names for ever; there are two dozen of them, once a process.
+        let long: &'static str = setting.name.to_ascii_lowercase().replace('_', "-").leak();
+        let default = match setting.default {
+            "" => String::new(),
+            default => format!(" [default: {default}]"),
+        };
+        command = command.arg(
+            Arg::new(setting.name)
+                .long(long)
+                .global(true)
+                .value_name("VALUE")
+                .allow_hyphen_values(true)
+                .hide_short_help(true)
+                .help_heading("Settings (each also in .env, the environment and CONFIG_FILE)")
+                .help(format!("{} [{}]{default}", setting.help, setting.name)),
+        );
+    }
+    command
+}
+
+/// The matches of the innermost sub-command, to which clap carries global flags
+/// wherever they were typed.
+fn innermost(matches: &ArgMatches) -> &ArgMatches {
+    matches.subcommand().map_or(matches, |(_, inner)| innermost(inner))
+}
+
+fn flag_set(matches: &ArgMatches, name: &str) -> bool {
+    innermost(matches).get_flag(name)
+}
+
+fn setting_flags(matches: &ArgMatches) -> Values {
+    let matches = innermost(matches);
+    let given = |name| matches.get_one::<String>(name).cloned();
+    SETTINGS.iter().filter_map(|setting| Some((setting.name.to_owned(), given(setting.name)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Invocation, clap::Error> {
+        Invocation::parse(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn the_command_line_makes_sense() {
+        command_line().debug_assert();
+    }
+
+    #[test]
+    fn a_setting_is_a_flag_before_and_after_the_command() {
+        for line in [
+            "demo-multiplexer --pool-target-size 7 --json serve --ephemeral",
+            "demo-multiplexer serve --pool-target-size=7 --ephemeral --json",
+        ] {
+            let invocation = parse(line).unwrap();
+            assert_eq!(invocation.flags.get("POOL_TARGET_SIZE").map(String::as_str), Some("7"), "{line}");
+            assert_eq!((invocation.flags.len(), invocation.output), (1, Output::Json), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_knows_is_refused() {
+        assert!(parse("demo-multiplexer sevre").is_err());
+        assert!(parse("demo-multiplexer serve --pool-size 3").is_err());
+        assert!(parse("demo-multiplexer").is_err());
+    }
+
+    #[test]
+    fn acquire_takes_its_golden_from_the_flag_only() {
+        let invocation = parse("demo-multiplexer acquire --golden wordpress --ttl 5m").unwrap();
+        assert_eq!(invocation.flags.get("GOLDEN").map(String::as_str), Some("wordpress"));
+    }
+}

@@ -1,0 +1,59 @@
+//! `serve`: the daemon in the foreground, until SIGINT or SIGTERM.
+
+use std::sync::Arc;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::Context;
+use crate::app::{App, OnExit, StateLock};
+use crate::assemble::{self, Host};
+
+/// `serve`
+#[derive(Debug, clap::Args)]
+pub(super) struct Serve {
+    /// Take all instances down when stopped, instead of leaving them to the next daemon
+    #[arg(long)]
+    ephemeral: bool,
+}
+
+impl Serve {
+    pub(super) async fn run(self, context: Context) -> anyhow::Result<()> {
+        let stop = CancellationToken::new();
+        // Before anything else, so that no signal finds a half-built daemon.
+        let signals = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        tokio::spawn(on_signal(signals, stop.clone()));
+        let config = context.config;
+        let lock = StateLock::take(&config)?;
+        let host = Host::open(&config).await?;
+        let shared = Arc::new(config.clone());
+        let mut goldens = Vec::new();
+        for name in &config.goldens {
+            goldens.push(assemble::golden(name, &shared, &host).await?.runtime);
+        }
+        let on_exit = if self.ephemeral { OnExit::DestroyInstances } else { OnExit::KeepInstances };
+        let app = App::build(config, lock, goldens, on_exit).await?;
+        let filling = tokio::spawn(Arc::clone(&host.slots).keep_filled());
+        let ran = app.run(stop).await;
+        filling.abort();
+        for (step, error) in host.slots.drain().await {
+            tracing::warn!(step, %error, "a waiting slot was not removed completely");
+        }
+        Ok(ran?)
+    }
+}
+
+/// The first signal drains, the second one ends the process at once: whatever
+/// is then half-done, the next daemon takes down.
+async fn on_signal((mut interrupt, mut terminate): (Signal, Signal), stop: CancellationToken) {
+    for round in 0.. {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if round > 0 {
+            std::process::exit(130);
+        }
+        stop.cancel();
+    }
+}

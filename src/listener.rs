@@ -1,0 +1,112 @@
+//! The one listener: API and shops on the same address, told apart by Host.
+//!
+//! Called by [`crate::app`]. Accepts until told to stop, then lets requests
+//! under way finish. Each connection is a task of its own.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::Response;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
+
+use crate::api::Peer;
+use crate::proxy::Proxy;
+use crate::proxy::host::{Target, authority, target};
+
+/// How long a client may take for its request's headers. Longer than any real
+/// one needs; without it a few thousand idle sockets would use up all files.
+const HEADERS_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A pause after accept has failed: out of file descriptors, most likely, and
+/// some are freed at any moment.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Who answers what.
+#[derive(Debug, Clone)]
+pub struct Edges {
+    /// For everything that is not a shop's.
+    pub api: Router,
+    /// For `<label>.<base_domain>`.
+    pub proxy: Proxy,
+    /// In lower case.
+    pub base_domain: Arc<str>,
+}
+
+impl Edges {
+    /// Answers one request.
+    pub async fn answer(&self, request: http::Request<Body>, peer: SocketAddr) -> Response {
+        let host = authority(request.uri(), request.headers()).to_owned();
+        match target(&host, &self.base_domain) {
+            Target::Shop(label) => self.proxy.handle(request, label, &host, Some(peer.ip())).await,
+            Target::Api => {
+                let mut request = request;
+                request.extensions_mut().insert(Peer(peer));
+                let Ok(response) = self.api.clone().oneshot(request).await;
+                response
+            }
+        }
+    }
+}
+
+/// Serves until `stop`; then no connection is accepted any more, and those with
+/// a request under way are given until `deadline`.
+pub async fn serve(listener: TcpListener, edges: Edges, stop: CancellationToken, deadline: Duration) {
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                connections.spawn(connection(stream, peer, edges.clone(), stop.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(error = %error, "connection not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(deadline, connections.wait()).await.is_err() {
+        tracing::warn!("some requests were still under way and are cut off");
+    }
+}
+
+/// Serves one connection; after `stop` until its present request is answered.
+async fn connection(stream: TcpStream, peer: SocketAddr, edges: Edges, stop: CancellationToken) {
+    // Answers are small; waiting to fill a packet only delays them.
+    let _ = stream.set_nodelay(true);
+    let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
+        let edges = edges.clone();
+        async move { Ok::<_, Infallible>(edges.answer(request.map(Body::new), peer).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_DEADLINE)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(error = %crate::error::Chain(&error), "connection ended");
+    }
+}

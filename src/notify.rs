@@ -1,0 +1,52 @@
+//! What systemd is told, and the sockets it hands over.
+//!
+//! Called by [`crate::app`]. Outside of systemd everything here does nothing. A
+//! message that cannot be sent is no reason to stop serving, so it is dropped.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use sd_notify::NotifyState;
+
+/// Everything is up.
+pub fn ready(status: &str) {
+    let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// The way down has begun.
+pub fn stopping() {
+    let _ = sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+}
+
+/// One sentence for `systemctl status`.
+pub fn status(text: &str) {
+    let _ = sd_notify::notify(&[NotifyState::Status(text)]);
+}
+
+/// Tells the watchdog that the runtime turns, for as long as it is polled.
+/// Never returns; returns at once to nobody when no watchdog is set.
+pub async fn watchdog() {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    // Twice within the limit, so that one late wake-up is no death.
+    let mut tick = tokio::time::interval((limit / 2).max(Duration::from_millis(1)));
+    loop {
+        tick.tick().await;
+        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+    }
+}
+
+/// The first socket that systemd listens on for this service, if any.
+///
+/// # Errors
+/// When the environment names sockets that are not there.
+pub fn inherited_listener() -> io::Result<Option<std::net::TcpListener>> {
+    let Some(number) = sd_notify::listen_fds()?.next() else { return Ok(None) };
+    // A safe way from a number to an owned descriptor: a copy of our own.
+    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let socket: OwnedFd = pidfd_getfd(own, number, PidfdGetfdFlags::empty())?;
+    let listener = std::net::TcpListener::from(socket);
+    listener.set_nonblocking(true)?;
+    Ok(Some(listener))
+}

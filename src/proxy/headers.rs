@@ -1,0 +1,181 @@
+//! Which headers pass, in either direction. Pure.
+//!
+//! Host passes unchanged. What a client says about who forwarded its request is
+//! removed, since anybody can write it; what this proxy knows is written
+//! instead. Hop-by-hop headers, and those that Connection names, end here.
+
+use std::net::IpAddr;
+
+use http::header::{
+    CONNECTION, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// What visitors see of this service.
+#[derive(Debug, Clone)]
+pub struct PublicFace {
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// The port in a visitor's address bar, the scheme's own if none is shown.
+    pub port: u16,
+}
+
+/// Headers of one connection, not of the message (RFC 9110, 7.6.1).
+const HOP_BY_HOP: [HeaderName; 8] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const ROBOTS: HeaderName = HeaderName::from_static("x-robots-tag");
+
+/// The protocol that a request asks to change to, if it does so validly.
+#[must_use]
+pub(super) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
+    let named = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    if named { headers.get(UPGRADE).cloned() } else { None }
+}
+
+/// Rewrites a request's headers for the upstream.
+pub(super) fn to_upstream(
+    headers: &mut HeaderMap,
+    host: &HeaderValue,
+    peer: Option<IpAddr>,
+    face: &PublicFace,
+) {
+    let upgrade = upgrade_of(headers);
+    remove_hop_by_hop(headers);
+    // The body is sent without waiting, and the client was answered by us.
+    headers.remove(EXPECT);
+    headers.remove(FORWARDED);
+    headers.remove(REAL_IP);
+    let claimed: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
+    for name in claimed {
+        headers.remove(name);
+    }
+    if let Some(value) = peer.and_then(|peer| HeaderValue::from_str(&peer.to_canonical().to_string()).ok()) {
+        headers.insert(FORWARDED_FOR, value.clone());
+        headers.insert(REAL_IP, value);
+    }
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(face.scheme));
+    headers.insert(FORWARDED_HOST, host.clone());
+    headers.insert(FORWARDED_PORT, HeaderValue::from(face.port));
+    headers.insert(HOST, host.clone());
+    if let Some(protocol) = upgrade {
+        ask_for_upgrade(headers, protocol);
+    }
+}
+
+/// Rewrites an answer's headers for the visitor.
+pub(super) fn to_visitor(headers: &mut HeaderMap, upgraded: bool) {
+    let protocol = headers.get(UPGRADE).cloned().filter(|_| upgraded);
+    remove_hop_by_hop(headers);
+    // Demo shops are copies of each other; no search engine shall know them.
+    headers.insert(ROBOTS, HeaderValue::from_static("noindex"));
+    if let Some(protocol) = protocol {
+        ask_for_upgrade(headers, protocol);
+    }
+}
+
+fn ask_for_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, protocol);
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
+        .filter_map(|token| token.parse().ok())
+        .filter(|name| *name != HOST)
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    fn sent(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = map(pairs);
+        let face = PublicFace { scheme: "https", port: 443 };
+        let host = HeaderValue::from_static("abc.demo.example:8080");
+        to_upstream(&mut headers, &host, Some([192, 0, 2, 7].into()), &face);
+        headers
+    }
+
+    #[test]
+    fn what_a_client_says_about_forwarding_is_replaced() {
+        let headers = sent(&[
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-forwarded-for", "10.0.0.2"),
+            ("x-forwarded-proto", "gopher"),
+            ("x-forwarded-server", "evil"),
+            ("x-real-ip", "10.0.0.1"),
+            ("forwarded", "for=10.0.0.1"),
+        ]);
+        assert_eq!(headers.get_all("x-forwarded-for").iter().collect::<Vec<_>>(), ["192.0.2.7"]);
+        assert_eq!(headers["x-real-ip"], "192.0.2.7");
+        assert_eq!(headers["x-forwarded-proto"], "https");
+        assert_eq!(headers["x-forwarded-host"], "abc.demo.example:8080");
+        assert_eq!(headers["x-forwarded-port"], "443");
+        assert_eq!(headers["host"], "abc.demo.example:8080");
+        assert!(!headers.contains_key("x-forwarded-server") && !headers.contains_key("forwarded"));
+    }
+
+    #[test]
+    fn hop_by_hop_headers_and_those_that_connection_names_end_here() {
+        let headers = sent(&[
+            ("connection", "keep-alive, X-Private, host"),
+            ("keep-alive", "timeout=5"),
+            ("x-private", "1"),
+            ("te", "trailers"),
+            ("proxy-authorization", "secret"),
+            ("upgrade", "websocket"),
+            ("cookie", "a=b"),
+        ]);
+        for name in ["connection", "keep-alive", "x-private", "te", "proxy-authorization", "upgrade"] {
+            assert!(!headers.contains_key(name), "{name}");
+        }
+        assert_eq!(headers["cookie"], "a=b");
+        assert_eq!(headers["host"], "abc.demo.example:8080", "Host is not a client's to remove");
+    }
+
+    #[test]
+    fn a_valid_upgrade_passes_both_ways() {
+        let headers = sent(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(
+            (&headers["connection"], &headers["upgrade"]),
+            (&"upgrade".parse().unwrap(), &"websocket".parse().unwrap())
+        );
+        let mut answer = map(&[("connection", "upgrade"), ("upgrade", "websocket")]);
+        to_visitor(&mut answer, true);
+        assert_eq!(answer["upgrade"], "websocket");
+        assert_eq!(answer["x-robots-tag"], "noindex");
+    }
+}

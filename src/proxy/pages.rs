@@ -1,0 +1,99 @@
+//! The pages of the proxy itself: small, self-contained, nothing to load.
+
+use axum::body::Body;
+use axum::response::Response;
+use http::{HeaderValue, StatusCode, header};
+
+/// What the proxy has to say when there is no shop to say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Page {
+    /// No such shop.
+    Unknown,
+    /// Its time is over.
+    Gone,
+    /// It does not answer.
+    Silent,
+    /// The request cannot be passed on.
+    BadRequest,
+}
+
+impl Page {
+    const fn parts(self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Self::Unknown => (
+                StatusCode::NOT_FOUND,
+                "There is no shop here",
+                "Check the address. If it is right, this demo shop ended some time ago.",
+            ),
+            Self::Gone => (
+                StatusCode::GONE,
+                "This demo shop has ended",
+                "Its time is over and everything in it is deleted. You can start a new one at any time.",
+            ),
+            Self::Silent => (
+                StatusCode::BAD_GATEWAY,
+                "This shop does not answer",
+                "It is there, but it does not answer at the moment. Try again in a few seconds.",
+            ),
+            Self::BadRequest => (
+                StatusCode::BAD_REQUEST,
+                "This request cannot be passed on",
+                "It does not name exactly one host.",
+            ),
+        }
+    }
+
+    /// The page for that host.
+    pub(super) fn answer(self, host: &str) -> Response {
+        let (status, title, text) = self.parts();
+        let html = format!(
+            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+             <meta name=\"robots\" content=\"noindex\"><title>{title}</title><style>\
+             :root{{color-scheme:light dark}}\
+             body{{font:1.1rem/1.5 system-ui,sans-serif;max-width:34rem;margin:18vh auto;padding:0 1.5rem}}\
+             h1{{font-size:1.5rem}}code{{overflow-wrap:anywhere}}</style></head>\
+             <body><h1>{title}</h1><p>{text}</p><p><code>{}</code></p></body></html>\n",
+            escape(host)
+        );
+        let mut response = Response::new(Body::from(html));
+        *response.status_mut() = status;
+        for (name, value) in [
+            (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+            (header::CACHE_CONTROL, "no-store"),
+            (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'"),
+        ] {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        response.headers_mut().insert("x-robots-tag", HeaderValue::from_static("noindex"));
+        response
+    }
+}
+
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars().take(260) {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            other => out.push(other),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_sent_is_escaped() {
+        assert_eq!(
+            escape("<img src='x' onerror=\"a&b\">"),
+            "&lt;img src=&#39;x&#39; onerror=&quot;a&amp;b&quot;&gt;"
+        );
+    }
+}
