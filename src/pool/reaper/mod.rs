@@ -40,6 +40,11 @@ use crate::store::StoreError;
 /// How late an expiry may be noticed.
 const TICK: Duration = Duration::from_secs(1);
 
+/// The least time between two passes. A pass reads all records, on the same
+/// thread that decides claims, and every new instance nudges; a death is noticed
+/// so much later at most.
+const PASS_GAP: Duration = Duration::from_millis(250);
+
 /// How often the host is searched for orphans. They only come from a defect or
 /// from a daemon that died, and the search reads directories.
 const ORPHAN_TICK: Duration = Duration::from_secs(30);
@@ -79,15 +84,29 @@ impl Reaper {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut orphan_tick = tokio::time::interval(ORPHAN_TICK);
         orphan_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut nudged, mut earliest) = (false, Instant::now());
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                _ = orphan_tick.tick() => self.sweep_orphans().await,
-                Some(ended) = self.ending.join_next() => self.note(ended),
-                () = self.nudge.given() => self.pass(Timestamp::now()).await,
-                _ = tick.tick() => self.pass(Timestamp::now()).await,
+                _ = orphan_tick.tick() => {
+                    self.sweep_orphans().await;
+                    continue;
+                }
+                Some(ended) = self.ending.join_next() => {
+                    self.note(ended);
+                    continue;
+                }
+                () = self.nudge.given(), if !nudged => {
+                    nudged = true;
+                    continue;
+                }
+                () = tokio::time::sleep_until(earliest), if nudged => {}
+                _ = tick.tick() => {}
             }
+            nudged = false;
+            self.pass(Timestamp::now()).await;
+            earliest = Instant::now() + PASS_GAP;
         }
         self.settle().await;
     }
