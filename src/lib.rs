@@ -13,12 +13,17 @@
 
 pub mod api;
 pub mod app;
+pub mod assemble;
+pub mod bench;
+pub mod checkpoint;
 pub mod commands;
 pub mod config;
 pub mod engine;
 pub mod error;
 pub mod golden;
+pub mod host;
 pub mod id;
+pub mod identity;
 pub mod instance;
 pub mod listener;
 pub mod metrics;
@@ -29,6 +34,7 @@ pub mod proxy;
 pub mod restore;
 pub mod route;
 pub mod shutdown;
+pub mod snapshot;
 pub mod store;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]

@@ -1,18 +1,14 @@
 <?php
-// What all clones of this golden have in common. The one file that differs is /etc/golden/instance.ini; it is read at
-// every request and no opcode cache holds it.
+// What all clones of this golden have in common. INSTANCE and instance_key() are the clone's own (common/instance.php).
 
-$instance = parse_ini_file('/etc/golden/instance.ini');
+define('WP_HOME', INSTANCE['url']);
+define('WP_SITEURL', INSTANCE['url']);
 
-define('WP_HOME', $instance['url']);
-define('WP_SITEURL', $instance['url']);
-
-// Eight independent keys from one secret.
 foreach (['AUTH', 'SECURE_AUTH', 'LOGGED_IN', 'NONCE'] as $use) {
-    define("{$use}_KEY", hash_hmac('sha256', "{$use}_KEY", $instance['secret']));
-    define("{$use}_SALT", hash_hmac('sha256', "{$use}_SALT", $instance['secret']));
+    define("{$use}_KEY", instance_key("{$use}_KEY"));
+    define("{$use}_SALT", instance_key("{$use}_SALT"));
 }
-unset($instance, $use);
+unset($use);
 
 // MariaDB knows the system user that connects through its socket: there is no password.
 define('DB_NAME', 'wordpress');

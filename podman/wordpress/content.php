@@ -4,8 +4,8 @@
 define('WP_INSTALLING', true);
 $_SERVER += ['HTTP_HOST' => 'golden.invalid', 'REQUEST_URI' => '/', 'REQUEST_METHOD' => 'GET', 'SERVER_PROTOCOL' => 'HTTP/1.1'];
 require '/usr/share/wordpress/wp-load.php';
-require ABSPATH . 'wp-admin/includes/upgrade.php';
-require ABSPATH . 'wp-admin/includes/image.php';
+require_once ABSPATH . 'wp-admin/includes/upgrade.php';
+require_once ABSPATH . 'wp-admin/includes/image.php';
 
 // No look at the site through its own address: nginx is not running yet.
 add_filter('pre_option_permalink_structure', fn () => '/%postname%/');

@@ -18,5 +18,10 @@ foreach (['core', 'plugins', 'themes'] as $kind) {
     });
 }
 
+// Asked for by the settings page.
+add_filter('translations_api', function () {
+    return ['translations' => []];
+});
+
 // The reminder to confirm the administrator's address would greet every visitor.
 add_filter('admin_email_check_interval', '__return_zero');

@@ -4,10 +4,17 @@
 //! [`SETTINGS`], so that the list stays in one place. One sub-command a file;
 //! to add one: its file, a variant of [`Command`], a line in [`Invocation::run`].
 
+mod bench;
 mod client;
+mod exec;
+mod golden;
 mod lease;
 mod list;
+mod local;
+mod logs;
+mod progress;
 mod serve;
+mod snapshot;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -40,6 +47,16 @@ enum Command {
     Ls(list::Ls),
     /// Give an instance more time
     Extend(lease::Extend),
+    /// Build goldens
+    Golden(golden::Golden),
+    /// Take and look after snapshots
+    Snapshot(snapshot::Snapshot),
+    /// Show an instance's log files
+    Logs(logs::Logs),
+    /// Run a command in an instance
+    Exec(exec::Exec),
+    /// Measure every way to get a shop, side by side
+    Bench(bench::Bench),
     /// Print a shell's completion script
     Completions(Completions),
 }
@@ -74,6 +91,12 @@ pub struct Context {
 }
 
 impl Context {
+    /// The golden a command is about: the one named, or GOLDEN's first.
+    #[must_use]
+    pub fn golden<'a>(&'a self, named: Option<&'a str>) -> &'a str {
+        named.or_else(|| self.config.goldens.first().map(String::as_str)).unwrap_or_default()
+    }
+
     /// A setting's raw value.
     #[must_use]
     pub fn value(&self, name: &str) -> &str {
@@ -124,6 +147,11 @@ impl Invocation {
             Command::Release(release) => release.run(&context).await,
             Command::Ls(ls) => ls.run(&context).await,
             Command::Extend(extend) => extend.run(&context).await,
+            Command::Golden(golden) => golden.run(&context).await,
+            Command::Snapshot(snapshot) => snapshot.run(&context).await,
+            Command::Logs(logs) => logs.run(&context).await,
+            Command::Exec(exec) => exec.run(&context).await,
+            Command::Bench(bench) => bench.run(&context).await,
             Command::Completions(completions) => {
                 clap_complete::generate(completions.shell, &mut command_line(), NAME, &mut std::io::stdout());
                 Ok(())

@@ -1,14 +1,13 @@
 //! `serve`: the daemon in the foreground, until SIGINT or SIGTERM.
 
-use anyhow::Context as _;
+use std::sync::Arc;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::app::{App, OnExit, StateLock};
-use crate::config::Config;
-use crate::golden::recipe::Recipe;
-use crate::provision::GoldenRuntime;
+use crate::assemble::{self, Host};
 
 /// `serve`
 #[derive(Debug, clap::Args)]
@@ -26,11 +25,21 @@ impl Serve {
         tokio::spawn(on_signal(signals, stop.clone()));
         let config = context.config;
         let lock = StateLock::take(&config)?;
-        let goldens = goldens(&config)?;
+        let host = Host::open(&config).await?;
+        let shared = Arc::new(config.clone());
+        let mut goldens = Vec::new();
+        for name in &config.goldens {
+            goldens.push(assemble::golden(name, &shared, &host).await?.runtime);
+        }
         let on_exit = if self.ephemeral { OnExit::DestroyInstances } else { OnExit::KeepInstances };
         let app = App::build(config, lock, goldens, on_exit).await?;
-        app.run(stop).await?;
-        Ok(())
+        let filling = tokio::spawn(Arc::clone(&host.slots).keep_filled());
+        let ran = app.run(stop).await;
+        filling.abort();
+        for (step, error) in host.slots.drain().await {
+            tracing::warn!(step, %error, "a waiting slot was not removed completely");
+        }
+        Ok(ran?)
     }
 }
 
@@ -47,20 +56,4 @@ async fn on_signal((mut interrupt, mut terminate): (Signal, Signal), stop: Cance
         }
         stop.cancel();
     }
-}
-
-/// The goldens that GOLDEN names, each with its ways of being made.
-fn goldens(config: &Config) -> anyhow::Result<Vec<GoldenRuntime>> {
-    let mut goldens = Vec::new();
-    for name in &config.goldens {
-        let (_, recipe) =
-            Recipe::load(name, &config.recipe_dir).with_context(|| format!("cannot serve {name}"))?;
-        goldens.push(GoldenRuntime {
-            name: recipe.name,
-            title: recipe.title,
-            restore: Err("no engine is there".into()),
-            cold: None,
-        });
-    }
-    Ok(goldens)
 }

@@ -13,6 +13,9 @@
 
 use std::fmt;
 
+pub mod criu;
+pub mod podman;
+
 use async_trait::async_trait;
 
 use crate::error::ErrorKind;
@@ -121,6 +124,15 @@ pub trait ContainerEngine: Send + Sync + fmt::Debug {
 
     /// How an instance made by it is reported.
     fn source(&self) -> Source;
+
+    /// Names the next instance; a driver that makes things ahead names one
+    /// whose things wait.
+    fn next_id(&self) -> InstanceId {
+        InstanceId::random()
+    }
+
+    /// Takes back a name that will not be launched.
+    fn unused(&self, _id: &InstanceId) {}
 
     /// Makes and starts one container.
     ///

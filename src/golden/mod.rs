@@ -1,6 +1,9 @@
 //! Goldens: the shops that are booted once to be frozen.
 //!
 //! [`recipe`] is the form of `golden.toml`; a recipe is a folder with that file
-//! and a Containerfile.
+//! and a Containerfile. [`build`] makes its image.
 
+mod apt;
+pub mod build;
 pub mod recipe;
+mod source;

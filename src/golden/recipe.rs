@@ -21,6 +21,8 @@ pub struct Recipe {
     pub title: String,
     /// Of the shop's software; informational.
     pub version: String,
+    /// A folder beside the recipe's that its Containerfile shares with others.
+    pub common: Option<String>,
     /// The base root file system, when it is made here from Debian packages.
     pub base: Option<Base>,
     /// The shop's own release, when it is not in the base's packages.

@@ -142,8 +142,10 @@ impl Lifecycle {
         order: Order<'_>,
         hand_over: impl FnOnce(&mut Instance) + Send,
     ) -> Result<Instance, MakeError> {
-        let id = InstanceId::random();
+        let engine = order.maker.engine();
+        let id = engine.next_id();
         if !self.ledger.try_begin(&id) {
+            engine.unused(&id);
             return Err(MakeError::Full { max: self.ledger.max() });
         }
         let mut record = Instance::warming(id.clone(), order.golden.clone(), Timestamp::now());
@@ -153,6 +155,7 @@ impl Lifecycle {
             Ok(record) => record,
             Err(error) => {
                 self.ledger.forget(&id);
+                engine.unused(&id);
                 return Err(MakeError::Store(error));
             }
         };

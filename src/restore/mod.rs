@@ -12,17 +12,32 @@
 //! Invariant: what [`Maker::make`] answers has its own identity already; until
 //! then no route leads to it.
 
+pub mod personalize;
 mod port;
+pub mod probe;
+pub mod values;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use secrecy::ExposeSecret as _;
 
 pub use self::port::Make;
-
-use crate::engine::{ContainerEngine, LaunchError, Phase};
+use self::values::Values;
+use crate::config::Config;
+use crate::engine::{CleanupError, ContainerEngine, LaunchError, Launched, Phase};
+use crate::error::ErrorKind;
 use crate::golden::recipe::Recipe;
 use crate::id::{InstanceId, SnapshotId};
+use crate::identity::Supply;
 use crate::instance::{Access, Container, Source};
+
+/// How long the first page may take: a cold cache on a busy host, no more.
+const PAGE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long a clone's own identity may take; it takes milliseconds.
+const PERSONALIZE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A shop that may be handed out.
 #[derive(Debug)]
@@ -53,9 +68,39 @@ pub enum FirstPage {
 pub struct Maker {
     engine: Arc<dyn ContainerEngine>,
     recipe: Arc<Recipe>,
+    config: Arc<Config>,
+    supply: Arc<Supply>,
+}
+
+/// Why a shop is not fit to be handed out.
+#[derive(Debug, thiserror::Error)]
+enum UnfitError {
+    #[error("no credentials")]
+    Credentials(#[from] crate::identity::SupplyError),
+    #[error("the recipe's values cannot be drawn")]
+    Values(#[from] values::RenderError),
+    #[error("it could not be given its own identity")]
+    Personalize(#[from] personalize::PersonalizeError),
+    #[error("it could not be given its own identity within {} s", PERSONALIZE_DEADLINE.as_secs())]
+    Deadline,
+    #[error("its front page does not come")]
+    Probe(#[from] probe::ProbeError),
+    #[error("its front page is {status}, without {wanted:?}")]
+    Page { status: http::StatusCode, wanted: String },
 }
 
 impl Maker {
+    /// A maker of shops by `recipe` with `engine`.
+    #[must_use]
+    pub fn new(
+        engine: Arc<dyn ContainerEngine>,
+        recipe: Arc<Recipe>,
+        config: Arc<Config>,
+        supply: Arc<Supply>,
+    ) -> Self {
+        Self { engine, recipe, config, supply }
+    }
+
     /// Makes one shop.
     ///
     /// # Errors
@@ -64,8 +109,80 @@ impl Maker {
     /// # Cancel safety
     /// Not cancel-safe: spawn it.
     pub async fn make(&self, id: &InstanceId, first_page: FirstPage) -> Result<Made, LaunchError> {
-        let _ = (id, first_page, &self.engine, &self.recipe);
-        todo!()
+        let Launched { container, snapshot, mut phases } = self.engine.launch(id).await?;
+        match self.finish(id, &container, first_page, &mut phases).await {
+            Ok(access) => Ok(Made { container, access, snapshot, made_by: self.engine.source(), phases }),
+            Err((phase, error)) => {
+                let cleanup: Vec<CleanupError> = match self.engine.destroy(id, Some(&container)).await {
+                    Ok(()) => Vec::new(),
+                    Err(error) => error.cleanup,
+                };
+                Err(LaunchError {
+                    id: id.clone(),
+                    phase,
+                    kind: kind_of(&error),
+                    source: Box::new(error),
+                    cleanup,
+                })
+            }
+        }
+    }
+
+    async fn finish(
+        &self,
+        id: &InstanceId,
+        container: &Container,
+        first_page: FirstPage,
+        phases: &mut Vec<(Phase, Duration)>,
+    ) -> Result<Access, (Phase, UnfitError)> {
+        let begun = Instant::now();
+        let access = self.personalize(id, container).await.map_err(|error| (Phase::Personalize, error))?;
+        phases.push((Phase::Personalize, begun.elapsed()));
+        if first_page == FirstPage::Fetched {
+            let begun = Instant::now();
+            self.probe(id, container).await.map_err(|error| (Phase::Probe, error))?;
+            phases.push((Phase::Probe, begun.elapsed()));
+        }
+        Ok(access)
+    }
+
+    async fn personalize(&self, id: &InstanceId, container: &Container) -> Result<Access, UnfitError> {
+        let credentials = self.supply.take().await?;
+        let host = self.config.host_of(id.as_str());
+        let url = format!("{}://{host}", self.config.public_scheme);
+        let admin_email = format!("demo-{id}@example.com");
+        let mut values = Values::default();
+        values.set("host", host.as_str());
+        values.set("domain", format!("{id}.{}", self.config.base_domain));
+        values.set("url", url.as_str());
+        values.set("admin_email", admin_email.as_str());
+        values.set("admin_password_bcrypt", credentials.bcrypt.expose_secret());
+        let recipe = &self.recipe.personalize;
+        values.draw(&recipe.values)?;
+        let subject =
+            personalize::Subject { pid: container.pid, host_name: id.as_str(), run: &self.recipe.run };
+        match tokio::time::timeout(PERSONALIZE_DEADLINE, personalize::apply(&subject, recipe, &values)).await
+        {
+            Ok(done) => done?,
+            Err(_) => return Err(UnfitError::Deadline),
+        }
+        Ok(Access {
+            admin_url: format!("{url}{}", self.recipe.admin.path),
+            url: format!("{url}/"),
+            admin_email,
+            admin_password: credentials.password,
+        })
+    }
+
+    async fn probe(&self, id: &InstanceId, container: &Container) -> Result<(), UnfitError> {
+        let address = SocketAddr::from((container.address, container.port));
+        let host = self.config.host_of(id.as_str());
+        let ready = &self.recipe.ready;
+        let page = probe::get(address, &host, &ready.path, PAGE_DEADLINE).await?;
+        if page.shows(&ready.contains) {
+            return Ok(());
+        }
+        Err(UnfitError::Page { status: page.status, wanted: ready.contains.clone() })
     }
 
     /// The engine, to end, adopt and watch what this makes.
@@ -78,5 +195,19 @@ impl Maker {
     #[must_use]
     pub fn recipe(&self) -> &Arc<Recipe> {
         &self.recipe
+    }
+}
+
+/// What a caller can do: a full disk is the host's, the rest is the golden's.
+fn kind_of(error: &UnfitError) -> ErrorKind {
+    match error {
+        UnfitError::Personalize(personalize::PersonalizeError::File { source, .. }) => {
+            crate::error::kind_of_io(source)
+        }
+        UnfitError::Values(_) | UnfitError::Page { .. } => ErrorKind::Bug,
+        UnfitError::Personalize(_)
+        | UnfitError::Credentials(_)
+        | UnfitError::Deadline
+        | UnfitError::Probe(_) => ErrorKind::Unavailable,
     }
 }

@@ -1,0 +1,164 @@
+//! From settings to goldens that can be served.
+//!
+//! Called by `serve`, `bench` and the benches: opens the host's network and
+//! cgroups, prepares each golden's newest snapshot and builds its makers. The
+//! only file beside [`crate::app`] that names concrete engines.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::checkpoint::golden::HOST;
+use crate::config::{ColdStart, Config};
+use crate::engine::criu::CriuEngine;
+use crate::engine::podman::{PodmanEngine, Ready};
+use crate::error::Chain;
+use crate::golden::build::{self, Image};
+use crate::golden::recipe::Recipe;
+use crate::host::cgroup;
+use crate::host::net::Network;
+use crate::host::slots::Slots;
+use crate::id::GoldenName;
+use crate::identity::Supply;
+use crate::provision::GoldenRuntime;
+use crate::restore::{Make, Maker, probe};
+use crate::snapshot::catalog::Catalog;
+use crate::snapshot::manifest::{HostFacts, Manifest};
+use crate::snapshot::prepare::{self, Prepared};
+
+/// One page of a booting shop; it is asked again at once.
+const BOOT_PAGE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The host's side of all goldens.
+#[derive(Debug)]
+pub struct Host {
+    /// Slots of all instances.
+    pub slots: Arc<Slots>,
+    /// Credentials made ahead.
+    pub supply: Arc<Supply>,
+}
+
+impl Host {
+    /// Opens network, cgroups and state directory.
+    ///
+    /// # Errors
+    /// When the host cannot carry instances; `doctor` says why.
+    pub async fn open(config: &Config) -> anyhow::Result<Self> {
+        let network = Network::open(&config.bridge_name, config.bridge_subnet)
+            .await
+            .with_context(|| format!("cannot set up the bridge {}", config.bridge_name))?;
+        let cgroups = cgroup::Parent::open(&config.cgroup_parent)
+            .context("cannot set up the instances' cgroup: is cgroup v2 mounted at /sys/fs/cgroup?")?;
+        let slots = Slots::new(network, cgroups, &config.state_dir, config.slots_ahead)
+            .with_context(|| format!("cannot use STATE_DIR {}", config.state_dir.display()))?;
+        let supply = Supply::start().context("cannot start the identity thread")?;
+        Ok(Self { slots: Arc::new(slots), supply: Arc::new(supply) })
+    }
+}
+
+/// One golden with all that can be made of it.
+#[derive(Debug)]
+pub struct Assembled {
+    /// For provisioning.
+    pub runtime: GoldenRuntime,
+    /// The prepared snapshot, if one can be restored.
+    pub prepared: Option<Prepared>,
+    /// The image, if it is built.
+    pub image: Option<Image>,
+    /// The recipe in force.
+    pub recipe: Arc<Recipe>,
+}
+
+/// A golden's name and recipe: from its folder, else from its newest snapshot.
+fn recipe_of(golden: &str, config: &Config, catalog: &Catalog) -> anyhow::Result<(Recipe, Option<Manifest>)> {
+    let loaded = Recipe::load(golden, &config.recipe_dir);
+    let name = match &loaded {
+        Ok((_, recipe)) => recipe.name.clone(),
+        Err(_) => Path::new(golden)
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.parse::<GoldenName>().ok())
+            .with_context(|| format!("GOLDEN={golden:?} is no golden"))?,
+    };
+    let newest = catalog.newest(&name)?;
+    match (loaded, newest) {
+        (_, Some(manifest)) => Ok((manifest.recipe.clone(), Some(manifest))),
+        (Ok((_, recipe)), None) => Ok((recipe, None)),
+        (Err(error), None) => Err(error.into()),
+    }
+}
+
+/// Makes a golden servable: prepares its newest snapshot, finds its image.
+///
+/// # Errors
+/// When the golden is unknown, or neither a snapshot nor an image of it can be
+/// used.
+pub async fn golden(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Result<Assembled> {
+    let catalog = Catalog::open(&config.snapshot_dir)?;
+    let (recipe, newest) = recipe_of(golden, config, &catalog)?;
+    let recipe = Arc::new(recipe);
+    let prepared = match &newest {
+        None => Err(format!("no snapshot in {}", config.snapshot_dir.display())),
+        Some(manifest) => match prepare::host_facts().await {
+            Ok(facts) => prepare_newest(&catalog, manifest, &facts, config).await,
+            Err(error) => Err(Chain(&error).to_string()),
+        },
+    };
+    let maker = |engine| -> Arc<dyn Make> {
+        Arc::new(Maker::new(engine, Arc::clone(&recipe), Arc::clone(config), Arc::clone(&host.supply)))
+    };
+    let restore = match &prepared {
+        Ok(prepared) => {
+            let engine = CriuEngine::new(prepared.source.clone(), Arc::clone(&host.slots))
+                .context("cannot open the prepared snapshot")?;
+            Ok(maker(Arc::new(engine)))
+        }
+        Err(reason) => Err(reason.clone()),
+    };
+    let image = build::newest(&recipe.name).await.unwrap_or_default();
+    let cold = match (&image, config.cold_start) {
+        (Some(image), ColdStart::Allowed) => {
+            let engine = PodmanEngine::new(
+                Arc::clone(&recipe),
+                image.id.clone(),
+                Arc::clone(&host.slots),
+                readiness(&recipe),
+            );
+            Some(maker(Arc::new(engine)))
+        }
+        _ => None,
+    };
+    if let (Err(reason), None) = (&restore, &cold) {
+        anyhow::bail!(
+            "golden {golden} can neither be restored ({reason}) nor booted: \
+             run `demo-multiplexer golden build {golden}` and `demo-multiplexer snapshot create {golden}`"
+        );
+    }
+    let runtime = GoldenRuntime { name: recipe.name.clone(), title: recipe.title.clone(), restore, cold };
+    Ok(Assembled { runtime, prepared: prepared.ok(), image, recipe })
+}
+
+async fn prepare_newest(
+    catalog: &Catalog,
+    manifest: &Manifest,
+    facts: &HostFacts,
+    config: &Config,
+) -> Result<Prepared, String> {
+    let prepared =
+        prepare::prepare(catalog, &manifest.id, facts, &config.state_dir, config.restore_deadline()).await;
+    prepared.map_err(|error| Chain(&error).to_string())
+}
+
+/// Asks a booting shop for its front page under the golden's own host name.
+fn readiness(recipe: &Arc<Recipe>) -> Ready {
+    let ready = recipe.ready.clone();
+    Arc::new(move |address| {
+        let ready = ready.clone();
+        Box::pin(async move {
+            let page = probe::get(address, HOST, &ready.path, BOOT_PAGE_DEADLINE).await;
+            page.is_ok_and(|page| page.shows(&ready.contains))
+        })
+    })
+}

@@ -1,0 +1,233 @@
+//! `bench`: every way to get a shop, side by side in one run.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+
+use super::client::print_json;
+use super::progress::Progress;
+use super::{Context, Output};
+use crate::app::StateLock;
+use crate::assemble::{self, Assembled, Host};
+use crate::bench::podman::{self, Stock};
+use crate::bench::report::{Machine, Report, Versions, WayResult};
+use crate::bench::restore::Direct;
+use crate::bench::service::Service;
+use crate::bench::{Timing, Way};
+use crate::config::Config;
+use crate::host::facts;
+use crate::snapshot::prepare;
+
+/// A pool that one acquire does not empty.
+const POOL_TARGET: usize = 2;
+
+/// `bench`
+#[derive(Debug, clap::Args)]
+pub(super) struct Bench {
+    /// Iterations of each way
+    #[arg(short, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    n: u32,
+    /// Only these ways, separated by commas
+    #[arg(long, value_delimiter = ',', value_enum)]
+    ways: Vec<Way>,
+    /// How many clones are restored at once; 0 leaves this part out
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 32])]
+    concurrent: Vec<usize>,
+    /// Which clones of a growing crowd are shown; 0 leaves this part out
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 50])]
+    nth: Vec<usize>,
+}
+
+impl Bench {
+    pub(super) async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let mut config = context.config.clone();
+        config.goldens.truncate(1);
+        config.slots_ahead = config.slots_ahead.max(1);
+        let ways = if self.ways.is_empty() { Way::ALL.to_vec() } else { self.ways.clone() };
+        let progress = Progress::start();
+        let say = |step: &str| progress.say(step);
+        let mut report = self.raw(&config, &ways, &say).await?;
+        for (way, target, source) in [(Way::Pool, POOL_TARGET, "pool"), (Way::EmptyPool, 0, "restore")] {
+            if ways.contains(&way) {
+                let timings = self.acquires(&config, target, source, &say).await?;
+                report.ways.extend(WayResult::of(way, &timings));
+            }
+        }
+        drop(progress);
+        match context.output {
+            Output::Json => print_json(&serde_json::to_value(&report)?),
+            Output::Text => {
+                print!("{}", report.to_text());
+                Ok(())
+            }
+        }
+    }
+
+    /// The ways without the service around them.
+    async fn raw(
+        &self,
+        config: &Config,
+        ways: &[Way],
+        say: &(dyn Fn(&str) + Sync),
+    ) -> anyhow::Result<Report> {
+        let _lock = StateLock::take(config).context("the bench needs the machine for itself")?;
+        let host = Host::open(config).await?;
+        let shared = Arc::new(config.clone());
+        let name = config.goldens.first().context("no golden is named")?;
+        let golden = assemble::golden(name, &shared, &host).await?;
+        let mut report = Report {
+            golden: golden.recipe.name.to_string(),
+            machine: machine(&config.state_dir),
+            versions: versions().await?,
+            ways: Vec::new(),
+            concurrent: Vec::new(),
+            nth: Vec::new(),
+        };
+        self.stock(&golden, config, ways, &mut report, say).await?;
+        if let Ok(maker) = &golden.runtime.restore {
+            let direct = Direct {
+                engine: Arc::clone(maker.engine()),
+                slots: Arc::clone(&host.slots),
+                ready: golden.recipe.ready.clone(),
+                concurrency: config.restore_concurrency,
+            };
+            self.direct(&direct, ways, &mut report, say).await?;
+        }
+        for (step, error) in host.slots.drain().await {
+            anyhow::bail!("could not {step}: {error}");
+        }
+        Ok(report)
+    }
+
+    /// Podman's own ways.
+    async fn stock(
+        &self,
+        golden: &Assembled,
+        config: &Config,
+        ways: &[Way],
+        report: &mut Report,
+        say: &(dyn Fn(&str) + Sync),
+    ) -> anyhow::Result<()> {
+        let image = golden.image.as_ref().context("the golden's image is not built")?;
+        if ways.contains(&Way::Cold) {
+            let mut timings = Vec::new();
+            for n in 1..=self.n {
+                say(&format!("cold start {n} of {}", self.n));
+                timings.push(podman::cold(&golden.recipe, &image.id).await?);
+            }
+            report.ways.extend(WayResult::of(Way::Cold, &timings));
+        }
+        let imports = [(Way::PodmanImportZstd, "zstd"), (Way::PodmanImportNone, "none")];
+        if !ways
+            .iter()
+            .any(|way| matches!(way, Way::PodmanImportZstd | Way::PodmanImportNone | Way::PodmanInPlace))
+        {
+            return Ok(());
+        }
+        let stock = Stock::boot(&golden.recipe, &image.id, &config.state_dir, say).await?;
+        let measured = async {
+            for (way, compress) in imports {
+                if ways.contains(&way) {
+                    let export = stock.export(compress).await?;
+                    let mut timings = Vec::new();
+                    for n in 1..=self.n {
+                        say(&format!("podman import ({compress}) {n} of {}", self.n));
+                        timings.push(stock.import(&export).await?);
+                    }
+                    report.ways.extend(WayResult::of(way, &timings));
+                }
+            }
+            if ways.contains(&Way::PodmanInPlace) {
+                stock.freeze().await?;
+                let mut timings = Vec::new();
+                for n in 1..=self.n {
+                    say(&format!("podman restore in place {n} of {}", self.n));
+                    timings.push(stock.in_place().await?);
+                }
+                report.ways.extend(WayResult::of(Way::PodmanInPlace, &timings));
+            }
+            anyhow::Ok(())
+        };
+        let measured = measured.await;
+        stock.remove().await?;
+        measured
+    }
+
+    /// Ours, raw.
+    async fn direct(
+        &self,
+        direct: &Direct,
+        ways: &[Way],
+        report: &mut Report,
+        say: &(dyn Fn(&str) + Sync),
+    ) -> anyhow::Result<()> {
+        if ways.contains(&Way::Direct) {
+            let mut timings = Vec::new();
+            for n in 1..=self.n {
+                say(&format!("direct restore {n} of {}", self.n));
+                timings.push(direct.once().await?);
+            }
+            report.ways.extend(WayResult::of(Way::Direct, &timings));
+        }
+        for &clones in self.concurrent.iter().filter(|&&clones| clones > 0) {
+            say(&format!("{clones} clones at once"));
+            report.concurrent.push(direct.at_once(clones).await?);
+        }
+        let numbers: Vec<usize> = self.nth.iter().copied().filter(|&n| n > 0).collect();
+        if !numbers.is_empty() {
+            say("a growing crowd of clones");
+            report.nth = direct.nth(&numbers).await?;
+        }
+        Ok(())
+    }
+
+    /// The service's ways.
+    async fn acquires(
+        &self,
+        config: &Config,
+        target: usize,
+        source: &str,
+        say: &(dyn Fn(&str) + Sync),
+    ) -> anyhow::Result<Vec<Timing>> {
+        let service = Service::start(config, target).await?;
+        let measured = async {
+            let mut timings = Vec::new();
+            for n in 1..=self.n {
+                say(&format!("acquire (pool of {target}) {n} of {}", self.n));
+                service.wait_until_full().await?;
+                timings.push(service.once(source).await?);
+            }
+            anyhow::Ok(timings)
+        };
+        let measured = measured.await;
+        service.stop().await?;
+        measured
+    }
+}
+
+fn machine(state_dir: &Path) -> Machine {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
+    Machine {
+        cpu: name.trim_start_matches([' ', '\t', ':']).to_owned(),
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        memory_mib: kib.unwrap_or(0_u64) / 1024,
+        file_system: facts::file_system(state_dir),
+    }
+}
+
+async fn versions() -> anyhow::Result<Versions> {
+    let host = prepare::host_facts().await?;
+    Ok(Versions {
+        demo_multiplexer: env!("CARGO_PKG_VERSION").into(),
+        kernel: host.kernel,
+        podman: host.podman,
+        crun: host.crun,
+        criu: host.criu,
+    })
+}

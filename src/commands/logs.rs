@@ -1,0 +1,58 @@
+//! `logs ID`: the log files that the golden's recipe names, read from outside.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use http::Method;
+
+use super::client::{Api, text};
+use super::{Context, Output, local};
+use crate::golden::recipe::Recipe;
+use crate::id::InstanceId;
+use crate::restore::personalize;
+use crate::snapshot::catalog::Catalog;
+
+/// `logs`
+#[derive(Debug, clap::Args)]
+pub(super) struct Logs {
+    /// Which instance
+    id: InstanceId,
+    /// Lines of each file
+    #[arg(long, default_value_t = 50)]
+    tail: usize,
+}
+
+impl Logs {
+    pub(super) async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let pid = local::pid_of(context, &self.id).await?;
+        let answer = Api::of(context)?.call(Method::GET, &format!("/api/v1/demo/{}", self.id), None).await?;
+        let files = log_files(context, &text(&answer, "golden"))?;
+        let mut all = serde_json::Map::new();
+        for file in files {
+            let content = match personalize::read(pid, Path::new(&file)) {
+                Ok(content) => String::from_utf8_lossy(&content).into_owned(),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).with_context(|| format!("cannot read {file}")),
+            };
+            let lines: Vec<&str> = content.lines().collect();
+            let shown = lines[lines.len().saturating_sub(self.tail)..].join("\n");
+            if context.output == Output::Text {
+                println!("==> {file} <==\n{shown}");
+            }
+            all.insert(file, shown.into());
+        }
+        match context.output {
+            Output::Json => super::client::print_json(&all.into()),
+            Output::Text => Ok(()),
+        }
+    }
+}
+
+/// The log files of a golden: from its newest snapshot, else from its recipe.
+fn log_files(context: &Context, golden: &str) -> anyhow::Result<Vec<String>> {
+    let name = golden.parse()?;
+    if let Some(manifest) = Catalog::open(&context.config.snapshot_dir)?.newest(&name)? {
+        return Ok(manifest.recipe.run.logs);
+    }
+    Ok(Recipe::load(golden, &context.config.recipe_dir)?.1.run.logs)
+}

@@ -1,0 +1,175 @@
+//! `snapshot create|list|inspect|verify|prune`: the catalogue of snapshots.
+
+use anyhow::Context as _;
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+use serde_json::json;
+
+use super::client::print_json;
+use super::progress::Progress;
+use super::{Context, Output, golden};
+use crate::checkpoint;
+use crate::error::Chain;
+use crate::golden::recipe::Recipe;
+use crate::id::SnapshotId;
+use crate::snapshot::catalog::{Catalog, Entry};
+use crate::snapshot::manifest::Manifest;
+use crate::snapshot::prepare;
+
+/// `snapshot`
+#[derive(Debug, clap::Args)]
+pub(super) struct Snapshot {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Boot, warm and freeze a golden; builds its image first if need be
+    Create {
+        /// A recipe's name or folder; GOLDEN's first when left out
+        name: Option<String>,
+        /// Do nothing when the newest snapshot was taken of the recipe as it is now, on a host like this
+        #[arg(long)]
+        if_missing: bool,
+    },
+    /// List the snapshots
+    List,
+    /// Show a snapshot's manifest
+    Inspect {
+        /// Which
+        id: SnapshotId,
+    },
+    /// Check a snapshot's archives against their digests
+    Verify {
+        /// Which; all when left out
+        id: Option<SnapshotId>,
+    },
+    /// Remove old snapshots, and what was prepared of them
+    Prune {
+        /// How many of each golden stay
+        #[arg(long, default_value_t = 2)]
+        keep: usize,
+    },
+}
+
+impl Snapshot {
+    pub(super) async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let catalog = Catalog::open(&context.config.snapshot_dir)?;
+        match self.verb {
+            Verb::Create { name, if_missing } => {
+                let manifest = create(context, &catalog, name.as_deref(), if_missing).await?;
+                print_manifest(context, &manifest)
+            }
+            Verb::List => list(context, &catalog),
+            Verb::Inspect { id } => print_json(&serde_json::to_value(catalog.manifest(&id)?)?),
+            Verb::Verify { id } => verify(context, &catalog, id),
+            Verb::Prune { keep } => prune(context, &catalog, keep),
+        }
+    }
+}
+
+async fn create(
+    context: &Context,
+    catalog: &Catalog,
+    name: Option<&str>,
+    if_missing: bool,
+) -> anyhow::Result<Manifest> {
+    let (folder, recipe) = Recipe::load(context.golden(name), &context.config.recipe_dir)?;
+    let image = golden::build_image(context, &folder, &recipe).await?;
+    if if_missing
+        && let Some(newest) = catalog.newest(&recipe.name)?
+        && newest.recipe == recipe
+        && newest.image_id == image.id
+        && crate::snapshot::compat::check(&newest.host, &prepare::host_facts().await?).is_ok()
+    {
+        return Ok(newest);
+    }
+    let progress = Progress::start();
+    let state_dir = &context.config.state_dir;
+    let manifest =
+        checkpoint::create(&recipe, &image, catalog, state_dir, &|step| progress.say(step)).await?;
+    Ok(manifest)
+}
+
+fn print_manifest(context: &Context, manifest: &Manifest) -> anyhow::Result<()> {
+    if context.output == Output::Json {
+        return print_json(&serde_json::to_value(manifest)?);
+    }
+    println!("{}", manifest.id);
+    Ok(())
+}
+
+fn list(context: &Context, catalog: &Catalog) -> anyhow::Result<()> {
+    let entries = catalog.list()?;
+    if context.output == Output::Json {
+        let entries = entries.iter().map(|Entry { id, manifest }| match manifest {
+            Ok(manifest) => json!({"id": id, "manifest": manifest}),
+            Err(error) => json!({"id": id, "error": Chain(error).to_string()}),
+        });
+        return print_json(&entries.collect());
+    }
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header(["ID", "GOLDEN", "TAKEN", "SIZE", "STATE"]);
+    for Entry { id, manifest } in entries {
+        let row = match manifest {
+            Ok(manifest) => {
+                let bytes: u64 = manifest.archives.values().map(|archive| archive.bytes).sum();
+                let taken = manifest.created_at.strftime("%Y-%m-%d %H:%M UTC").to_string();
+                [manifest.recipe.name.to_string(), taken, mib(bytes), "usable".into()]
+            }
+            Err(error) => [String::new(), String::new(), String::new(), Chain(&error).to_string()],
+        };
+        let [golden, taken, size, state] = row;
+        table.add_row([id.to_string(), golden, taken, size, state]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+fn verify(context: &Context, catalog: &Catalog, id: Option<SnapshotId>) -> anyhow::Result<()> {
+    let ids = match id {
+        Some(id) => vec![id],
+        None => catalog.list()?.into_iter().map(|entry| entry.id).collect(),
+    };
+    let mut broken = Vec::new();
+    let mut results = Vec::new();
+    for id in ids {
+        let problem = catalog.verify(&id).err().map(|error| Chain(&error).to_string());
+        if context.output == Output::Text {
+            println!("{id}  {}", problem.as_deref().unwrap_or("whole"));
+        }
+        results.push(json!({"id": id, "whole": problem.is_none(), "error": problem}));
+        broken.extend(problem.map(|_| id.to_string()));
+    }
+    if context.output == Output::Json {
+        print_json(&results.into())?;
+    }
+    if broken.is_empty() {
+        return Ok(());
+    }
+    anyhow::bail!("damaged: {}; take them anew (`snapshot create`) and remove them", broken.join(", "))
+}
+
+fn prune(context: &Context, catalog: &Catalog, keep: usize) -> anyhow::Result<()> {
+    // A running daemon restores from what is prepared.
+    let lock =
+        crate::app::StateLock::take(&context.config).context("nothing is pruned while the daemon runs")?;
+    let removed = catalog.prune(keep, &[])?;
+    let kept: Vec<Manifest> = catalog.list()?.into_iter().filter_map(|entry| entry.manifest.ok()).collect();
+    prepare::forget(&context.config.state_dir, &kept.iter().collect::<Vec<_>>())?;
+    drop(lock);
+    if context.output == Output::Json {
+        return print_json(&serde_json::to_value(&removed)?);
+    }
+    for id in removed {
+        println!("{id}");
+    }
+    Ok(())
+}

@@ -1,0 +1,355 @@
+//! The restore driver: one clone of a prepared snapshot, by CRIU itself.
+//!
+//! Called through [`super::ContainerEngine`]. Phases of a launch and their undo:
+//!
+//! ```text
+//! slot      take or make directories, cgroup, namespace, address    undo: remove them
+//! restore   start CRIU in the slot, ask it to restore, await the pid undo: kill the cgroup
+//! adopt     name the process by pid and start time                   undo: kill the cgroup
+//! ```
+//!
+//! Invariants: the images are only read, so any number of restores share them;
+//! the clone's files are its overlay upper; all its processes are in its
+//! cgroup; nothing of it is mounted on the host.
+
+pub mod log;
+pub mod plan;
+mod rpc;
+mod spawn;
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+
+use self::plan::{External, StandIn};
+pub use self::rpc::RpcError;
+use self::rpc::{Client, InheritFd, Options};
+use self::spawn::{Mount, Place};
+use super::{CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase};
+use crate::error::{ErrorKind, kind_of_io};
+use crate::host::cgroup::Limits;
+use crate::host::process;
+use crate::host::slots::{Slot, SlotError, Slots};
+use crate::id::{InstanceId, SnapshotId};
+use crate::instance::{Container, EngineKind, Source};
+
+/// CRIU's log level: errors only. At crun's level 4 half of a restore's time
+/// goes into 49,000 log lines.
+const LOG_ERRORS: i32 = 1;
+
+/// CRIU's log level with the time of every step, for a trace.
+const LOG_STEPS: i32 = 4;
+
+/// The log's name in the clone's CRIU directory.
+const LOG_FILE: &str = "restore.log";
+
+/// The name CRIU's images give to a network namespace crun declared external.
+const EXTERNAL_NETNS: &str = "extRootNetNS";
+
+/// A prepared snapshot, as far as restoring needs it.
+#[derive(Debug, Clone)]
+pub struct RestoreSource {
+    /// Its name.
+    pub snapshot: SnapshotId,
+    /// CRIU's images, unpacked.
+    pub images: PathBuf,
+    /// Lower directories of a clone's root, the top one first.
+    pub lowers: Vec<PathBuf>,
+    /// Permission bits of the root directory: CRIU insists on the golden's.
+    pub root_mode: u32,
+    /// Mounts that CRIU must be told about.
+    pub externals: Vec<External>,
+    /// What a clone may use.
+    pub limits: Limits,
+    /// The web server's port.
+    pub port: u16,
+    /// How long a restore may take.
+    pub deadline: Duration,
+}
+
+/// Why a restore failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// No slot.
+    #[error("no slot for the clone")]
+    Slot(#[source] SlotError),
+    /// The kernel or the disk said no before CRIU was asked.
+    #[error("cannot {step}")]
+    Io {
+        /// What was being done.
+        step: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// CRIU said no; with the errors of its log.
+    #[error("CRIU did not restore{}{}", .reason.map(|r| format!(" ({r})")).unwrap_or_default(), shown(.log))]
+    Criu {
+        /// The known cause, if it is one.
+        reason: Option<&'static str>,
+        /// The log's tail.
+        log: String,
+        /// CRIU's answer.
+        #[source]
+        source: RpcError,
+    },
+    /// CRIU did not come to an end.
+    #[error("CRIU did not restore within {} s{}", .deadline.as_secs(), shown(.log))]
+    Deadline {
+        /// How long it had.
+        deadline: Duration,
+        /// The log's tail.
+        log: String,
+    },
+}
+
+fn shown(log: &str) -> String {
+    if log.is_empty() { String::new() } else { format!("; its log ends:\n{log}\n") }
+}
+
+impl RestoreError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Slot(error) => error.kind(),
+            Self::Io { source, .. } => kind_of_io(source),
+            Self::Criu { log, .. } if log.contains("No space left on device") => ErrorKind::NoSpace,
+            Self::Criu { .. } => ErrorKind::Incompatible,
+            Self::Deadline { .. } => ErrorKind::Unavailable,
+        }
+    }
+}
+
+fn io_at(step: &'static str) -> impl FnOnce(io::Error) -> RestoreError {
+    move |source| RestoreError::Io { step, source }
+}
+
+/// The driver.
+pub struct CriuEngine {
+    source: RestoreSource,
+    images: OwnedFd,
+    slots: Arc<Slots>,
+    log_level: i32,
+}
+
+impl fmt::Debug for CriuEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CriuEngine").field("snapshot", &self.source.snapshot).finish_non_exhaustive()
+    }
+}
+
+impl CriuEngine {
+    /// A driver for one prepared snapshot.
+    ///
+    /// # Errors
+    /// When the images cannot be opened.
+    pub fn new(source: RestoreSource, slots: Arc<Slots>) -> io::Result<Self> {
+        let images = OwnedFd::from(File::open(&source.images)?);
+        Ok(Self { source, images, slots, log_level: LOG_ERRORS })
+    }
+
+    /// Lets CRIU log every step with its time; costs half of a restore.
+    #[must_use]
+    pub fn traced(mut self) -> Self {
+        self.log_level = LOG_STEPS;
+        self
+    }
+
+    async fn restore(&self, slot: &Slot) -> Result<i32, RestoreError> {
+        self.slots.cgroups().limit(&slot.id, self.source.limits).map_err(io_at("set the clone's limits"))?;
+        let (mounts, external) = self.stand_ins(slot).map_err(io_at("lay out the clone's files"))?;
+        let (client, server) = Client::pair().map_err(io_at("make a socket for CRIU"))?;
+        let work_dir = File::open(&slot.dirs.criu).map_err(io_at("open CRIU's directory"))?;
+        let stderr = File::create(slot.dirs.criu.join("stderr")).map_err(io_at("open CRIU's directory"))?;
+        let netns = slot.netns.as_raw_fd();
+        let place = Place { socket: server, inherit: vec![netns], cgroup: &slot.cgroup, mounts, stderr };
+        let mut criu = spawn::swrk(place).map_err(io_at("start CRIU"))?;
+        let request = client.restore(Options {
+            images_dir_fd: self.images.as_raw_fd(),
+            work_dir_fd: Some(work_dir.as_raw_fd()),
+            log_level: Some(self.log_level),
+            log_file: Some(LOG_FILE.into()),
+            root: Some(slot.dirs.root.display().to_string()),
+            external,
+            inherit_fd: vec![InheritFd { key: EXTERNAL_NETNS.into(), fd: netns }],
+            manage_cgroups_mode: Some(rpc::CGROUPS_IGNORE),
+            network_lock: Some(rpc::NETWORK_LOCK_SKIP),
+            file_locks: Some(true),
+            shell_job: Some(true),
+        });
+        let answer = tokio::time::timeout(self.source.deadline, request).await;
+        let log = || log::tail(&slot.dirs.criu.join(LOG_FILE)) + &log::tail(&slot.dirs.criu.join("stderr"));
+        match answer {
+            Ok(Ok(pid)) => {
+                // CRIU ends by itself now; waiting for it is only to reap it.
+                tokio::spawn(async move { criu.wait().await });
+                Ok(pid)
+            }
+            Ok(Err(source)) => {
+                drop(criu.wait().await);
+                let log = log();
+                Err(RestoreError::Criu { reason: log::reason(&log), log, source })
+            }
+            Err(_) => Err(RestoreError::Deadline { deadline: self.source.deadline, log: log() }),
+        }
+    }
+
+    /// The clone's mounts, and CRIU's words for the external ones among them.
+    fn stand_ins(&self, slot: &Slot) -> io::Result<(Vec<Mount>, Vec<String>)> {
+        let dirs = &slot.dirs;
+        std::fs::set_permissions(&dirs.upper, std::fs::Permissions::from_mode(self.source.root_mode))?;
+        let lowers: Vec<&Path> = self.source.lowers.iter().map(PathBuf::as_path).collect();
+        let mut mounts = vec![Mount::overlay(&lowers, &dirs.upper, &dirs.work, &dirs.root)?];
+        let empty = dirs.external.join("empty");
+        make_dir(&empty)?;
+        let mut words = Vec::new();
+        for External { key, stand_in } in &self.source.externals {
+            let own = dirs.external.join(plan::file_name(key));
+            let path = match stand_in {
+                StandIn::Null => Path::new("/dev/null"),
+                StandIn::EmptyDir => &empty,
+                StandIn::File => {
+                    std::fs::write(&own, b"")?;
+                    &own
+                }
+                StandIn::Tmpfs => {
+                    make_dir(&own)?;
+                    mounts.push(Mount::tmpfs(&own)?);
+                    &own
+                }
+            };
+            words.push(format!("mnt[{key}]:{}", path.display()));
+        }
+        Ok((mounts, words))
+    }
+
+    async fn undo(&self, id: &InstanceId) -> Vec<CleanupError> {
+        let failed = self.slots.remove(id).await;
+        failed.into_iter().map(|(step, source)| CleanupError { step, source }).collect()
+    }
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+#[async_trait]
+impl ContainerEngine for CriuEngine {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Criu
+    }
+
+    fn source(&self) -> Source {
+        Source::Restore
+    }
+
+    fn next_id(&self) -> InstanceId {
+        self.slots.next_id()
+    }
+
+    fn unused(&self, id: &InstanceId) {
+        self.slots.unused(id);
+    }
+
+    async fn launch(&self, id: &InstanceId) -> Result<Launched, LaunchError> {
+        let begun = Instant::now();
+        let mut phase = Phase::Slot;
+        let mut phases = Vec::with_capacity(3);
+        let result = async {
+            let slot = self.slots.take(id).await.map_err(RestoreError::Slot)?;
+            phases.push((phase, begun.elapsed()));
+            phase = Phase::Restore;
+            let mark = Instant::now();
+            let pid = self.restore(&slot).await?;
+            phases.push((phase, mark.elapsed()));
+            phase = Phase::Adopt;
+            let start_ticks = process::start_ticks(pid).map_err(io_at("find the restored process"))?;
+            Ok::<_, RestoreError>((slot, pid, start_ticks))
+        };
+        match result.await {
+            Ok((slot, pid, start_ticks)) => Ok(Launched {
+                container: Container {
+                    engine: EngineKind::Criu,
+                    pid,
+                    start_ticks,
+                    address: slot.lease.keep(),
+                    port: self.source.port,
+                },
+                snapshot: Some(self.source.snapshot.clone()),
+                phases,
+            }),
+            Err(error) => {
+                let cleanup = self.undo(id).await;
+                Err(LaunchError {
+                    id: id.clone(),
+                    phase,
+                    kind: error.kind(),
+                    source: Box::new(error),
+                    cleanup,
+                })
+            }
+        }
+    }
+
+    async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
+        let cleanup = self.undo(id).await;
+        if !cleanup.is_empty() {
+            return Err(DestroyError { id: id.clone(), cleanup });
+        }
+        // Only now: an address may not have two owners.
+        if let Some(container) = container {
+            self.slots.network().release(container.address);
+        }
+        Ok(())
+    }
+
+    async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {
+        self.slots.adopt(container)
+    }
+
+    async fn ended(&self, container: &Container) {
+        process::ended_by_name(container.pid, container.start_ticks).await;
+    }
+
+    async fn traces(&self) -> io::Result<Vec<InstanceId>> {
+        self.slots.traces().await
+    }
+}
+
+/// Asks the installed CRIU for its version, such as `4.2.1`.
+///
+/// # Errors
+/// [`RestoreError`] when it cannot be started or does not answer.
+pub async fn version() -> Result<(u32, u32, u32), RestoreError> {
+    let (client, server) = Client::pair().map_err(io_at("make a socket for CRIU"))?;
+    let mut criu = tokio::process::Command::new("criu");
+    let socket = server.as_raw_fd();
+    // SAFETY: one system call on a descriptor opened before the fork.
+    unsafe {
+        criu.pre_exec(move || match libc::fcntl(socket, libc::F_SETFD, 0) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
+    let spawned = criu
+        .arg("swrk")
+        .arg(socket.to_string())
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn();
+    let _child = spawned.map_err(io_at("start CRIU"))?;
+    drop(server);
+    let answer = client.version().await;
+    answer.map_err(|source| RestoreError::Criu { reason: None, log: String::new(), source })
+}

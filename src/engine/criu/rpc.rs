@@ -1,0 +1,214 @@
+//! CRIU's request protocol, as far as a restore needs it.
+//!
+//! `criu swrk FD` serves one request on a SEQPACKET socket and ends. Field
+//! numbers are those of CRIU's `images/rpc.proto`, which are kept stable.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use prost::Message;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::host::process;
+
+/// `criu_req_type`.
+const RESTORE: i32 = 2;
+const VERSION: i32 = 10;
+
+/// An answer is a few hundred bytes; the error text is the one long part.
+const ANSWER_MAX: usize = 64 * 1024;
+
+/// `inherit_fd`: a descriptor of the server stands for a dumped resource.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct InheritFd {
+    #[prost(string, required, tag = "1")]
+    pub(super) key: String,
+    #[prost(int32, required, tag = "2")]
+    pub(super) fd: i32,
+}
+
+/// `criu_opts`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Options {
+    #[prost(int32, required, tag = "1")]
+    pub(super) images_dir_fd: i32,
+    #[prost(bool, optional, tag = "7")]
+    pub(super) shell_job: Option<bool>,
+    #[prost(bool, optional, tag = "8")]
+    pub(super) file_locks: Option<bool>,
+    #[prost(int32, optional, tag = "9")]
+    pub(super) log_level: Option<i32>,
+    #[prost(string, optional, tag = "10")]
+    pub(super) log_file: Option<String>,
+    #[prost(string, optional, tag = "13")]
+    pub(super) root: Option<String>,
+    #[prost(int32, optional, tag = "17")]
+    pub(super) work_dir_fd: Option<i32>,
+    #[prost(message, repeated, tag = "27")]
+    pub(super) inherit_fd: Vec<InheritFd>,
+    #[prost(int32, optional, tag = "34")]
+    pub(super) manage_cgroups_mode: Option<i32>,
+    #[prost(string, repeated, tag = "37")]
+    pub(super) external: Vec<String>,
+    #[prost(int32, optional, tag = "64")]
+    pub(super) network_lock: Option<i32>,
+}
+
+/// `criu_cg_mode.IGNORE`: the tree stays in the cgroup CRIU was started in.
+pub(super) const CGROUPS_IGNORE: i32 = 0;
+
+/// `criu_network_lock_method.SKIP`: no TCP connection is alive in a snapshot.
+pub(super) const NETWORK_LOCK_SKIP: i32 = 3;
+
+#[derive(Clone, PartialEq, Message)]
+struct Request {
+    #[prost(int32, required, tag = "1")]
+    kind: i32,
+    #[prost(message, optional, tag = "2")]
+    options: Option<Options>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Restored {
+    #[prost(int32, required, tag = "1")]
+    pid: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct CriuVersion {
+    #[prost(int32, required, tag = "1")]
+    major: i32,
+    #[prost(int32, required, tag = "2")]
+    minor: i32,
+    #[prost(int32, optional, tag = "4")]
+    sublevel: Option<i32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Answer {
+    #[prost(int32, required, tag = "1")]
+    kind: i32,
+    #[prost(bool, required, tag = "2")]
+    success: bool,
+    #[prost(message, optional, tag = "4")]
+    restored: Option<Restored>,
+    #[prost(int32, optional, tag = "7")]
+    errno: Option<i32>,
+    #[prost(string, optional, tag = "9")]
+    message: Option<String>,
+    #[prost(message, optional, tag = "10")]
+    version: Option<CriuVersion>,
+}
+
+/// What went wrong between this program and CRIU.
+#[derive(Debug, thiserror::Error)]
+pub enum RpcError {
+    /// The socket failed or CRIU ended without an answer.
+    #[error("CRIU did not answer")]
+    Silent(#[source] io::Error),
+    /// The answer is not of the protocol.
+    #[error("CRIU's answer cannot be read")]
+    Form(#[source] prost::DecodeError),
+    /// CRIU says it failed.
+    #[error("CRIU failed: {message}")]
+    Failed {
+        /// CRIU's own words, or the errno's text when it has none.
+        message: String,
+    },
+}
+
+/// The client's end of a `swrk` server's socket.
+#[derive(Debug)]
+pub(super) struct Client {
+    socket: AsyncFd<OwnedFd>,
+}
+
+impl Client {
+    /// Makes the pair: a client and the server's end, to be inherited by CRIU.
+    pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        Ok((Self { socket: process::watch(ours, interest)? }, theirs))
+    }
+
+    /// Restores; answers the root process's pid.
+    pub(super) async fn restore(&self, options: Options) -> Result<i32, RpcError> {
+        let answer = self.ask(&Request { kind: RESTORE, options: Some(options) }).await?;
+        match answer.restored {
+            Some(restored) => Ok(restored.pid),
+            None => Err(RpcError::Failed { message: "no pid in the answer".into() }),
+        }
+    }
+
+    /// CRIU's version, such as `4.2.1`.
+    pub(super) async fn version(&self) -> Result<(u32, u32, u32), RpcError> {
+        let answer = self.ask(&Request { kind: VERSION, options: None }).await?;
+        let number = |n: i32| u32::try_from(n).unwrap_or(0);
+        match answer.version {
+            Some(v) => Ok((number(v.major), number(v.minor), number(v.sublevel.unwrap_or(0)))),
+            None => Err(RpcError::Failed { message: "no version in the answer".into() }),
+        }
+    }
+
+    async fn ask(&self, request: &Request) -> Result<Answer, RpcError> {
+        let bytes = request.encode_to_vec();
+        self.socket
+            .async_io(Interest::WRITABLE, |socket| {
+                Ok(rustix::net::send(socket, &bytes, rustix::net::SendFlags::NOSIGNAL)?)
+            })
+            .await
+            .map_err(RpcError::Silent)?;
+        let mut buffer = vec![0; ANSWER_MAX];
+        let length = self
+            .socket
+            .async_io(Interest::READABLE, |socket| {
+                Ok(rustix::net::recv(socket, &mut buffer[..], rustix::net::RecvFlags::empty())?.0)
+            })
+            .await
+            .map_err(RpcError::Silent)?;
+        if length == 0 {
+            return Err(RpcError::Silent(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let answer = Answer::decode(&buffer[..length]).map_err(RpcError::Form)?;
+        if answer.success {
+            return Ok(answer);
+        }
+        let message = match (answer.message, answer.errno) {
+            (Some(text), _) if !text.is_empty() => text,
+            (_, Some(errno)) if errno != 0 => io::Error::from_raw_os_error(errno).to_string(),
+            _ => "without a reason, see its log".into(),
+        };
+        Err(RpcError::Failed { message })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_answer_of_criu_4_is_read() {
+        // criu_resp { type: RESTORE, success: false, cr_errno: 17, cr_errmsg: "Pid 1 exists" }
+        let mut bytes = vec![0x08, 2, 0x10, 0, 0x38, 17, 0x4a, 12];
+        bytes.extend_from_slice(b"Pid 1 exists");
+        let answer = Answer::decode(&bytes[..]).unwrap();
+        assert!(!answer.success);
+        assert_eq!((answer.errno, answer.message.as_deref()), (Some(17), Some("Pid 1 exists")));
+    }
+
+    #[test]
+    fn options_use_the_field_numbers_of_rpc_proto() {
+        let options = Options {
+            images_dir_fd: 5,
+            external: vec!["e".into()],
+            network_lock: Some(3),
+            ..Options::default()
+        };
+        // 37 -> 0xaa 0x02, 64 -> 0x80 0x04
+        assert_eq!(options.encode_to_vec(), [0x08, 5, 0xaa, 2, 1, b'e', 0x80, 4, 3]);
+    }
+}

@@ -1,0 +1,152 @@
+//! Starting CRIU where the clone is to live.
+//!
+//! CRIU is started inside the clone's cgroup, so that the tree sits there from
+//! its first moment, and inside a mount namespace of its own in which the
+//! clone's file systems are mounted. Nothing is ever mounted on the host: when
+//! CRIU has ended only the clone's own namespace holds the overlay, and when
+//! the clone has ended nothing does. A restore's cost therefore does not grow
+//! with the number of clones, as it does when CRIU copies a mount table that
+//! holds all of them (criu#268).
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::process::Stdio;
+
+use tokio::process::{Child, Command};
+
+/// A file system mounted for the clone.
+#[derive(Debug, Clone)]
+pub(super) struct Mount {
+    kind: &'static CStr,
+    target: CString,
+    options: CString,
+    flags: libc::c_ulong,
+}
+
+impl Mount {
+    /// The clone's root: `lowers` (the top one first) below `upper`.
+    pub(super) fn overlay(lowers: &[&Path], upper: &Path, work: &Path, target: &Path) -> io::Result<Self> {
+        let mut options = b"lowerdir=".to_vec();
+        for (n, lower) in lowers.iter().enumerate() {
+            if n > 0 {
+                options.push(b':');
+            }
+            options.extend(plain(lower)?);
+        }
+        for (key, path) in [(",upperdir=", upper), (",workdir=", work)] {
+            options.extend(key.as_bytes());
+            options.extend(plain(path)?);
+        }
+        // Data of throw-away clones need not be on disk when they are unmounted.
+        options.extend(b",volatile");
+        Ok(Self {
+            kind: c"overlay",
+            target: CString::new(target.as_os_str().as_bytes())?,
+            options: CString::new(options)?,
+            flags: libc::MS_NODEV,
+        })
+    }
+
+    /// A small tmpfs, for what the golden had as a bind of one.
+    pub(super) fn tmpfs(target: &Path) -> io::Result<Self> {
+        Ok(Self {
+            kind: c"tmpfs",
+            target: CString::new(target.as_os_str().as_bytes())?,
+            options: c"size=64m,mode=1777".to_owned(),
+            flags: libc::MS_NODEV | libc::MS_NOSUID | libc::MS_NOEXEC,
+        })
+    }
+
+    fn mount(&self) -> io::Result<()> {
+        // SAFETY: all pointers are to NUL-terminated strings that outlive the call.
+        check(unsafe {
+            libc::mount(
+                self.kind.as_ptr(),
+                self.target.as_ptr(),
+                self.kind.as_ptr(),
+                self.flags,
+                self.options.as_ptr().cast(),
+            )
+        })
+    }
+}
+
+/// A path that needs no escaping inside overlayfs options.
+fn plain(path: &Path) -> io::Result<Vec<u8>> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.iter().any(|byte| matches!(byte, b':' | b',' | b'\\' | 0)) {
+        return Err(io::Error::other(format!(
+            "{} has a character that overlayfs gives a meaning",
+            path.display()
+        )));
+    }
+    Ok(bytes.to_vec())
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Where a `criu swrk` is started.
+#[derive(Debug)]
+pub(super) struct Place<'a> {
+    /// The server's end of the request socket.
+    pub(super) socket: OwnedFd,
+    /// Descriptors that CRIU needs beside it; they keep their numbers.
+    pub(super) inherit: Vec<RawFd>,
+    /// The clone's cgroup directory.
+    pub(super) cgroup: &'a Path,
+    /// Mounted in order, in CRIU's own mount namespace.
+    pub(super) mounts: Vec<Mount>,
+    /// Where what CRIU prints goes: it prints only when it cannot even start.
+    pub(super) stderr: File,
+}
+
+/// Starts `criu swrk`.
+pub(super) fn swrk(place: Place<'_>) -> io::Result<Child> {
+    let procs = File::options().write(true).open(place.cgroup.join("cgroup.procs"))?;
+    let socket = place.socket.as_raw_fd();
+    let mut command = Command::new("criu");
+    command
+        .arg("swrk")
+        .arg(socket.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(place.stderr)
+        .kill_on_drop(true);
+    let (inherit, mounts) = (place.inherit, place.mounts);
+    let enter = move || -> io::Result<()> {
+        // SAFETY: between fork and exec only system calls on descriptors and
+        // strings made before the fork; none allocates.
+        unsafe {
+            if libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1 {
+                return Err(io::Error::last_os_error());
+            }
+            check(libc::unshare(libc::CLONE_NEWNS))?;
+            let no_name = std::ptr::null();
+            check(libc::mount(
+                no_name,
+                c"/".as_ptr(),
+                no_name,
+                libc::MS_REC | libc::MS_PRIVATE,
+                no_name.cast(),
+            ))?;
+            for mount in &mounts {
+                mount.mount()?;
+            }
+            for descriptor in inherit.iter().copied().chain([socket]) {
+                check(libc::fcntl(descriptor, libc::F_SETFD, 0))?;
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: `enter` keeps to what is allowed after a fork, see there.
+    unsafe { command.pre_exec(enter) };
+    command.spawn()
+    // `place.socket` closes here: CRIU's end is then CRIU's alone, and its
+    // death is seen as the end of the socket.
+}

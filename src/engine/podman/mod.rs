@@ -1,0 +1,225 @@
+//! The cold driver: boots the golden's image in a slot, as Podman runs it.
+//!
+//! The visible fallback when nothing can be restored, and the yardstick of the
+//! bench. Phases and their undo:
+//!
+//! ```text
+//! slot      as in the restore driver                      undo: remove it
+//! restore   `podman run` in the slot's namespace, then
+//!           wait until the front page is right            undo: `podman rm --force`
+//! adopt     name the process by pid and start time        undo: the same
+//! ```
+
+pub mod cli;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+
+pub use self::cli::PodmanError;
+use super::{CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase};
+use crate::error::ErrorKind;
+use crate::golden::recipe::Recipe;
+use crate::host::process;
+use crate::host::slots::{SlotError, Slots};
+use crate::id::InstanceId;
+use crate::instance::{Container, EngineKind, Source};
+
+/// How often a booting shop is asked whether it is up.
+const POLL: Duration = Duration::from_millis(5);
+
+/// Names of our containers: this and the instance id.
+const PREFIX: &str = "dm-";
+
+/// Asks a booting shop for its front page: whether it is up.
+pub type Ready = Arc<dyn Fn(SocketAddr) -> futures_util::future::BoxFuture<'static, bool> + Send + Sync>;
+
+/// Why a cold start failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ColdStartError {
+    /// No slot.
+    #[error("no slot for the container")]
+    Slot(#[source] SlotError),
+    /// Podman said no.
+    #[error("Podman did not boot the golden")]
+    Podman(#[source] PodmanError),
+    /// The process is not there.
+    #[error("the booted process cannot be found")]
+    Process(#[source] io::Error),
+    /// The shop did not come up.
+    #[error("the shop did not come up within {} s", .0.as_secs())]
+    Deadline(Duration),
+}
+
+impl ColdStartError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Slot(error) => error.kind(),
+            Self::Podman(_) | Self::Process(_) | Self::Deadline(_) => ErrorKind::Unavailable,
+        }
+    }
+}
+
+/// The driver.
+pub struct PodmanEngine {
+    recipe: Arc<Recipe>,
+    image: String,
+    slots: Arc<Slots>,
+    ready: Ready,
+}
+
+impl fmt::Debug for PodmanEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PodmanEngine").field("image", &self.image).finish_non_exhaustive()
+    }
+}
+
+impl PodmanEngine {
+    /// A driver for one golden's image; `ready` tells when a shop is up.
+    #[must_use]
+    pub fn new(recipe: Arc<Recipe>, image: String, slots: Arc<Slots>, ready: Ready) -> Self {
+        Self { recipe, image, slots, ready }
+    }
+
+    /// The image it boots.
+    #[must_use]
+    pub fn image(&self) -> &str {
+        &self.image
+    }
+
+    async fn undo(&self, id: &InstanceId) -> Vec<CleanupError> {
+        let mut cleanup = Vec::new();
+        if let Err(error) = cli::remove(&format!("{PREFIX}{id}")).await {
+            cleanup
+                .push(CleanupError { step: "remove the Podman container", source: io::Error::other(error) });
+        }
+        let failed = self.slots.remove(id).await;
+        cleanup.extend(failed.into_iter().map(|(step, source)| CleanupError { step, source }));
+        cleanup
+    }
+
+    async fn boot(&self, id: &InstanceId, netns: PathBuf) -> Result<i32, ColdStartError> {
+        let name = format!("{PREFIX}{id}");
+        let spec = cli::RunSpec {
+            name: &name,
+            image: &self.image,
+            netns: &netns,
+            recipe: &self.recipe,
+            controllers: self.slots.cgroups().controllers(),
+            criu_config: None,
+        };
+        cli::podman(&cli::run_args(&spec)).await.map_err(ColdStartError::Podman)?;
+        cli::pid(&name).await.map_err(ColdStartError::Podman)
+    }
+
+    async fn wait_until_up(&self, address: SocketAddr) -> Result<(), ColdStartError> {
+        let deadline = Duration::from_secs(self.recipe.ready.timeout_seconds);
+        let up = async {
+            while !(self.ready)(address).await {
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        tokio::time::timeout(deadline, up).await.map_err(|_| ColdStartError::Deadline(deadline))
+    }
+}
+
+#[async_trait]
+impl ContainerEngine for PodmanEngine {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Podman
+    }
+
+    fn source(&self) -> Source {
+        Source::Cold
+    }
+
+    fn next_id(&self) -> InstanceId {
+        self.slots.next_id()
+    }
+
+    fn unused(&self, id: &InstanceId) {
+        self.slots.unused(id);
+    }
+
+    async fn launch(&self, id: &InstanceId) -> Result<Launched, LaunchError> {
+        let begun = Instant::now();
+        let mut phase = Phase::Slot;
+        let mut phases = Vec::with_capacity(3);
+        let result = async {
+            let slot = self.slots.take(id).await.map_err(ColdStartError::Slot)?;
+            phases.push((phase, begun.elapsed()));
+            phase = Phase::Restore;
+            let mark = Instant::now();
+            // Podman opens the path once, while this process holds it.
+            let netns = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), slot.netns.as_raw_fd()));
+            let pid = self.boot(id, netns).await?;
+            let address = SocketAddr::from((slot.lease.address(), self.recipe.run.port));
+            self.wait_until_up(address).await?;
+            phases.push((phase, mark.elapsed()));
+            phase = Phase::Adopt;
+            let start_ticks = process::start_ticks(pid).map_err(ColdStartError::Process)?;
+            Ok::<_, ColdStartError>((slot, pid, start_ticks))
+        };
+        match result.await {
+            Ok((slot, pid, start_ticks)) => Ok(Launched {
+                container: Container {
+                    engine: EngineKind::Podman,
+                    pid,
+                    start_ticks,
+                    address: slot.lease.keep(),
+                    port: self.recipe.run.port,
+                },
+                snapshot: None,
+                phases,
+            }),
+            Err(error) => {
+                let cleanup = self.undo(id).await;
+                Err(LaunchError {
+                    id: id.clone(),
+                    phase,
+                    kind: error.kind(),
+                    source: Box::new(error),
+                    cleanup,
+                })
+            }
+        }
+    }
+
+    async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
+        let cleanup = self.undo(id).await;
+        if !cleanup.is_empty() {
+            return Err(DestroyError { id: id.clone(), cleanup });
+        }
+        if let Some(container) = container {
+            self.slots.network().release(container.address);
+        }
+        Ok(())
+    }
+
+    async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {
+        self.slots.adopt(container)
+    }
+
+    async fn ended(&self, container: &Container) {
+        process::ended_by_name(container.pid, container.start_ticks).await;
+    }
+
+    async fn traces(&self) -> io::Result<Vec<InstanceId>> {
+        let names = cli::podman(&["ps", "--all", "--format", "{{.Names}}", "--filter", "name=^dm-"]).await;
+        let names = names.map_err(io::Error::other)?;
+        let ids = names.lines().filter_map(|name| name.strip_prefix(PREFIX)?.parse().ok());
+        let mut traces: Vec<InstanceId> = ids.collect();
+        traces.extend(self.slots.traces().await?);
+        traces.sort();
+        traces.dedup();
+        Ok(traces)
+    }
+}

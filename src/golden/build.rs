@@ -1,0 +1,214 @@
+//! Building a golden's image: base, source, Containerfile.
+//!
+//! Called by `demo-multiplexer golden build`. Works where no container registry
+//! is reachable: the base is made with mmdebstrap from the machine's own apt
+//! mirror and imported. Steps and what a death leaves: a temporary directory
+//! below STATE_DIR/build, removed by the next build; images appear in Podman
+//! whole or not at all.
+//!
+//! Images are named by what they are made of, so an unchanged golden is not
+//! built again.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+use super::apt;
+use super::recipe::{Base, Recipe};
+use super::source::{self, SourceError};
+use crate::engine::podman::cli::{self, PodmanError};
+
+/// A golden could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Podman.
+    #[error("the golden's image cannot be built")]
+    Podman(#[from] PodmanError),
+    /// The shop's release.
+    #[error("the shop's release cannot be had")]
+    Source(#[from] SourceError),
+    /// The base.
+    #[error("mmdebstrap cannot make the base system{}", .0)]
+    Base(String),
+    /// The disk.
+    #[error("cannot {doing} {}", .path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> BuildError + 'a {
+    move |source| BuildError::Io { doing, path: path.to_owned(), source }
+}
+
+/// What a build needs to know.
+#[derive(Debug)]
+pub struct Build<'a> {
+    /// The recipe's folder.
+    pub folder: &'a Path,
+    /// The recipe.
+    pub recipe: &'a Recipe,
+    /// What the user set for the recipe's source setting.
+    pub source_setting: &'a str,
+    /// Where temporary files go.
+    pub state_dir: &'a Path,
+}
+
+/// A golden's image.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Image {
+    /// Its name in Podman.
+    pub name: String,
+    /// Its id in Podman.
+    pub id: String,
+}
+
+/// Builds the image, or finds it built; `say` is told each step.
+///
+/// # Errors
+/// [`BuildError`].
+pub async fn build(build: &Build<'_>, say: &(dyn Fn(&str) + Sync)) -> Result<Image, BuildError> {
+    let work = tempdir(build.state_dir)?;
+    let source = match &build.recipe.source {
+        Some(wanted) => Some(source::resolve(wanted, build.source_setting, work.path(), say).await?),
+        None => None,
+    };
+    let mut hasher = blake3::Hasher::new();
+    hash_folder(&mut hasher, build.folder)?;
+    let common = build.recipe.common.as_ref().map(|common| build.folder.join(common));
+    if let Some(common) = &common {
+        hash_folder(&mut hasher, common)?;
+    }
+    if let Some(base) = &build.recipe.base {
+        hasher.update(base_name(base).as_bytes());
+    }
+    if let Some(source) = &source {
+        hasher.update(source.fingerprint.as_bytes());
+    }
+    let hash = hasher.finalize().to_hex();
+    let name = format!("localhost/demo-multiplexer-golden-{}:{}", build.recipe.name, &hash[..12]);
+    if let Some(id) = cli::image_id(&name).await? {
+        say(&format!("image {name} is built already"));
+        return Ok(Image { name, id });
+    }
+    let mut args: Vec<String> =
+        ["build", "--network=none", "--pull=never", "--format=oci"].map(str::to_owned).into();
+    if let Some(base) = &build.recipe.base {
+        args.push(format!("--build-arg=BASE={}", ensure_base(base, work.path(), say).await?));
+    }
+    for (path, inside) in
+        [(common.as_deref(), "/golden-common"), (source.as_ref().map(|s| s.path.as_path()), "/golden-src")]
+    {
+        if let Some(path) = path {
+            let path = path.canonicalize().map_err(at("find", path))?;
+            args.push(format!("--volume={}:{inside}:ro", path.display()));
+        }
+    }
+    say(&format!("installing {} into {name} (minutes)", build.recipe.title));
+    args.push(format!("--file={}", build.folder.join("Containerfile").display()));
+    args.push(format!("--tag={name}"));
+    args.push(build.folder.display().to_string());
+    cli::podman_long(&args).await?;
+    match cli::image_id(&name).await? {
+        Some(id) => Ok(Image { name, id }),
+        None => {
+            Err(PodmanError::Failed { verb: "build".into(), said: format!("{name} is not there") }.into())
+        }
+    }
+}
+
+/// The newest image built for a golden, whatever the recipe's folder says now.
+///
+/// # Errors
+/// [`PodmanError`].
+pub async fn newest(golden: &crate::id::GoldenName) -> Result<Option<Image>, PodmanError> {
+    let filter = format!("reference=localhost/demo-multiplexer-golden-{golden}");
+    let lines = cli::podman(&[
+        "images",
+        "--sort=created",
+        "--no-trunc",
+        "--format={{.Repository}}:{{.Tag}} {{.Id}}",
+        "--filter",
+        &filter,
+    ])
+    .await?;
+    Ok(lines
+        .lines()
+        .next()
+        .and_then(|line| line.split_once(' '))
+        .map(|(name, id)| Image { name: name.to_owned(), id: id.trim_start_matches("sha256:").to_owned() }))
+}
+
+fn tempdir(state_dir: &Path) -> Result<tempfile::TempDir, BuildError> {
+    let parent = state_dir.join("build");
+    std::fs::create_dir_all(&parent).map_err(at("make", &parent))?;
+    tempfile::tempdir_in(&parent).map_err(at("make a directory below", &parent))
+}
+
+/// Hashes what the image is made of: every file but golden.toml's own, whose
+/// base section is hashed by name and whose rest does not shape the image.
+fn hash_folder(hasher: &mut blake3::Hasher, folder: &Path) -> Result<(), BuildError> {
+    let mut entries: Vec<PathBuf> = std::fs::read_dir(folder)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+        .map_err(at("read", folder))?;
+    entries.sort();
+    for path in entries {
+        if path.ends_with("golden.toml") {
+            continue;
+        }
+        hasher.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        if path.is_dir() {
+            hash_folder(hasher, &path)?;
+        } else {
+            let content = std::fs::read(&path).map_err(at("read", &path))?;
+            hasher.update(&(content.len() as u64).to_le_bytes());
+            hasher.update(&content);
+        }
+    }
+    Ok(())
+}
+
+fn base_name(base: &Base) -> String {
+    let mut packages = base.packages.clone();
+    packages.sort();
+    let hash = blake3::hash(format!("{} {}", base.suite, packages.join(" ")).as_bytes()).to_hex();
+    format!("localhost/demo-multiplexer-base:{}-{}", base.suite, &hash[..12])
+}
+
+/// Makes the base image, or finds it made.
+async fn ensure_base(base: &Base, work: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<String, BuildError> {
+    let name = base_name(base);
+    if cli::image_id(&name).await?.is_some() {
+        return Ok(name);
+    }
+    say(&format!("making the base system {name} from Debian {} (a minute or two)", base.suite));
+    let archive = work.join("base.tar");
+    let sources = apt::sources_for(&base.suite, Path::new("/etc/apt"));
+    let status = Command::new("mmdebstrap")
+        .args(["--variant=minbase", "--quiet", "--aptopt=APT::Install-Recommends \"false\""])
+        .arg(format!("--include={}", base.packages.join(",")))
+        .arg(&base.suite)
+        .arg(&archive)
+        // An empty list lets mmdebstrap take Debian's own mirror.
+        .args(&sources)
+        .stdin(Stdio::null())
+        .stdout(Stdio::inherit())
+        .status()
+        .await
+        .map_err(|error| BuildError::Base(format!(": {error}; install the package mmdebstrap")))?;
+    if !status.success() {
+        return Err(BuildError::Base(format!(", it ended with {status}")));
+    }
+    let imported = cli::podman_long(&["import".as_ref(), archive.as_os_str(), name.as_ref()]).await;
+    std::fs::remove_file(&archive).map_err(at("remove", &archive))?;
+    imported?;
+    Ok(name)
+}

@@ -1,0 +1,199 @@
+//! An instance's cgroup: limits where the controllers exist, and the one sure
+//! way to end all its processes.
+//!
+//! Layout: `<cgroup2 mount>/<CGROUP_PARENT>/<instance id>`. A controller that
+//! the host does not have is left out; `doctor` says which.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::id::InstanceId;
+
+/// Where cgroup v2 is mounted on every host this runs on.
+const MOUNT: &str = "/sys/fs/cgroup";
+
+/// The period cpu.max is counted over, the kernel's default (cgroup-v2.rst).
+const CPU_PERIOD_MICROS: u64 = 100_000;
+
+/// How long killed processes may take to leave: they only have to be reaped.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What an instance may use.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// Bytes of memory.
+    pub memory_max: u64,
+    /// Processes and threads.
+    pub pids_max: u32,
+    /// Cores.
+    pub cpu_max: f64,
+}
+
+/// The cgroup below which all instances live.
+#[derive(Debug, Clone)]
+pub struct Parent {
+    path: PathBuf,
+    controllers: Vec<String>,
+}
+
+impl Parent {
+    /// Makes the parent and hands it the controllers that the host offers.
+    ///
+    /// # Errors
+    /// When cgroup v2 is not there or not writable.
+    pub fn open(name: &str) -> io::Result<Self> {
+        let mut path = PathBuf::from(MOUNT);
+        let mut controllers = Vec::new();
+        for part in Path::new(name).components() {
+            controllers = delegate(&path)?;
+            path.push(part);
+            make_dir(&path)?;
+        }
+        if !controllers.is_empty() {
+            controllers = delegate(&path)?;
+        }
+        Ok(Self { path, controllers })
+    }
+
+    /// Controllers whose limits are in force for instances.
+    #[must_use]
+    pub fn controllers(&self) -> &[String] {
+        &self.controllers
+    }
+
+    /// An instance's directory.
+    #[must_use]
+    pub fn of(&self, id: &InstanceId) -> PathBuf {
+        self.path.join(id.as_str())
+    }
+
+    /// Makes an instance's cgroup.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn create(&self, id: &InstanceId) -> io::Result<PathBuf> {
+        let path = self.of(id);
+        make_dir(&path)?;
+        Ok(path)
+    }
+
+    /// Sets the limits that the host can hold.
+    ///
+    /// # Errors
+    /// When the kernel refuses one.
+    pub fn limit(&self, id: &InstanceId, limits: Limits) -> io::Result<()> {
+        let path = self.of(id);
+        let set = |controller: &str, file: &str, value: String| {
+            if self.controllers.iter().any(|have| have == controller) {
+                std::fs::write(path.join(file), value)
+            } else {
+                Ok(())
+            }
+        };
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few cores")]
+        let quota = (limits.cpu_max * CPU_PERIOD_MICROS as f64) as u64;
+        set("memory", "memory.max", limits.memory_max.to_string())?;
+        // Absent where the kernel has no swap.
+        set("memory", "memory.swap.max", "0".into()).or_else(ignore_missing)?;
+        set("pids", "pids.max", limits.pids_max.to_string())?;
+        set("cpu", "cpu.max", format!("{quota} {CPU_PERIOD_MICROS}"))
+    }
+
+    /// Kills everything in the instance's cgroup, waits until it is empty and
+    /// removes it; absent is fine.
+    ///
+    /// # Errors
+    /// `TimedOut` when processes do not leave.
+    pub async fn destroy(&self, id: &InstanceId) -> io::Result<()> {
+        let path = self.of(id);
+        match std::fs::write(path.join("cgroup.kill"), "1") {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return remove_tree(&path);
+            }
+            Err(error) => return Err(error),
+        }
+        let deadline = tokio::time::Instant::now() + KILL_DEADLINE;
+        let mut pause = Duration::from_micros(500);
+        loop {
+            match remove_tree(&path) {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                other => return other,
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "processes outlive cgroup.kill"));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// Pids of an instance's processes; none when it has no cgroup.
+    ///
+    /// # Errors
+    /// When the cgroup cannot be read.
+    pub fn processes(&self, id: &InstanceId) -> io::Result<Vec<i32>> {
+        match std::fs::read_to_string(self.of(id).join("cgroup.procs")) {
+            Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
+            Err(error) => ignore_missing(error).map(|()| Vec::new()),
+        }
+    }
+
+    /// Ids of all instances that have a cgroup.
+    ///
+    /// # Errors
+    /// When the parent cannot be read.
+    pub fn instances(&self) -> io::Result<Vec<InstanceId>> {
+        let mut ids = Vec::new();
+        for entry in std::fs::read_dir(&self.path)? {
+            if let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
+}
+
+fn ignore_missing(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Hands the controllers we use to the children of `path`; answers those it has.
+fn delegate(path: &Path) -> io::Result<Vec<String>> {
+    let offered = std::fs::read_to_string(path.join("cgroup.controllers"))?;
+    let mut handed = Vec::new();
+    for controller in offered.split_ascii_whitespace() {
+        if !matches!(controller, "memory" | "pids" | "cpu" | "io") {
+            continue;
+        }
+        // One by one: a controller that is busy elsewhere must not cost the others.
+        if std::fs::write(path.join("cgroup.subtree_control"), format!("+{controller}")).is_ok() {
+            handed.push(controller.to_owned());
+        }
+    }
+    Ok(handed)
+}
+
+/// Removes a cgroup with its children, which the instance may have made.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match std::fs::read_dir(path) {
+        Ok(entries) => {
+            for entry in entries {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    remove_tree(&entry.path())?;
+                }
+            }
+        }
+        Err(error) => return ignore_missing(error),
+    }
+    std::fs::remove_dir(path).or_else(ignore_missing)
+}

@@ -1,0 +1,12 @@
+//! The kernel's side of an instance: address, network namespace, cgroup,
+//! processes.
+//!
+//! Called by the engine drivers. Nothing here knows of CRIU or Podman. What is
+//! made here is named after the instance id, so that traces of it can be found
+//! on the host whatever the store says.
+
+pub mod cgroup;
+pub mod facts;
+pub mod net;
+pub mod process;
+pub mod slots;

@@ -1,0 +1,375 @@
+//! Addresses, network namespaces and the bridge they hang on.
+//!
+//! Owns which addresses are in use. One network namespace an instance, held by
+//! a file descriptor and by the instance's processes, by no file: when both are
+//! gone the kernel removes it with its interfaces, so a daemon that dies
+//! between two steps leaves nothing. The host side of each veth pair is named
+//! `dm-<id>`, a port of the bridge and isolated there: two instances never see
+//! each other's frames. There is no default route inside, so the bridge's own
+//! address, where the proxy is, is all a shop can reach.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::TryStreamExt as _;
+use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
+
+use crate::config::Subnet;
+use crate::error::ErrorKind;
+use crate::id::InstanceId;
+
+/// The loopback interface's index in every namespace.
+const LOOPBACK: u32 = 1;
+
+/// The network could not be set up or taken down.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// Every address of the subnet is taken.
+    #[error("no free address in {}/{}: enlarge BRIDGE_SUBNET or lower MAX_INSTANCES", .subnet.network, .subnet.prefix)]
+    NoAddress {
+        /// The subnet.
+        subnet: Subnet,
+    },
+    /// The kernel refused a step.
+    #[error("cannot {step}")]
+    Step {
+        /// What was being done.
+        step: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl NetError {
+    /// What the caller can do.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoAddress { .. } => ErrorKind::Exhausted,
+            Self::Step { .. } => ErrorKind::Unavailable,
+        }
+    }
+}
+
+fn step(step: &'static str) -> impl FnOnce(io::Error) -> NetError {
+    move |source| NetError::Step { step, source }
+}
+
+fn netlink(step: &'static str) -> impl FnOnce(rtnetlink::Error) -> NetError {
+    move |error| NetError::Step { step, source: to_io(error) }
+}
+
+fn to_io(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other),
+    }
+}
+
+/// An address with the namespace it was put into.
+#[derive(Debug)]
+pub struct Attached {
+    /// The namespace.
+    pub netns: OwnedFd,
+    /// Its address; given back when this is dropped, unless [`Lease::keep`] was called.
+    pub lease: Lease,
+}
+
+/// An address in use.
+#[derive(Debug)]
+pub struct Lease {
+    address: Ipv4Addr,
+    taken: Arc<Mutex<Taken>>,
+    kept: bool,
+}
+
+impl Lease {
+    /// The address.
+    #[must_use]
+    pub const fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// Leaves the address taken; [`Network::release`] gives it back.
+    #[must_use]
+    pub fn keep(mut self) -> Ipv4Addr {
+        self.kept = true;
+        self.address
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.kept {
+            lock(&self.taken).addresses.remove(&self.address);
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    addresses: BTreeSet<Ipv4Addr>,
+    /// Where the search for the next free address begins. Going round makes it
+    /// unlikely that a late packet meets a new owner.
+    next: u32,
+}
+
+fn lock(taken: &Mutex<Taken>) -> std::sync::MutexGuard<'_, Taken> {
+    taken.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The instances' network on this host.
+#[derive(Debug)]
+pub struct Network {
+    subnet: Subnet,
+    bridge: u32,
+    handle: Handle,
+    taken: Arc<Mutex<Taken>>,
+}
+
+impl Network {
+    /// Makes the bridge with its address, or finds it.
+    ///
+    /// # Errors
+    /// [`NetError::Step`] when the kernel refuses.
+    pub async fn open(bridge_name: &str, subnet: Subnet) -> Result<Self, NetError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(step("open a netlink socket"))?;
+        tokio::spawn(connection);
+        let bridge = match index_of(&handle, bridge_name).await? {
+            Some(index) => index,
+            None => {
+                // Forwarding starts at once: there is no second bridge to make a loop with.
+                let link = LinkBridge::new(bridge_name).forward_delay(0).up().build();
+                handle.link().add(link).execute().await.map_err(netlink("make the bridge"))?;
+                let made = index_of(&handle, bridge_name).await?;
+                made.ok_or_else(|| step("find the bridge just made")(io::ErrorKind::NotFound.into()))?
+            }
+        };
+        let up = LinkUnspec::new_with_index(bridge).up().build();
+        handle.link().set(up).execute().await.map_err(netlink("set the bridge up"))?;
+        let gateway = subnet.address(1).ok_or(NetError::NoAddress { subnet })?;
+        let address = handle.address().add(bridge, IpAddr::V4(gateway), subnet.prefix).replace();
+        address.execute().await.map_err(netlink("give the bridge its address"))?;
+        Ok(Self { subnet, bridge, handle, taken: Arc::default() })
+    }
+
+    /// Takes a free address and makes a namespace that has it.
+    ///
+    /// # Errors
+    /// [`NetError`]; nothing is left.
+    pub async fn attach(&self, id: &InstanceId) -> Result<Attached, NetError> {
+        let lease = self.take()?;
+        let prefix = self.subnet.prefix;
+        let netns = in_thread(make_namespace).await?;
+        let interface = id.interface();
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name("eth0".to_owned())
+            .setns_by_fd(netns.as_raw_fd())
+            .build();
+        let pair = LinkVeth::new(&interface, "eth0")
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .controller(self.bridge)
+            .up()
+            .build();
+        self.handle.link().add(pair).execute().await.map_err(netlink("make a veth pair"))?;
+        let address = lease.address();
+        let inner = netns.try_clone().map_err(step("hold a network namespace"))?;
+        let configured = async {
+            let port = index_of(&self.handle, &interface)
+                .await?
+                .ok_or_else(|| step("find the veth just made")(io::ErrorKind::NotFound.into()))?;
+            let isolated = LinkBridgePort::new(port).isolated(true).build();
+            self.handle.link().set(isolated).execute().await.map_err(netlink("isolate the bridge port"))?;
+            in_thread(move || configure_namespace(inner, address, prefix)).await
+        };
+        if let Err(error) = configured.await {
+            // The namespace and with it the pair vanish with `netns`; this only hastens it.
+            drop(self.remove_interface(id).await);
+            return Err(error);
+        }
+        Ok(Attached { netns, lease })
+    }
+
+    fn take(&self) -> Result<Lease, NetError> {
+        let mut taken = lock(&self.taken);
+        let last = (1_u32 << (32 - u32::from(self.subnet.prefix))) - 2;
+        // 0 is the network, 1 the bridge.
+        let span = last.saturating_sub(1);
+        for offset in 0..span {
+            let n = 2 + (taken.next + offset) % span;
+            if let Some(address) = self.subnet.address(n)
+                && taken.addresses.insert(address)
+            {
+                taken.next = n - 1;
+                return Ok(Lease { address, taken: Arc::clone(&self.taken), kept: false });
+            }
+        }
+        Err(NetError::NoAddress { subnet: self.subnet })
+    }
+
+    /// Marks an address that a former daemon handed out; false when it is
+    /// taken already or not of this network.
+    pub fn occupy(&self, address: Ipv4Addr) -> bool {
+        self.subnet.index(address).is_some_and(|n| n > 1) && lock(&self.taken).addresses.insert(address)
+    }
+
+    /// Gives an address back.
+    pub fn release(&self, address: Ipv4Addr) {
+        lock(&self.taken).addresses.remove(&address);
+    }
+
+    /// Deletes an instance's interface; absent is fine.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason.
+    pub async fn remove_interface(&self, id: &InstanceId) -> io::Result<()> {
+        let index = match index_of(&self.handle, &id.interface()).await {
+            Ok(Some(index)) => index,
+            Ok(None) => return Ok(()),
+            Err(NetError::Step { source, .. }) => return Err(source),
+            Err(NetError::NoAddress { .. }) => return Ok(()),
+        };
+        match self.handle.link().del(index).execute().await.map_err(to_io) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Ids of all instances that have an interface on this host.
+    ///
+    /// # Errors
+    /// When the interfaces cannot be listed.
+    pub async fn interfaces(&self) -> io::Result<Vec<InstanceId>> {
+        let mut links = self.handle.link().get().execute();
+        let mut ids = Vec::new();
+        while let Some(link) = links.try_next().await.map_err(to_io)? {
+            for attribute in link.attributes {
+                if let LinkAttribute::IfName(name) = attribute
+                    && let Some(id) = name.strip_prefix("dm-").and_then(|id| id.parse().ok())
+                {
+                    ids.push(id);
+                }
+            }
+        }
+        Ok(ids)
+    }
+}
+
+/// Makes a network namespace that has a loopback interface and nothing else.
+///
+/// # Errors
+/// [`NetError::Step`].
+pub async fn lone_namespace() -> Result<OwnedFd, NetError> {
+    let netns = in_thread(make_namespace).await?;
+    let inner = netns.try_clone().map_err(step("hold a network namespace"))?;
+    in_thread(move || {
+        in_namespace(inner, async |handle| {
+            let up = LinkUnspec::new_with_index(LOOPBACK).up().build();
+            handle.link().set(up).execute().await.map_err(netlink("set an interface up"))
+        })
+    })
+    .await?;
+    Ok(netns)
+}
+
+/// Connects to 127.0.0.1 inside a network namespace.
+///
+/// # Errors
+/// As `connect` answers.
+pub async fn connect_in(netns: BorrowedFd<'_>, port: u16) -> io::Result<tokio::net::TcpStream> {
+    let inner = netns.try_clone_to_owned()?;
+    let connect = move || {
+        enter(&inner)?;
+        let stream = std::net::TcpStream::connect(("127.0.0.1", port)).map_err(step("connect"))?;
+        stream.set_nonblocking(true).map_err(step("connect"))?;
+        Ok(stream)
+    };
+    match in_thread(connect).await {
+        Ok(stream) => tokio::net::TcpStream::from_std(stream),
+        Err(NetError::Step { source, .. }) => Err(source),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+async fn index_of(handle: &Handle, name: &str) -> Result<Option<u32>, NetError> {
+    let mut links = handle.link().get().match_name(name.to_owned()).execute();
+    match links.try_next().await {
+        Ok(link) => Ok(link.map(|link| link.header.index)),
+        Err(error) => match to_io(error) {
+            error if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            error => Err(step("look an interface up")(error)),
+        },
+    }
+}
+
+/// Runs `work` in a thread of its own that ends afterwards: it changes the
+/// thread's network namespace, which no shared thread may come back with.
+async fn in_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetError> + Send + 'static,
+) -> Result<T, NetError> {
+    let (answer, result) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("netns".into())
+        .spawn(move || drop(answer.send(work())))
+        .map_err(step("start a thread"))?;
+    result.await.map_err(|_| step("work in a network namespace")(io::Error::other("the thread died")))?
+}
+
+fn make_namespace() -> Result<OwnedFd, NetError> {
+    // SAFETY: only this thread's namespace changes, and the thread ends after this.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+        .map_err(|error| step("make a network namespace")(error.into()))?;
+    // Without this the kernel gives link-local addresses and asks for routers.
+    match std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(step("turn IPv6 off in a network namespace")(error));
+        }
+        _ => {}
+    }
+    std::fs::File::open("/proc/thread-self/ns/net")
+        .map(OwnedFd::from)
+        .map_err(step("hold a network namespace"))
+}
+
+fn enter(netns: &OwnedFd) -> Result<(), NetError> {
+    let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+    rustix::thread::move_into_link_name_space(netns.as_fd(), kind)
+        .map_err(|error| step("enter a network namespace")(error.into()))
+}
+
+/// Works on a namespace's interfaces from this thread, which then stays there.
+fn in_namespace<T>(
+    netns: OwnedFd,
+    work: impl AsyncFnOnce(Handle) -> Result<T, NetError>,
+) -> Result<T, NetError> {
+    enter(&netns)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(step("work in a network namespace"))?;
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(step("open a netlink socket"))?;
+        tokio::spawn(connection);
+        work(handle).await
+    })
+}
+
+fn configure_namespace(netns: OwnedFd, address: Ipv4Addr, prefix: u8) -> Result<(), NetError> {
+    in_namespace(netns, async |handle| {
+        let missing = || step("find an interface inside")(io::ErrorKind::NotFound.into());
+        let eth0 = index_of(&handle, "eth0").await?.ok_or_else(missing)?;
+        let add = handle.address().add(eth0, IpAddr::V4(address), prefix);
+        add.execute().await.map_err(netlink("give an instance its address"))?;
+        for index in [LOOPBACK, eth0] {
+            let up = LinkUnspec::new_with_index(index).up().build();
+            handle.link().set(up).execute().await.map_err(netlink("set an interface up"))?;
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,344 @@
+//! Slots: what can be made of an instance before it is known which one it is.
+//!
+//! A slot is an instance id with its directories, its cgroup, its network
+//! namespace and address. [`Slots`] owns those that wait; an instance that is
+//! launched takes its slot over. Making one costs 20 to 30 ms, most of it in
+//! the kernel's network namespace code, which is why they are made ahead.
+//!
+//! A daemon that dies leaves directories and cgroups of waiting slots behind;
+//! [`Slots::traces`] finds them and the next start removes them.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::cgroup;
+use super::net::{Lease, NetError, Network};
+use super::process;
+use crate::error::{Chain, ErrorKind};
+use crate::id::InstanceId;
+use crate::instance::Container;
+
+/// How long after a failure the next slot is tried: what is missing (addresses,
+/// disk) comes back when instances end, in seconds at best.
+const REFILL_PAUSE: Duration = Duration::from_secs(2);
+
+/// A slot could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotError {
+    /// Address or namespace.
+    #[error("no network for a slot")]
+    Net(#[source] NetError),
+    /// Directories or cgroup.
+    #[error("cannot {step}")]
+    Io {
+        /// What was being done.
+        step: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl SlotError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Net(error) => error.kind(),
+            Self::Io { source, .. } => crate::error::kind_of_io(source),
+        }
+    }
+}
+
+/// Directories of an instance, below `STATE_DIR/instances/<id>`.
+#[derive(Debug, Clone)]
+pub struct Dirs {
+    /// All of it.
+    pub top: PathBuf,
+    /// Overlay: what the clone changes.
+    pub upper: PathBuf,
+    /// Overlay's own.
+    pub work: PathBuf,
+    /// Where the clone's root is mounted, in CRIU's namespace only.
+    pub root: PathBuf,
+    /// CRIU's log.
+    pub criu: PathBuf,
+    /// Stand-ins for external mounts.
+    pub external: PathBuf,
+}
+
+impl Dirs {
+    fn of(instances: &Path, id: &InstanceId) -> Self {
+        let top = instances.join(id.as_str());
+        let below = |name: &str| top.join(name);
+        Self {
+            upper: below("upper"),
+            work: below("work"),
+            root: below("root"),
+            criu: below("criu"),
+            external: below("external"),
+            top,
+        }
+    }
+}
+
+/// What an instance is launched into.
+#[derive(Debug)]
+pub struct Slot {
+    /// The instance's id.
+    pub id: InstanceId,
+    /// Its directories.
+    pub dirs: Dirs,
+    /// Its network namespace.
+    pub netns: OwnedFd,
+    /// Its address.
+    pub lease: Lease,
+    /// Its cgroup's directory.
+    pub cgroup: PathBuf,
+}
+
+/// Slots made ahead.
+#[derive(Debug, Default)]
+struct Ready {
+    /// Nobody's yet.
+    waiting: HashMap<InstanceId, Slot>,
+    /// Named to somebody who is about to take it or to give it back.
+    named: HashMap<InstanceId, Slot>,
+}
+
+impl Ready {
+    fn remove(&mut self, id: &InstanceId) -> Option<Slot> {
+        self.named.remove(id).or_else(|| self.waiting.remove(id))
+    }
+}
+
+/// All slots of this host.
+#[derive(Debug)]
+pub struct Slots {
+    network: Network,
+    cgroups: cgroup::Parent,
+    instances: PathBuf,
+    ahead: usize,
+    ready: Mutex<Ready>,
+    /// One refill at a time.
+    refill: tokio::sync::Mutex<()>,
+    taken: tokio::sync::Notify,
+}
+
+impl Slots {
+    /// Takes over network and cgroups; instances live below `state_dir`.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn new(
+        network: Network,
+        cgroups: cgroup::Parent,
+        state_dir: &Path,
+        ahead: usize,
+    ) -> io::Result<Self> {
+        let instances = state_dir.join("instances");
+        make_private(&instances)?;
+        Ok(Self {
+            network,
+            cgroups,
+            instances,
+            ahead,
+            ready: Mutex::default(),
+            refill: tokio::sync::Mutex::default(),
+            taken: tokio::sync::Notify::new(),
+        })
+    }
+
+    /// The addresses.
+    #[must_use]
+    pub const fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The cgroups.
+    #[must_use]
+    pub const fn cgroups(&self) -> &cgroup::Parent {
+        &self.cgroups
+    }
+
+    /// An instance's directories.
+    #[must_use]
+    pub fn dirs(&self, id: &InstanceId) -> Dirs {
+        Dirs::of(&self.instances, id)
+    }
+
+    fn ready(&self) -> std::sync::MutexGuard<'_, Ready> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names the next instance, nobody else's: one whose slot waits, if there
+    /// is any. Its slot is the caller's to [`Slots::take`] or to give back.
+    #[must_use]
+    pub fn next_id(&self) -> InstanceId {
+        let mut ready = self.ready();
+        let Some(id) = ready.waiting.keys().next().cloned() else { return InstanceId::random() };
+        if let Some(slot) = ready.waiting.remove(&id) {
+            ready.named.insert(id.clone(), slot);
+        }
+        id
+    }
+
+    /// Takes back a name that was not used.
+    pub fn unused(&self, id: &InstanceId) {
+        let mut ready = self.ready();
+        if let Some(slot) = ready.named.remove(id) {
+            ready.waiting.insert(id.clone(), slot);
+        }
+    }
+
+    /// Takes the slot of that id, or makes one now.
+    ///
+    /// # Errors
+    /// [`SlotError`]; nothing is left.
+    pub async fn take(&self, id: &InstanceId) -> Result<Slot, SlotError> {
+        let made = self.ready().remove(id);
+        self.taken.notify_one();
+        match made {
+            Some(slot) => Ok(slot),
+            None => self.make(id).await,
+        }
+    }
+
+    /// Makes slots until `ahead` wait; called in the background.
+    ///
+    /// # Errors
+    /// The first that could not be made; the next call tries again.
+    pub async fn fill(self: &Arc<Self>) -> Result<(), SlotError> {
+        let _one = self.refill.lock().await;
+        while self.ready().waiting.len() < self.ahead {
+            let slot = self.make(&InstanceId::random()).await?;
+            self.ready().waiting.insert(slot.id.clone(), slot);
+        }
+        Ok(())
+    }
+
+    /// Whether as many slots wait as shall be made ahead.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.ready().waiting.len() >= self.ahead
+    }
+
+    /// Keeps slots made ahead, for ever; spawned once by the daemon.
+    pub async fn keep_filled(self: Arc<Self>) {
+        loop {
+            if let Err(error) = self.fill().await {
+                tracing::warn!(error = %Chain(&error), "no slot can be made ahead");
+                tokio::time::sleep(REFILL_PAUSE).await;
+            } else {
+                self.taken.notified().await;
+            }
+        }
+    }
+
+    /// Makes `n` slots at once and names them, for a burst that is foreseen.
+    ///
+    /// # Errors
+    /// The first that could not be made.
+    pub async fn reserve(&self, n: usize) -> Result<Vec<InstanceId>, SlotError> {
+        let mut ids = Vec::with_capacity(n);
+        for _ in 0..n {
+            let slot = self.make(&InstanceId::random()).await?;
+            ids.push(slot.id.clone());
+            self.ready().named.insert(slot.id.clone(), slot);
+        }
+        Ok(ids)
+    }
+
+    async fn make(&self, id: &InstanceId) -> Result<Slot, SlotError> {
+        let io = |step| move |source| SlotError::Io { step, source };
+        let attached = self.network.attach(id).await.map_err(SlotError::Net)?;
+        let dirs = self.dirs(id);
+        let made = (|| {
+            for dir in [&dirs.top, &dirs.upper, &dirs.work, &dirs.root, &dirs.criu, &dirs.external] {
+                make_private(dir).map_err(io("make the instance's directories"))?;
+            }
+            self.cgroups.create(id).map_err(io("make the instance's cgroup"))
+        })();
+        match made {
+            Ok(cgroup) => {
+                Ok(Slot { id: id.clone(), dirs, netns: attached.netns, lease: attached.lease, cgroup })
+            }
+            Err(error) => {
+                drop(attached);
+                for cleanup in self.remove(id).await {
+                    tracing::warn!(instance_id = %id, step = cleanup.0, error = %cleanup.1, "cleanup failed");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes all that a slot is made of, whatever of it is there; goes
+    /// through all steps and answers those that failed. The address is given
+    /// back by its [`Lease`], or by [`Network::release`].
+    pub async fn remove(&self, id: &InstanceId) -> Vec<(&'static str, io::Error)> {
+        drop(self.ready().remove(id));
+        let mut failed = Vec::new();
+        if let Err(error) = self.cgroups.destroy(id).await {
+            failed.push(("kill and remove the cgroup", error));
+        }
+        if let Err(error) = self.network.remove_interface(id).await {
+            failed.push(("remove the network interface", error));
+        }
+        let top = self.dirs(id).top;
+        let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(top) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        });
+        match removed.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => failed.push(("remove the instance's directory", error)),
+            Err(error) => failed.push(("remove the instance's directory", io::Error::other(error))),
+        }
+        failed
+    }
+
+    /// Takes over what a former daemon made: its address counts as used until
+    /// it is released. False when its process is gone.
+    pub fn adopt(&self, container: &Container) -> bool {
+        self.network.occupy(container.address);
+        matches!(process::open(container.pid, container.start_ticks), Ok(Some(_)))
+    }
+
+    /// Removes all waiting slots; for the end of the daemon.
+    pub async fn drain(&self) -> Vec<(&'static str, io::Error)> {
+        let ids: Vec<InstanceId> = self.ready().waiting.keys().cloned().collect();
+        let mut failed = Vec::new();
+        for id in ids {
+            failed.extend(self.remove(&id).await);
+        }
+        failed
+    }
+
+    /// Ids of instances that left anything on this host, waiting slots aside.
+    ///
+    /// # Errors
+    /// When the host cannot be searched.
+    pub async fn traces(&self) -> io::Result<Vec<InstanceId>> {
+        let mut ids = self.cgroups.instances()?;
+        ids.extend(self.network.interfaces().await?);
+        for entry in std::fs::read_dir(&self.instances)? {
+            ids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<InstanceId>().ok()));
+        }
+        ids.sort();
+        ids.dedup();
+        let ready = self.ready();
+        ids.retain(|id| !ready.waiting.contains_key(id) && !ready.named.contains_key(id));
+        Ok(ids)
+    }
+}
+
+/// Makes a directory that only its owner may enter; there already is fine.
+pub fn make_private(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}

@@ -1,0 +1,148 @@
+//! What each clone gets for its own: credentials made ahead, random values.
+//!
+//! [`Supply`] owns a thread that keeps a few credentials ready, because a
+//! bcrypt hash costs tens of milliseconds that no visitor should wait for.
+//! Each is consumed once and lives in memory only until then.
+
+use bcrypt::Version;
+use rand::RngExt as _;
+use secrecy::SecretString;
+use tokio::sync::{Mutex, mpsc};
+
+/// bcrypt's work factor, the one PHP's `password_hash` starts at.
+const BCRYPT_COST: u32 = 10;
+
+/// 16 of 57 letters and digits: 93 bits.
+const PASSWORD_LEN: usize = 16;
+
+/// Without letters that are taken for others when read aloud or copied.
+const PASSWORD_ALPHABET: &[u8] = b"ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789";
+
+/// Credentials kept ready: more than any burst of restores takes at once.
+const AHEAD: usize = 16;
+
+/// One administrator's password and its hash.
+#[derive(Debug)]
+pub struct Credentials {
+    /// What the visitor types.
+    pub password: SecretString,
+    /// What the shop stores: bcrypt in PHP's `$2y$` form.
+    pub bcrypt: SecretString,
+}
+
+/// Credentials could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("no credentials can be made")]
+pub struct SupplyError;
+
+/// Credentials, made ahead.
+#[derive(Debug)]
+pub struct Supply {
+    ready: Mutex<mpsc::Receiver<Credentials>>,
+}
+
+impl Supply {
+    /// Starts the thread that keeps credentials ready; it ends with the supply.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start() -> std::io::Result<Self> {
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        std::thread::Builder::new().name("identity".into()).spawn(move || {
+            while let Some(credentials) = make() {
+                if sender.blocking_send(credentials).is_err() {
+                    break;
+                }
+            }
+        })?;
+        Ok(Self { ready: Mutex::new(receiver) })
+    }
+
+    /// Takes credentials; waits only when a burst has used up those made ahead.
+    ///
+    /// # Errors
+    /// When none can be made any more.
+    pub async fn take(&self) -> Result<Credentials, SupplyError> {
+        self.ready.lock().await.recv().await.ok_or(SupplyError)
+    }
+}
+
+fn make() -> Option<Credentials> {
+    let password = text(PASSWORD_ALPHABET, PASSWORD_LEN);
+    let bcrypt = bcrypt::hash_with_result(&password, BCRYPT_COST).ok()?.format_for_version(Version::TwoY);
+    Some(Credentials { password: password.into(), bcrypt: bcrypt.into() })
+}
+
+/// Draws a random text.
+#[must_use]
+pub fn text(alphabet: &[u8], length: usize) -> String {
+    let mut rng = rand::rng();
+    (0..length).map(|_| char::from(alphabet[rng.random_range(0..alphabet.len())])).collect()
+}
+
+/// Draws `length` lower-case hexadecimal digits.
+#[must_use]
+pub fn hex(length: usize) -> String {
+    text(b"0123456789abcdef", length)
+}
+
+/// Draws `length` letters and digits.
+#[must_use]
+pub fn alnum(length: usize) -> String {
+    text(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", length)
+}
+
+/// Draws a random UUID (version 4).
+#[must_use]
+pub fn uuid() -> String {
+    let mut bytes: [u8; 16] = rand::rng().random();
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
+}
+
+/// Draws a key in the form of defuse/php-encryption's saved keys: the version
+/// mark DE F0 00 00, 32 random bytes, and SHA-256 over both, in hexadecimal.
+#[must_use]
+pub fn defuse_key() -> String {
+    use sha2::Digest as _;
+    let mut bytes = vec![0xde, 0xf0, 0, 0];
+    let key: [u8; 32] = rand::rng().random();
+    bytes.extend(key);
+    let checksum = sha2::Sha256::digest(&bytes);
+    bytes.extend(checksum);
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn credentials_fit_their_hash_and_are_given_once() {
+        let supply = Supply::start().unwrap();
+        let one = supply.take().await.unwrap();
+        let two = supply.take().await.unwrap();
+        assert_ne!(one.password.expose_secret(), two.password.expose_secret());
+        assert!(one.bcrypt.expose_secret().starts_with("$2y$10$"));
+        assert!(bcrypt::verify(one.password.expose_secret(), one.bcrypt.expose_secret()).unwrap());
+        assert!(!format!("{one:?}").contains(one.password.expose_secret()), "not in debug output");
+    }
+
+    #[test]
+    fn a_defuse_key_carries_its_checksum() {
+        let key = defuse_key();
+        assert_eq!(key.len(), 136);
+        assert!(key.starts_with("def00000"));
+        assert_ne!(key, defuse_key());
+    }
+
+    #[test]
+    fn a_uuid_is_of_version_4() {
+        let id = uuid();
+        assert_eq!((id.len(), &id[14..15]), (36, "4"));
+    }
+}

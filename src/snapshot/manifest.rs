@@ -1,0 +1,152 @@
+//! The manifest: what a snapshot is and what it needs to run.
+//!
+//! The format's version is independent of the program's. A sample of every
+//! version ever written lies in `snapshots/samples/` and is read by a test.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::error::ErrorKind;
+use crate::golden::recipe::Recipe;
+use crate::id::SnapshotId;
+
+/// The format version this program writes.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// A manifest is a few kilobytes; anything bigger is not one.
+pub const SIZE_MAX: u64 = 1 << 20;
+
+/// The archive of CRIU's images.
+pub const MEMORY_ARCHIVE: &str = "memory.tar.zst";
+
+/// The archive of changed files.
+pub const FILES_ARCHIVE: &str = "files.tar.zst";
+
+/// What a snapshot is and what it needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT_VERSION`] when written by this program.
+    pub format_version: u32,
+    /// Its name.
+    pub id: SnapshotId,
+    /// When it was taken.
+    pub created_at: Timestamp,
+    /// The image the golden ran from: Podman's image id.
+    pub image_id: String,
+    /// Permission bits of the image's root directory: a clone's must be the same.
+    pub root_mode: u32,
+    /// The host it was taken on.
+    pub host: HostFacts,
+    /// Its archives by file name.
+    pub archives: BTreeMap<String, Archive>,
+    /// The recipe it was made by.
+    pub recipe: Recipe,
+}
+
+/// One archive of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Archive {
+    /// BLAKE3 of the compressed file, hexadecimal.
+    pub blake3: String,
+    /// Size compressed, in bytes.
+    pub bytes: u64,
+    /// Size of the unpacked content, in bytes.
+    pub raw_bytes: u64,
+}
+
+/// What of a host a frozen process depends on, and what helps to explain a failure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// Such as `x86_64`.
+    pub architecture: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The processor's feature flags, sorted.
+    pub cpu_features: Vec<String>,
+    /// CRIU's version.
+    pub criu: String,
+    /// Podman's version.
+    pub podman: String,
+    /// crun's version.
+    pub crun: String,
+}
+
+/// A manifest that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Not JSON, or not of the form.
+    #[error("the manifest cannot be read")]
+    Form(#[source] serde_json::Error),
+    /// Written by another version of the format.
+    #[error(
+        "the manifest has format version {found}; this program reads {FORMAT_VERSION}: take the snapshot anew, or use the program it was taken with"
+    )]
+    Version {
+        /// The manifest's version.
+        found: u64,
+    },
+}
+
+impl ManifestError {
+    /// What the caller can do.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Form(_) => ErrorKind::Invalid,
+            Self::Version { .. } => ErrorKind::Incompatible,
+        }
+    }
+}
+
+impl Manifest {
+    /// Reads a manifest; the version is looked at before anything else.
+    ///
+    /// # Errors
+    /// [`ManifestError`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            format_version: u64,
+        }
+        let Versioned { format_version } = serde_json::from_slice(bytes).map_err(ManifestError::Form)?;
+        if format_version != u64::from(FORMAT_VERSION) {
+            return Err(ManifestError::Version { found: format_version });
+        }
+        serde_json::from_slice(bytes).map_err(ManifestError::Form)
+    }
+
+    /// The manifest as it is written to disk.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("a manifest has string keys only");
+        bytes.push(b'\n');
+        bytes
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in super::super) fn sample() -> Manifest {
+        let text = include_bytes!("../../snapshots/samples/v1.json");
+        Manifest::parse(text).unwrap()
+    }
+
+    #[test]
+    fn the_sample_of_version_1_loads_and_is_written_back_the_same() {
+        let again = Manifest::parse(&sample().to_bytes()).unwrap();
+        assert_eq!(again, sample());
+    }
+
+    #[test]
+    fn another_version_is_refused_before_its_fields_are_looked_at() {
+        let error = Manifest::parse(br#"{"format_version": 2, "new": true}"#).unwrap_err();
+        assert!(matches!(error, ManifestError::Version { found: 2 }));
+        assert!(Manifest::parse(b"{").is_err());
+        assert!(Manifest::parse(br#"{"format_version": 1}"#).is_err());
+        assert!(Manifest::parse(br#"{"format_version": 99999999999999999999}"#).is_err());
+    }
+}

@@ -1,0 +1,32 @@
+//! Snapshots: a golden, frozen while it ran.
+//!
+//! At rest a snapshot is a directory of three files, all 0600:
+//!
+//! ```text
+//! SNAPSHOT_DIR/<snapshot id>/
+//!   manifest.json    what it is, what it needs, digests of the other two
+//!   memory.tar.zst   CRIU's images and the container's OCI spec
+//!   files.tar.zst    what the running golden had changed on its image: the overlay upper
+//! ```
+//!
+//! It appears by one rename, when all of it is on disk. The image it stands on
+//! is Podman's, named by its id in the manifest.
+//!
+//! Before use it is *prepared* once ([`prepare`]):
+//!
+//! ```text
+//! STATE_DIR/images/<image id>/rootfs      the image, flattened; shared by its snapshots
+//! STATE_DIR/prepared/<snapshot id>/
+//!   upper/                                files.tar.zst, unpacked
+//!   images/                               memory.tar.zst, unpacked
+//!   manifest.json                         last: what has it is whole
+//! ```
+//!
+//! [`manifest`] and [`compat`] are pure; [`archive`], [`catalog`] and
+//! [`prepare`] touch the disk.
+
+pub mod archive;
+pub mod catalog;
+pub mod compat;
+pub mod manifest;
+pub mod prepare;

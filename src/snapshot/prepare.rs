@@ -1,0 +1,298 @@
+//! Making a snapshot ready to be restored: unpacked once, used by every clone.
+//!
+//! Steps: check the host, flatten the image, verify and unpack the archives,
+//! write the manifest. Each directory appears by one rename; what begins with
+//! `.new-` is a former prepare's, removed by the next one. Called by `serve`
+//! and `bench` at start.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use super::archive::{self, ArchiveError};
+use super::catalog::{Catalog, CatalogError};
+use super::compat::{self, Incompatible};
+use super::manifest::{FILES_ARCHIVE, HostFacts, MEMORY_ARCHIVE, Manifest};
+use crate::engine::criu::{self, RestoreSource, plan};
+use crate::engine::podman::cli::{self, PodmanError};
+use crate::error::ErrorKind;
+use crate::golden::recipe;
+use crate::host::cgroup::Limits;
+use crate::host::facts;
+use crate::host::slots::make_private;
+use crate::id::SnapshotId;
+
+/// The container's OCI spec, beside CRIU's images in the memory archive.
+pub const SPEC: &str = "config.json";
+
+/// CRIU's images in the memory archive.
+pub const IMAGES: &str = "images";
+
+/// A snapshot could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// It does not fit this host.
+    #[error("snapshot {id} cannot run on this host")]
+    Incompatible {
+        /// Which.
+        id: SnapshotId,
+        /// Why not.
+        #[source]
+        source: Incompatible,
+    },
+    /// It is not in the catalogue or not whole.
+    #[error("the snapshot cannot be read")]
+    Catalog(#[from] CatalogError),
+    /// An archive is no good.
+    #[error("snapshot {id} cannot be unpacked")]
+    Archive {
+        /// Which.
+        id: SnapshotId,
+        /// Why not.
+        #[source]
+        source: ArchiveError,
+    },
+    /// The image it stands on is not there.
+    #[error("the image {image} of snapshot {id} is not on this host: build the golden and take a snapshot")]
+    Image {
+        /// Which.
+        id: SnapshotId,
+        /// Podman's image id.
+        image: String,
+    },
+    /// Podman.
+    #[error("the snapshot's image cannot be read")]
+    Podman(#[from] PodmanError),
+    /// The host's own facts.
+    #[error("this host cannot be looked at")]
+    Facts(#[from] FactsError),
+    /// The disk.
+    #[error("cannot {doing} {}", .path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl PrepareError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Incompatible { .. } | Self::Image { .. } => ErrorKind::Incompatible,
+            Self::Catalog(error) => error.kind(),
+            Self::Archive { source: ArchiveError::Damaged { .. }, .. } => ErrorKind::Invalid,
+            Self::Archive { source: ArchiveError::Io { source, .. }, .. } | Self::Io { source, .. } => {
+                crate::error::kind_of_io(source)
+            }
+            Self::Podman(_) | Self::Facts(_) => ErrorKind::Unavailable,
+        }
+    }
+}
+
+fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> PrepareError + 'a {
+    move |source| PrepareError::Io { doing, path: path.to_owned(), source }
+}
+
+/// A fact of this host could not be found out.
+#[derive(Debug, thiserror::Error)]
+pub enum FactsError {
+    /// The processor.
+    #[error("the processor's features cannot be read")]
+    Cpu(#[source] io::Error),
+    /// CRIU.
+    #[error("CRIU's version cannot be asked")]
+    Criu(#[source] criu::RestoreError),
+    /// Podman.
+    #[error("Podman's version cannot be asked")]
+    Podman(#[source] PodmanError),
+}
+
+/// What of this host a snapshot depends on.
+///
+/// # Errors
+/// [`FactsError`].
+pub async fn host_facts() -> Result<HostFacts, FactsError> {
+    let (major, minor, sub) = criu::version().await.map_err(FactsError::Criu)?;
+    let (podman, crun) = cli::versions().await.map_err(FactsError::Podman)?;
+    Ok(HostFacts {
+        architecture: facts::architecture(),
+        kernel: facts::kernel(),
+        cpu_features: facts::cpu_features().map_err(FactsError::Cpu)?,
+        criu: format!("{major}.{minor}.{sub}"),
+        podman,
+        crun,
+    })
+}
+
+/// A snapshot ready to be restored.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// Its manifest.
+    pub manifest: Arc<Manifest>,
+    /// What the restore driver needs.
+    pub source: RestoreSource,
+}
+
+/// Prepares a snapshot, or finds it prepared.
+///
+/// # Errors
+/// [`PrepareError`]; what was half done is removed.
+pub async fn prepare(
+    catalog: &Catalog,
+    id: &SnapshotId,
+    ours: &HostFacts,
+    state_dir: &Path,
+    deadline: Duration,
+) -> Result<Prepared, PrepareError> {
+    let manifest = catalog.manifest(id)?;
+    compat::check(&manifest.host, ours)
+        .map_err(|source| PrepareError::Incompatible { id: id.clone(), source })?;
+    let parent = state_dir.join("prepared");
+    let dir = parent.join(id.as_str());
+    make_private(&parent).map_err(at("make", &parent))?;
+    sweep(&parent)?;
+    let image = flatten_image(&manifest, state_dir).await?;
+    if !dir.join("manifest.json").is_file() {
+        let new = parent.join(format!(".new-{id}"));
+        let (archives, to, wanted) = (catalog.path(id), new.clone(), manifest.clone());
+        let unpacked = tokio::task::spawn_blocking(move || unpack(&archives, &wanted, &to));
+        let unpacked = unpacked.await.map_err(io::Error::other).map_err(at("unpack", &new))?;
+        if let Err(error) = unpacked.and_then(|()| std::fs::rename(&new, &dir).map_err(at("rename", &new))) {
+            drop(std::fs::remove_dir_all(&new));
+            return Err(error);
+        }
+    }
+    let source = restore_source(&manifest, &dir, image, deadline)?;
+    Ok(Prepared { manifest: Arc::new(manifest), source })
+}
+
+/// Removes what a prepare that died has left.
+fn sweep(parent: &Path) -> Result<(), PrepareError> {
+    for entry in std::fs::read_dir(parent).map_err(at("read", parent))?.flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(b".new-") {
+            std::fs::remove_dir_all(entry.path()).map_err(at("remove", &entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+fn unpack(archives: &Path, manifest: &Manifest, to: &Path) -> Result<(), PrepareError> {
+    let upper = to.join("upper");
+    make_private(to).map_err(at("make", to))?;
+    make_private(&upper).map_err(at("make", &upper))?;
+    for (name, into) in [(MEMORY_ARCHIVE, to), (FILES_ARCHIVE, &upper)] {
+        let archived = |source| PrepareError::Archive { id: manifest.id.clone(), source };
+        let Some(expected) = manifest.archives.get(name) else {
+            let missing = io::Error::other("the manifest does not name it");
+            return Err(archived(ArchiveError::Io {
+                doing: "find",
+                path: archives.join(name),
+                source: missing,
+            }));
+        };
+        archive::unpack(&archives.join(name), expected, into).map_err(archived)?;
+    }
+    let path = to.join("manifest.json");
+    std::fs::write(&path, manifest.to_bytes()).map_err(at("write", &path))
+}
+
+/// Copies the image's root once, by reflink where the file system can: clones
+/// must not depend on what somebody removes from Podman.
+async fn flatten_image(manifest: &Manifest, state_dir: &Path) -> Result<PathBuf, PrepareError> {
+    let parent = state_dir.join("images");
+    make_private(&parent).map_err(at("make", &parent))?;
+    sweep(&parent)?;
+    let rootfs = parent.join(&manifest.image_id).join("rootfs");
+    if rootfs.is_dir() {
+        return Ok(rootfs);
+    }
+    let image = &manifest.image_id;
+    if cli::image_id(image).await?.is_none() {
+        return Err(PrepareError::Image { id: manifest.id.clone(), image: image.clone() });
+    }
+    let new = parent.join(format!(".new-{image}"));
+    make_private(&new).map_err(at("make", &new))?;
+    let mounted = cli::podman(&["image", "mount", image]).await?;
+    let copied = Command::new("cp")
+        .args(["--archive", "--reflink=auto", "--one-file-system", "--"])
+        .arg(&mounted)
+        .arg(new.join("rootfs"))
+        .stdin(Stdio::null())
+        .output()
+        .await;
+    let unmounted = cli::podman(&["image", "unmount", image]).await;
+    let copied = copied.and_then(|output| match output.status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    });
+    let moved = copied
+        .map_err(at("copy the image to", &new))
+        .and_then(|()| std::fs::rename(&new, parent.join(image)).map_err(at("rename", &new)));
+    if let Err(error) = moved {
+        drop(std::fs::remove_dir_all(&new));
+        return Err(error);
+    }
+    unmounted?;
+    Ok(rootfs)
+}
+
+fn restore_source(
+    manifest: &Manifest,
+    dir: &Path,
+    image: PathBuf,
+    deadline: Duration,
+) -> Result<RestoreSource, PrepareError> {
+    let path = dir.join(SPEC);
+    let spec = std::fs::read(&path).and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from));
+    let spec = spec.map_err(at("read", &path))?;
+    let run = &manifest.recipe.run;
+    Ok(RestoreSource {
+        snapshot: manifest.id.clone(),
+        images: dir.join(IMAGES),
+        lowers: vec![dir.join("upper"), image],
+        root_mode: manifest.root_mode,
+        externals: plan::externals(&spec, |path| Path::new(path).is_dir()),
+        limits: Limits {
+            // Checked when the recipe was read.
+            memory_max: recipe::memory_bytes(&run.memory_max).unwrap_or(u64::MAX),
+            pids_max: run.pids_max,
+            cpu_max: run.cpu_max,
+        },
+        port: run.port,
+        deadline,
+    })
+}
+
+/// Removes prepared snapshots and images that no snapshot in `keep` needs.
+///
+/// # Errors
+/// When one cannot be removed.
+pub fn forget(state_dir: &Path, keep: &[&Manifest]) -> Result<(), PrepareError> {
+    let wanted: [(&str, Box<dyn Fn(&str) -> bool + '_>); 2] = [
+        ("prepared", Box::new(|name| keep.iter().any(|manifest| manifest.id.as_str() == name))),
+        ("images", Box::new(|name| keep.iter().any(|manifest| manifest.image_id == name))),
+    ];
+    for (kind, wanted) in wanted {
+        let parent = state_dir.join(kind);
+        let entries = match std::fs::read_dir(&parent) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other.map_err(at("read", &parent))?,
+        };
+        for entry in entries.flatten() {
+            if !wanted(&entry.file_name().to_string_lossy()) {
+                std::fs::remove_dir_all(entry.path()).map_err(at("remove", &entry.path()))?;
+            }
+        }
+    }
+    Ok(())
+}
