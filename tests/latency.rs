@@ -40,13 +40,21 @@ async fn acquire_latency() {
     let host = Host::new();
     let daemon = host.start(&[("POOL_TARGET_SIZE", "450"), ("MAX_INSTANCES", "10000")]).await;
     for clients in [1, 8, 32] {
-        eventually("enough is ready", async || (daemon.states().await["ready"].as_u64() >= Some(450)).then_some(()))
-            .await;
+        eventually("enough is ready", async || {
+            (daemon.states().await["ready"].as_u64() >= Some(450)).then_some(())
+        })
+        .await;
         let each = 416 / clients;
         let all = futures_util::future::join_all((0..clients).map(|_| acquires(daemon.address, each))).await;
         let mut times: Vec<Duration> = all.into_iter().flatten().collect();
         times.sort_unstable();
         let at = |percent: usize| times[(times.len() * percent).div_ceil(100) - 1];
-        println!("{clients:>3} clients  p50 {:?}  p95 {:?}  p99 {:?}  max {:?}", at(50), at(95), at(99), at(100));
+        println!(
+            "{clients:>3} clients  p50 {:?}  p95 {:?}  p99 {:?}  max {:?}",
+            at(50),
+            at(95),
+            at(99),
+            at(100)
+        );
     }
 }
