@@ -30,7 +30,7 @@ use crate::error::Chain;
 use crate::instance::State;
 use crate::listener::{self, Edges};
 use crate::pool::adopt::adopt_all;
-use crate::pool::reaper::Reaper;
+use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::reconciler::{Reconciler, Target};
 use crate::pool::{Nudge, PoolStatus};
 use crate::provision::{GoldenRuntime, Lifecycle, Parts, Provisioner, Terms};
@@ -258,7 +258,7 @@ impl App {
         );
         self.reaper.pass(now).await;
         self.reaper.settle().await;
-        self.reaper.sweep_orphans().await;
+        self.reaper.sweep_orphans(Certainty::AtOnce).await;
         Ok(())
     }
 }

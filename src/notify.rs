@@ -4,7 +4,7 @@
 //! message that cannot be sent is no reason to stop serving, so it is dropped.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
@@ -43,10 +43,30 @@ pub async fn watchdog() {
 /// When the environment names sockets that are not there.
 pub fn inherited_listener() -> io::Result<Option<std::net::TcpListener>> {
     let Some(number) = sd_notify::listen_fds()?.next() else { return Ok(None) };
-    // A safe way from a number to an owned descriptor: a copy of our own.
-    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
-    let socket: OwnedFd = pidfd_getfd(own, number, PidfdGetfdFlags::empty())?;
-    let listener = std::net::TcpListener::from(socket);
+    let listener = std::net::TcpListener::from(own_copy(number)?);
     listener.set_nonblocking(true)?;
     Ok(Some(listener))
+}
+
+/// A safe way from a descriptor's number to an owned one: a copy, taken as a
+/// debugger would take it, from ourselves.
+fn own_copy(number: RawFd) -> io::Result<OwnedFd> {
+    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+    Ok(pidfd_getfd(own, number, PidfdGetfdFlags::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::fd::AsRawFd as _;
+
+    use super::*;
+
+    #[test]
+    fn a_listener_is_found_by_its_number() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let copy = TcpListener::from(own_copy(listener.as_raw_fd()).unwrap());
+        assert_eq!(copy.local_addr().unwrap(), listener.local_addr().unwrap());
+        assert!(own_copy(999_999).is_err());
+    }
 }

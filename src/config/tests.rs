@@ -1,3 +1,5 @@
+//! Settings: each rule by an example.
+
 use super::*;
 
 fn with(changes: &[(&str, &str)]) -> Values {

@@ -164,7 +164,6 @@ impl Lifecycle {
             Ok(made) => made,
             Err(error) => return Err(self.not_made(record, error).await),
         };
-        drop(order.permit);
         metrics::made(order.golden, made.made_by, &made.phases);
         self.tally.made(order.golden, made.made_by);
         let upstream = SocketAddr::from((made.container.address, made.container.port));
@@ -174,7 +173,11 @@ impl Lifecycle {
         record.container = Some(made.container);
         record.access = Some(made.access);
         hand_over(&mut record);
-        match self.store.update(record.clone()).await {
+        let stored = self.store.update(record.clone()).await;
+        // Not before: a client that waited at the gate claims first, and shall
+        // find this one.
+        drop(order.permit);
+        match stored {
             Ok(record) => {
                 self.ledger.lives(&id);
                 log_transition(&record);

@@ -15,8 +15,10 @@
 //! And, more rarely, since it searches the host:
 //!
 //! - **orphan**: a driver finds traces of an id that has no record and that
-//!   nobody is making or ending. Traces are read before the store, so a record
-//!   removed in between only means one needless, harmless destroy.
+//!   nobody is making or ending, in two searches one after the other (at the
+//!   start, when nobody makes anything yet, in one). Traces are read before the
+//!   store, so a record removed in between only means one needless, harmless
+//!   destroy.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -29,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Nudge;
 use super::backoff::Backoff;
+use crate::engine::ContainerEngine;
 use crate::error::Chain;
 use crate::id::InstanceId;
 use crate::instance::{Instance, State};
@@ -39,6 +42,11 @@ use crate::store::StoreError;
 
 /// How late an expiry may be noticed.
 const TICK: Duration = Duration::from_secs(1);
+
+/// The least time between two passes. A pass reads all records, on the same
+/// thread that decides claims, and every new instance nudges; a death is noticed
+/// so much later at most.
+const PASS_GAP: Duration = Duration::from_millis(250);
 
 /// How often the host is searched for orphans. They only come from a defect or
 /// from a daemon that died, and the search reads directories.
@@ -58,6 +66,18 @@ pub struct Reaper {
     ending: JoinSet<(InstanceId, Result<Ended, EndError>)>,
     /// When to come again to those that could not be taken down.
     retries: HashMap<InstanceId, Backoff>,
+    /// What the last search for orphans found.
+    suspects: HashSet<InstanceId>,
+}
+
+/// When an orphan is taken down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Certainty {
+    /// When it is found: nobody makes anything yet.
+    AtOnce,
+    /// When it was there the last time as well: one that is found only once may
+    /// have been about to be written down.
+    SeenTwice,
 }
 
 impl Drop for Reaper {
@@ -70,7 +90,14 @@ impl Reaper {
     /// Puts the task together; [`Reaper::run`] starts it.
     #[must_use]
     pub fn new(lifecycle: Arc<Lifecycle>, nudge: Nudge) -> Self {
-        Self { lifecycle, nudge, watchers: HashMap::new(), ending: JoinSet::new(), retries: HashMap::new() }
+        Self {
+            lifecycle,
+            nudge,
+            watchers: HashMap::new(),
+            ending: JoinSet::new(),
+            retries: HashMap::new(),
+            suspects: HashSet::new(),
+        }
     }
 
     /// Runs until `stop`, then waits for the takings-down under way.
@@ -79,15 +106,29 @@ impl Reaper {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut orphan_tick = tokio::time::interval(ORPHAN_TICK);
         orphan_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut nudged, mut earliest) = (false, Instant::now());
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                _ = orphan_tick.tick() => self.sweep_orphans().await,
-                Some(ended) = self.ending.join_next() => self.note(ended),
-                () = self.nudge.given() => self.pass(Timestamp::now()).await,
-                _ = tick.tick() => self.pass(Timestamp::now()).await,
+                _ = orphan_tick.tick() => {
+                    self.sweep_orphans(Certainty::SeenTwice).await;
+                    continue;
+                }
+                Some(ended) = self.ending.join_next() => {
+                    self.note(ended);
+                    continue;
+                }
+                () = self.nudge.given(), if !nudged => {
+                    nudged = true;
+                    continue;
+                }
+                () = tokio::time::sleep_until(earliest), if nudged => {}
+                _ = tick.tick() => {}
             }
+            nudged = false;
+            self.pass(Timestamp::now()).await;
+            earliest = Instant::now() + PASS_GAP;
         }
         self.settle().await;
     }
@@ -202,34 +243,43 @@ impl Reaper {
     }
 
     /// Destroys what has traces on the host but no record.
-    pub(crate) async fn sweep_orphans(&mut self) {
+    pub(crate) async fn sweep_orphans(&mut self, certainty: Certainty) {
+        let mut found = HashSet::new();
         for engine in self.lifecycle.engines() {
-            let traces = match engine.traces().await {
-                Ok(traces) => traces,
-                Err(error) => {
-                    tracing::warn!(error = %error, "host not searched for orphans");
-                    continue;
-                }
-            };
-            for id in traces {
-                let unknown = match self.lifecycle.store().get(&id).await {
-                    Ok(record) => record.is_none() && self.lifecycle.doing(&id).is_none(),
-                    Err(_) => false,
-                };
-                if !unknown {
-                    continue;
-                }
-                match engine.destroy(&id, None).await {
-                    Ok(()) => {
-                        metrics::reaped("orphan");
-                        tracing::info!(instance_id = %id, "orphan taken down");
-                    }
-                    Err(error) => {
-                        metrics::cleanup_failed();
-                        tracing::warn!(instance_id = %id, error = %Chain(&error), "orphan not taken down");
+            match engine.traces().await {
+                Ok(traces) => {
+                    for id in traces {
+                        if self.is_orphan(&id).await {
+                            found.insert(id.clone());
+                            if certainty == Certainty::AtOnce || self.suspects.contains(&id) {
+                                destroy_orphan(&*engine, &id).await;
+                            }
+                        }
                     }
                 }
+                Err(error) => tracing::warn!(error = %error, "host not searched for orphans"),
             }
+        }
+        self.suspects = found;
+    }
+
+    async fn is_orphan(&self, id: &InstanceId) -> bool {
+        match self.lifecycle.store().get(id).await {
+            Ok(record) => record.is_none() && self.lifecycle.doing(id).is_none(),
+            Err(_) => false,
+        }
+    }
+}
+
+async fn destroy_orphan(engine: &dyn ContainerEngine, id: &InstanceId) {
+    match engine.destroy(id, None).await {
+        Ok(()) => {
+            metrics::reaped("orphan");
+            tracing::info!(instance_id = %id, "orphan taken down");
+        }
+        Err(error) => {
+            metrics::cleanup_failed();
+            tracing::warn!(instance_id = %id, error = %Chain(&error), "orphan not taken down");
         }
     }
 }

@@ -1,0 +1,337 @@
+//! The built-in proxy against a real web server, over real sockets.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod common;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use bytes::Bytes;
+use common::{Answer, send};
+use demo_multiplexer::id::InstanceId;
+use demo_multiplexer::listener::{Edges, serve};
+use demo_multiplexer::proxy::{Proxy, PublicFace};
+use demo_multiplexer::route::RouteTable;
+use demo_multiplexer::testing::eventually;
+use futures_util::StreamExt as _;
+use http::{HeaderMap, StatusCode};
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+struct Front {
+    address: SocketAddr,
+    routes: Arc<RouteTable>,
+    stop: CancellationToken,
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// A listener with an API that says so, and no routes yet.
+async fn front() -> Front {
+    let routes = Arc::new(RouteTable::default());
+    let edges = Edges {
+        api: Router::new().fallback(async || "the API"),
+        proxy: Proxy::new(Arc::clone(&routes), PublicFace { scheme: "https", port: 443 }),
+        base_domain: "demo.example".into(),
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    tokio::spawn(serve(listener, edges, stop.clone(), Duration::from_secs(1)));
+    Front { address, routes, stop }
+}
+
+impl Front {
+    /// A shop at that address; answers its id.
+    fn shop(&self, upstream: SocketAddr) -> InstanceId {
+        let id = InstanceId::random();
+        self.routes.ensure(&id, upstream);
+        id
+    }
+
+    async fn get(&self, host: &str, path: &str) -> Answer {
+        let request = http::Request::get(path).header("host", host).body(Body::empty()).unwrap();
+        Answer::read(send(self.address, request).await).await
+    }
+}
+
+/// A web server; answers its address and how many connections it has had.
+async fn upstream(router: Router) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, connections) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&connections);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            counted.fetch_add(1, Ordering::SeqCst);
+            let service = hyper_util::service::TowerToHyperService::new(router.clone());
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
+            tokio::spawn(connection);
+        }
+    });
+    (address, connections)
+}
+
+/// Answers the request's headers, one a line.
+async fn echo_headers(headers: HeaderMap) -> String {
+    headers.iter().map(|(name, value)| format!("{name}: {}\n", value.to_str().unwrap())).collect()
+}
+
+#[tokio::test]
+async fn a_shop_is_reached_by_its_host_and_all_else_is_the_api() {
+    let (front, (upstream, _)) = (front().await, upstream(Router::new().fallback(async || "the shop")).await);
+    let id = front.shop(upstream);
+    for host in [format!("{id}.demo.example"), format!("{id}.DEMO.example:8080")] {
+        assert_eq!(front.get(&host, "/").await.text(), "the shop", "{host}");
+    }
+    for host in ["demo.example", "127.0.0.1:8080", "localhost", "www.other.org"] {
+        assert_eq!(front.get(host, "/").await.text(), "the API", "{host}");
+    }
+}
+
+#[tokio::test]
+async fn unknown_ended_and_silent_shops_have_pages() {
+    let front = front().await;
+    let page = front.get("nobody.demo.example", "/").await;
+    assert_eq!(page.status, 404);
+    assert!(page.text().contains("There is no shop here") && page.text().contains("nobody.demo.example"));
+    assert!(page.headers["content-type"].to_str().unwrap().starts_with("text/html"));
+    let script = front.get("<script>.demo.example", "/").await;
+    assert!(!script.text().contains("<script>"), "what a client sent is escaped");
+
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let id = front.shop(closed);
+    assert_eq!(front.get(&format!("{id}.demo.example"), "/").await.status, StatusCode::BAD_GATEWAY);
+    front.routes.remove(&id);
+    assert_eq!(front.get(&format!("{id}.demo.example"), "/").await.status, StatusCode::GONE);
+}
+
+#[tokio::test]
+async fn headers_are_rewritten_both_ways() {
+    let router = Router::new().fallback(async |headers: HeaderMap| {
+        ([("connection", "x-hop"), ("x-hop", "1"), ("x-shop", "1")], echo_headers(headers).await)
+    });
+    let (front, (upstream, _)) = (front().await, upstream(router).await);
+    let id = front.shop(upstream);
+    let host = format!("{id}.demo.example:8080");
+    let request = http::Request::get("/a/b?c=d")
+        .header("host", &host)
+        .header("x-forwarded-for", "10.9.9.9")
+        .header("x-forwarded-proto", "gopher")
+        .header("x-real-ip", "10.9.9.9")
+        .header("forwarded", "for=10.9.9.9")
+        .header("connection", "x-private")
+        .header("x-private", "1")
+        .header("te", "trailers")
+        .header("cookie", "a=b");
+    let answer = Answer::read(send(front.address, request.body(Body::empty()).unwrap()).await).await;
+    let mut seen: Vec<&str> = answer.text().lines().collect();
+    seen.sort_unstable();
+    let host_line = format!("host: {host}");
+    let forwarded_host = format!("x-forwarded-host: {host}");
+    assert_eq!(
+        seen,
+        [
+            "cookie: a=b",
+            &*host_line,
+            "x-forwarded-for: 127.0.0.1",
+            &*forwarded_host,
+            "x-forwarded-port: 443",
+            "x-forwarded-proto: https",
+            "x-real-ip: 127.0.0.1",
+        ]
+    );
+    assert_eq!(answer.headers["x-robots-tag"], "noindex");
+    assert_eq!(answer.headers["x-shop"], "1");
+    assert!(!answer.headers.contains_key("x-hop"), "named by Connection, it ends here");
+}
+
+#[tokio::test]
+async fn a_head_request_has_a_length_and_no_body() {
+    let (front, (upstream, _)) = (front().await, upstream(Router::new().fallback(async || "12345")).await);
+    let id = front.shop(upstream);
+    let request = http::Request::head("/").header("host", format!("{id}.demo.example"));
+    let answer = Answer::read(send(front.address, request.body(Body::empty()).unwrap()).await).await;
+    assert_eq!((answer.status.as_u16(), answer.body.len()), (200, 0));
+    assert_eq!(answer.headers["content-length"], "5");
+}
+
+#[tokio::test]
+async fn a_large_upload_streams_through() {
+    const CHUNK: usize = 1 << 20;
+    const CHUNKS: usize = 64;
+    let router = Router::new().fallback(async |request: Request| {
+        let mut body = request.into_body().into_data_stream();
+        let (mut bytes, mut sum) = (0_usize, 0_u64);
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk.unwrap();
+            bytes += chunk.len();
+            sum += chunk.iter().map(|byte| u64::from(*byte)).sum::<u64>();
+        }
+        format!("{bytes} {sum}")
+    });
+    let (front, (upstream, _)) = (front().await, upstream(router).await);
+    let id = front.shop(upstream);
+    let chunks = futures_util::stream::iter(
+        (0..CHUNKS)
+            .map(|n| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![u8::try_from(n).unwrap(); CHUNK])))),
+    );
+    let request = http::Request::post("/").header("host", format!("{id}.demo.example"));
+    let request = request.body(Body::new(StreamBody::new(chunks))).unwrap();
+    let answer = Answer::read(send(front.address, request).await).await;
+    let sum: u64 = (0..CHUNKS as u64).map(|n| n * CHUNK as u64).sum();
+    assert_eq!(answer.text(), format!("{} {sum}", CHUNK * CHUNKS));
+}
+
+/// A body that sends what the channel brings.
+fn streamed(receiver: mpsc::Receiver<&'static str>) -> Response {
+    let frames = futures_util::stream::unfold(receiver, async |mut receiver| {
+        let text = receiver.recv().await?;
+        Some((Ok::<_, Infallible>(Frame::data(Bytes::from_static(text.as_bytes()))), receiver))
+    });
+    Body::new(StreamBody::new(frames)).into_response()
+}
+
+/// A server whose one answer is sent piece by piece by the test.
+async fn slow_upstream() -> (SocketAddr, mpsc::Sender<&'static str>) {
+    let (sender, receiver) = mpsc::channel(1);
+    let receiver = Arc::new(std::sync::Mutex::new(Some(receiver)));
+    let router = Router::new().fallback(async move || streamed(receiver.lock().unwrap().take().unwrap()));
+    (upstream(router).await.0, sender)
+}
+
+#[tokio::test]
+async fn an_answer_streams_through_piece_by_piece() {
+    let (front, (upstream, pieces)) = (front().await, slow_upstream().await);
+    let id = front.shop(upstream);
+    pieces.send("first").await.unwrap();
+    let request = http::Request::get("/").header("host", format!("{id}.demo.example"));
+    let mut body = send(front.address, request.body(Body::empty()).unwrap()).await.into_body();
+    // The second piece is not even made when the first one is here.
+    let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(&first[..], b"first");
+    pieces.send("second").await.unwrap();
+    let second = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(&second[..], b"second");
+    drop(pieces);
+    assert!(body.frame().await.is_none());
+}
+
+/// A server that speaks an echo protocol after an upgrade.
+async fn echo_upstream() -> SocketAddr {
+    let router = Router::new().fallback(any(async |mut request: Request| {
+        assert_eq!(request.headers()["connection"], "upgrade");
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let mut io = TokioIo::new(upgrade.await.unwrap());
+            let mut buffer = [0; 1024];
+            while let Ok(n @ 1..) = io.read(&mut buffer).await {
+                io.write_all(&buffer[..n]).await.unwrap();
+            }
+        });
+        (StatusCode::SWITCHING_PROTOCOLS, [("connection", "upgrade"), ("upgrade", "websocket")])
+    }));
+    upstream(router).await.0
+}
+
+/// Asks for a websocket and answers the stream after the 101.
+async fn upgraded(front: &Front, id: &InstanceId) -> TcpStream {
+    let mut stream = TcpStream::connect(front.address).await.unwrap();
+    let request = format!(
+        "GET /ws HTTP/1.1\r\nHost: {id}.demo.example\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+    assert!(head.starts_with("http/1.1 101 "), "{head}");
+    assert!(head.contains("upgrade: websocket\r\n") && head.contains("connection: upgrade\r\n"), "{head}");
+    stream
+}
+
+#[tokio::test]
+async fn a_websocket_carries_both_ways() {
+    let (front, upstream) = (front().await, echo_upstream().await);
+    let id = front.shop(upstream);
+    let mut stream = upgraded(&front, &id).await;
+    for text in ["hello", "again"] {
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut echo = vec![0; text.len()];
+        stream.read_exact(&mut echo).await.unwrap();
+        assert_eq!(echo, text.as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn open_connections_end_with_their_instance() {
+    let (front, echo, (slow, pieces)) = (front().await, echo_upstream().await, slow_upstream().await);
+    let (websocket, stream) = (front.shop(echo), front.shop(slow));
+    let mut socket = upgraded(&front, &websocket).await;
+    pieces.send("first").await.unwrap();
+    let request = http::Request::get("/").header("host", format!("{stream}.demo.example"));
+    let mut body = send(front.address, request.body(Body::empty()).unwrap()).await.into_body();
+    body.frame().await.unwrap().unwrap();
+    front.routes.remove(&websocket);
+    front.routes.remove(&stream);
+    // Neither end of either has said anything; the route's end is enough.
+    let ended = tokio::time::timeout(Duration::from_secs(10), socket.read(&mut [0; 8])).await.unwrap();
+    assert!(matches!(ended, Ok(0) | Err(_)));
+    let ended = tokio::time::timeout(Duration::from_secs(10), body.frame()).await.unwrap();
+    assert!(ended.unwrap().is_err(), "cut off, not complete");
+    drop(pieces);
+}
+
+#[tokio::test]
+async fn a_connection_is_kept_for_its_instance_and_for_no_other() {
+    let (front, (upstream, connections)) =
+        (front().await, upstream(Router::new().fallback(async || "hi")).await);
+    let first = front.shop(upstream);
+    for _ in 0..3 {
+        assert_eq!(front.get(&format!("{first}.demo.example"), "/").await.text(), "hi");
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 1, "kept alive between requests");
+    front.routes.remove(&first);
+    // The next instance gets the same address.
+    let second = front.shop(upstream);
+    assert_eq!(front.get(&format!("{second}.demo.example"), "/").await.text(), "hi");
+    assert_eq!(connections.load(Ordering::SeqCst), 2, "a new connection for a new instance");
+}
+
+#[tokio::test]
+async fn a_request_with_two_hosts_is_refused() {
+    let (front, (upstream, _)) = (front().await, upstream(Router::new().fallback(async || "hi")).await);
+    let id = front.shop(upstream);
+    let request = http::Request::get("/").header("host", format!("{id}.demo.example")).header("host", "x");
+    let answer = Answer::read(send(front.address, request.body(Body::empty()).unwrap()).await).await;
+    assert_eq!(answer.status, 400);
+}
+
+#[tokio::test]
+async fn a_stopped_listener_takes_nothing_more() {
+    let front = front().await;
+    assert_eq!(front.get("localhost", "/").await.text(), "the API");
+    front.stop.cancel();
+    eventually("it no longer listens", async || TcpStream::connect(front.address).await.err()).await;
+}
