@@ -151,9 +151,12 @@ impl Network {
                 made.ok_or_else(|| step("find the bridge just made")(io::ErrorKind::NotFound.into()))?
             }
         };
-        let up = LinkUnspec::new_with_index(bridge).up().build();
-        handle.link().set(up).execute().await.map_err(netlink("set the bridge up"))?;
         let gateway = subnet.address(1).ok_or(NetError::NoAddress { subnet })?;
+        // Without an address of its own a bridge takes its ports' lowest one: it
+        // would change as instances come and go, and what the living ones had
+        // sent to the old one would be lost for as long as they remember it.
+        let up = LinkUnspec::new_with_index(bridge).address(hardware_address(gateway)).up().build();
+        handle.link().set(up).execute().await.map_err(netlink("set the bridge up"))?;
         let address = handle.address().add(bridge, IpAddr::V4(gateway), subnet.prefix).replace();
         address.execute().await.map_err(netlink("give the bridge its address"))?;
         Ok(Self { subnet, bridge, handle, taken: Arc::default() })
@@ -170,6 +173,7 @@ impl Network {
         let interface = id.interface();
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name("eth0".to_owned())
+            .address(hardware_address(lease.address()))
             .setns_by_fd(netns.as_raw_fd())
             .build();
         let pair = LinkVeth::new(&interface, "eth0")
@@ -259,6 +263,13 @@ impl Network {
         }
         Ok(ids)
     }
+}
+
+/// An address of layer 2 that follows from the one of layer 3: when an address
+/// gets a new owner, what neighbours remember of it stays true.
+fn hardware_address(address: Ipv4Addr) -> Vec<u8> {
+    // 02: locally administered, unicast.
+    [&[0x02, 0x64], &address.octets()[..]].concat()
 }
 
 /// Makes a network namespace that has a loopback interface and nothing else.

@@ -8,7 +8,7 @@
 //! A daemon that dies leaves directories and cgroups of waiting slots behind;
 //! [`Slots::traces`] finds them and the next start removes them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -108,9 +108,15 @@ struct Ready {
     waiting: HashMap<InstanceId, Slot>,
     /// Named to somebody who is about to take it or to give it back.
     named: HashMap<InstanceId, Slot>,
+    /// Being made: parts of it are on the host already.
+    making: HashSet<InstanceId>,
 }
 
 impl Ready {
+    fn knows(&self, id: &InstanceId) -> bool {
+        self.waiting.contains_key(id) || self.named.contains_key(id) || self.making.contains(id)
+    }
+
     fn remove(&mut self, id: &InstanceId) -> Option<Slot> {
         self.named.remove(id).or_else(|| self.waiting.remove(id))
     }
@@ -212,13 +218,26 @@ impl Slots {
     ///
     /// # Errors
     /// The first that could not be made; the next call tries again.
-    pub async fn fill(self: &Arc<Self>) -> Result<(), SlotError> {
+    pub async fn fill(&self) -> Result<(), SlotError> {
         let _one = self.refill.lock().await;
         while self.ready().waiting.len() < self.ahead {
-            let slot = self.make(&InstanceId::random()).await?;
-            self.ready().waiting.insert(slot.id.clone(), slot);
+            self.make_ahead(|ready, slot| ready.waiting.insert(slot.id.clone(), slot)).await?;
         }
         Ok(())
+    }
+
+    /// Makes a slot that no trace is to be seen of until it is `put` away.
+    async fn make_ahead(
+        &self,
+        put: impl FnOnce(&mut Ready, Slot) -> Option<Slot>,
+    ) -> Result<InstanceId, SlotError> {
+        let id = InstanceId::random();
+        self.ready().making.insert(id.clone());
+        let made = self.make(&id).await;
+        let mut ready = self.ready();
+        ready.making.remove(&id);
+        put(&mut ready, made?);
+        Ok(id)
     }
 
     /// Whether as many slots wait as shall be made ahead.
@@ -246,9 +265,7 @@ impl Slots {
     pub async fn reserve(&self, n: usize) -> Result<Vec<InstanceId>, SlotError> {
         let mut ids = Vec::with_capacity(n);
         for _ in 0..n {
-            let slot = self.make(&InstanceId::random()).await?;
-            ids.push(slot.id.clone());
-            self.ready().named.insert(slot.id.clone(), slot);
+            ids.push(self.make_ahead(|ready, slot| ready.named.insert(slot.id.clone(), slot)).await?);
         }
         Ok(ids)
     }
@@ -332,7 +349,7 @@ impl Slots {
         ids.sort();
         ids.dedup();
         let ready = self.ready();
-        ids.retain(|id| !ready.waiting.contains_key(id) && !ready.named.contains_key(id));
+        ids.retain(|id| !ready.knows(id));
         Ok(ids)
     }
 }
