@@ -19,8 +19,10 @@ update_option('posts_per_page', 6);
 update_option('default_pingback_flag', '');
 update_option('default_ping_status', 'closed');
 switch_theme('twentytwentythree');
-wp_delete_post(1, true);
-wp_delete_post(2, true);
+foreach ([1, 2, 3] as $sample) {
+    wp_delete_post($sample, true);
+}
+delete_option('wp_page_for_privacy_policy');
 
 /** A picture for a post: a soft gradient with a few discs, made here so that nothing has to be shipped. */
 function picture(string $name, array $from, array $to): int

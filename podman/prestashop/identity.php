@@ -1,0 +1,81 @@
+<?php
+// Takes what belongs to one shop alone out of its files. PrestaShop keeps its secrets in app/config/parameters.php, in a
+// cached copy and compiled into its Symfony containers, and its address in cached pieces of pages. Each place gets an
+// expression that reads the clone's own identity (keys.php). So a clone needs one small file rewritten, and everything
+// compiled and cached stays valid.
+//
+//   identity.php parameters SHOP   right after the installation, before anything is compiled
+//   identity.php cache SHOP        when everything is compiled and cached; does no harm a second time
+
+[, $step, $shop] = $argv;
+
+if ($step === 'parameters') {
+    $file = "$shop/app/config/parameters.php";
+    $lines = '';
+    foreach ((require $file)['parameters'] as $name => $value) {
+        $code = in_array($name, PRESTASHOP_KEYS, true) ? "prestashop_key('$name')" : var_export($value, true);
+        $lines .= "    '$name' => $code,\n";
+    }
+    file_put_contents($file, "<?php\nreturn ['parameters' => [\n$lines]];\n");
+    exit;
+}
+
+/** The code of a compiled container or of the cached parameters: each secret is a string of its own there. */
+function without_secrets(string $code): string
+{
+    foreach (PRESTASHOP_KEYS as $name) {
+        $value = prestashop_key($name);
+        if ($value === '') {
+            continue;
+        }
+        $code = str_replace("'$value'", "\\prestashop_key('$name')", $code);
+        if (str_contains($code, $value)) {
+            throw new RuntimeException("$name is part of a longer string");
+        }
+    }
+    return $code;
+}
+
+/** A piece of a page that Smarty cached, as a PHP file: the address stands in the text between the pieces of code. */
+function without_address(string $code): string
+{
+    $forms = [
+        INSTANCE['url'] => "<?php echo INSTANCE['url'];?>",
+        '//' . INSTANCE['host'] => "//<?php echo INSTANCE['host'];?>",
+    ];
+    $new = '';
+    foreach (PhpToken::tokenize($code) as $token) {
+        $new .= $token->is(T_INLINE_HTML) ? strtr($token->text, $forms) : $token->text;
+    }
+    return $new;
+}
+
+/** What is only good for the golden and rebuilt when missing. */
+function is_disposable(string $path, string $content): bool
+{
+    // The main menu, with its links: 5 ms. What failed to be asked outside. And the frame of each back-office page, which
+    // PrestaShop compiles anew for every session, with the session's tokens in it.
+    return str_contains($path, '/ps_mainmenu/')
+        || str_contains($path, '/circuit_breaker/')
+        || (str_contains($path, '/twig/') && str_contains($content, INSTANCE['host']));
+}
+
+$cache = "$shop/var/cache/prod";
+foreach (new RecursiveIteratorIterator(new RecursiveDirectoryIterator($cache, FilesystemIterator::SKIP_DOTS)) as $file) {
+    $old = file_get_contents($file);
+    if (is_disposable($file, $old)) {
+        unlink($file);
+        continue;
+    }
+    try {
+        $new = str_starts_with($file, "$cache/smarty/cache/") ? without_address($old) : without_secrets($old);
+        if (str_contains($new, INSTANCE['host'])) {
+            throw new RuntimeException('the address is in a form or place not known');
+        }
+    } catch (RuntimeException $e) {
+        throw new RuntimeException("$file: {$e->getMessage()}");
+    }
+    if ($new !== $old) {
+        file_put_contents($file, $new);
+    }
+}
