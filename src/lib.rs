@@ -13,6 +13,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod golden;
