@@ -94,7 +94,7 @@ impl Bench {
             };
             self.direct(&direct, ways, &mut report, say).await?;
         }
-        for (step, error) in host.slots.drain().await {
+        if let Some((step, error)) = host.slots.drain().await.into_iter().next() {
             anyhow::bail!("could not {step}: {error}");
         }
         Ok(report)
