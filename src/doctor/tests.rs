@@ -1,3 +1,5 @@
+//! Judgement of what a probe saw, without a host.
+
 use super::facts::{Answer, Bridge, Facts, Listen, Route, Runtime, StateDir, field, parse_routes};
 use super::judge::judge;
 use super::packages::Family;
