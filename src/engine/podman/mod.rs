@@ -114,6 +114,7 @@ impl PodmanEngine {
             netns: &netns,
             recipe: &self.recipe,
             controllers: self.slots.cgroups().controllers(),
+            devices: self.slots.devices(),
             criu_config: None,
         };
         cli::podman(&cli::run_args(&spec)).await.map_err(ColdStartError::Podman)?;
