@@ -189,7 +189,13 @@ impl Network {
                 .await?
                 .ok_or_else(|| step("find the veth just made")(io::ErrorKind::NotFound.into()))?;
             let isolated = LinkBridgePort::new(port).isolated(true).build();
-            self.handle.link().set(isolated).execute().await.map_err(netlink("isolate the bridge port"))?;
+            // `set` would be answered with success and change nothing.
+            self.handle
+                .link()
+                .set_port(isolated)
+                .execute()
+                .await
+                .map_err(netlink("isolate the bridge port"))?;
             in_thread(move || configure_namespace(inner, address, prefix)).await
         };
         if let Err(error) = configured.await {
