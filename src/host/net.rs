@@ -251,7 +251,8 @@ impl Network {
         }
     }
 
-    /// Ids of all instances that have an interface on this host.
+    /// Ids of all instances that have a port of this bridge; those of another
+    /// daemon's bridge are none of our business.
     ///
     /// # Errors
     /// When the interfaces cannot be listed.
@@ -259,6 +260,9 @@ impl Network {
         let mut links = self.handle.link().get().execute();
         let mut ids = Vec::new();
         while let Some(link) = links.try_next().await.map_err(to_io)? {
+            if !link.attributes.contains(&LinkAttribute::Controller(self.bridge)) {
+                continue;
+            }
             for attribute in link.attributes {
                 if let LinkAttribute::IfName(name) = attribute
                     && let Some(id) = name.strip_prefix("dm-").and_then(|id| id.parse().ok())
