@@ -180,6 +180,12 @@ impl Slots {
         &self.cgroups
     }
 
+    /// Where the instances' directories are: this daemon's alone.
+    #[must_use]
+    pub fn instances(&self) -> &Path {
+        &self.instances
+    }
+
     /// An instance's directories.
     #[must_use]
     pub fn dirs(&self, id: &InstanceId) -> Dirs {
