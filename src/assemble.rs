@@ -14,6 +14,7 @@ use crate::checkpoint::golden::HOST;
 use crate::config::{ColdStart, Config};
 use crate::engine::criu::CriuEngine;
 use crate::engine::podman::{PodmanEngine, Ready};
+use crate::engine::{CleanupError, ContainerEngine};
 use crate::error::Chain;
 use crate::golden::build::{self, Image};
 use crate::golden::recipe::Recipe;
@@ -56,6 +57,46 @@ impl Host {
         let supply = Supply::start().context("cannot start the identity thread")?;
         Ok(Self { slots: Arc::new(slots), supply: Arc::new(supply) })
     }
+}
+
+/// How long after a failure the next slot is tried: what is missing (addresses,
+/// disk) comes back when instances end, in seconds at best.
+const REFILL_PAUSE: Duration = Duration::from_secs(2);
+
+/// Keeps slots, and what drivers make in them, made ahead, for ever; spawned
+/// once by the daemon.
+pub async fn keep_filled(slots: Arc<Slots>, engines: Vec<Arc<dyn ContainerEngine>>) {
+    loop {
+        match fill(&slots, &engines).await {
+            Ok(()) => slots.taken().await,
+            Err(error) => {
+                tracing::warn!(error = %format!("{error:#}"), "nothing more can be made ahead");
+                tokio::time::sleep(REFILL_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Fills up once what is made ahead.
+///
+/// # Errors
+/// When something cannot be made now.
+pub async fn fill(slots: &Slots, engines: &[Arc<dyn ContainerEngine>]) -> anyhow::Result<()> {
+    for engine in engines {
+        engine.fill().await?;
+    }
+    slots.fill().await?;
+    Ok(())
+}
+
+/// Removes all that was made ahead; answers what could not be removed.
+pub async fn drain(slots: &Slots, engines: &[Arc<dyn ContainerEngine>]) -> Vec<CleanupError> {
+    let mut failed = Vec::new();
+    for engine in engines {
+        failed.extend(engine.drain().await);
+    }
+    failed.extend(slots.drain().await.into_iter().map(|(step, source)| CleanupError { step, source }));
+    failed
 }
 
 /// One golden with all that can be made of it.

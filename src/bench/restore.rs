@@ -37,6 +37,11 @@ pub struct Direct {
 type Clone = (InstanceId, Container, Timing);
 
 impl Direct {
+    async fn fill(&self) -> Result<(), BenchError> {
+        self.engine.fill().await.map_err(|source| BenchError::Io { doing: "start CRIU ahead", source })?;
+        Ok(self.slots.fill().await?)
+    }
+
     async fn one(&self, id: InstanceId, begun: Instant) -> Result<Clone, BenchError> {
         let launched = self.engine.launch(&id).await?;
         let running = begun.elapsed();
@@ -59,7 +64,7 @@ impl Direct {
     /// # Errors
     /// [`BenchError`].
     pub async fn once(&self) -> Result<Timing, BenchError> {
-        self.slots.fill().await?;
+        self.fill().await?;
         let clone = self.one(self.engine.next_id(), Instant::now()).await?;
         let timing = clone.2;
         self.end(&[clone]).await?;
@@ -104,7 +109,7 @@ impl Direct {
         let last = numbers.iter().max().copied().unwrap_or(0);
         let mut clones = Vec::with_capacity(last);
         for _ in 0..last {
-            self.slots.fill().await?;
+            self.fill().await?;
             clones.push(self.one(self.engine.next_id(), Instant::now()).await?);
         }
         let found = numbers.iter().filter_map(|&n| Some(Nth::of(n, clones.get(n.checked_sub(1)?)?.2)));

@@ -21,6 +21,7 @@ use super::{BenchError, Timing, until_200};
 use crate::app::{App, OnExit, StateLock};
 use crate::assemble::{self, Host};
 use crate::config::Config;
+use crate::engine::ContainerEngine;
 use crate::restore::probe;
 
 /// One page through the proxy.
@@ -38,6 +39,7 @@ pub struct Service {
     contains: String,
     path: String,
     host: Host,
+    engines: Vec<Arc<dyn ContainerEngine>>,
     stop: CancellationToken,
     running: JoinHandle<anyhow::Result<()>>,
 }
@@ -58,12 +60,13 @@ impl Service {
         let host = Host::open(&config).await?;
         let shared = Arc::new(config.clone());
         let golden = assemble::golden(&name, &shared, &host).await?;
+        let engines = golden.runtime.engines();
         let app = App::build(config, lock, vec![golden.runtime], OnExit::DestroyInstances).await?;
         let address = app.address()?;
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let running = tokio::spawn(async move { Ok(app.run(stopped).await?) });
-        tokio::spawn(Arc::clone(&host.slots).keep_filled());
+        tokio::spawn(assemble::keep_filled(Arc::clone(&host.slots), engines.clone()));
         let service = Self {
             address,
             client: Client::builder(TokioExecutor::new()).build(HttpConnector::new()),
@@ -71,6 +74,7 @@ impl Service {
             contains: golden.recipe.ready.contains.clone(),
             path: golden.recipe.ready.path.clone(),
             host,
+            engines,
             stop,
             running,
         };
@@ -105,8 +109,8 @@ impl Service {
                 Err(error) if Instant::now() > deadline => return Err(error),
                 Err(_) => 0,
             };
-            if usize::try_from(ready)? >= self.config.pool_target_size && self.host.slots.is_full() {
-                return Ok(());
+            if usize::try_from(ready)? >= self.config.pool_target_size {
+                return assemble::fill(&self.host.slots, &self.engines).await;
             }
             if Instant::now() > deadline {
                 bail!("the pool has {ready} instances instead of {}", self.config.pool_target_size);
@@ -155,8 +159,8 @@ impl Service {
     pub async fn stop(self) -> anyhow::Result<()> {
         self.stop.cancel();
         self.running.await??;
-        if let Some((step, error)) = self.host.slots.drain().await.into_iter().next() {
-            bail!("could not {step}: {error}");
+        if let Some(failed) = assemble::drain(&self.host.slots, &self.engines).await.into_iter().next() {
+            return Err(failed.into());
         }
         std::fs::remove_file(self.config.state_dir.join("bench.redb"))?;
         Ok(())

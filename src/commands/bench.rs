@@ -94,8 +94,9 @@ impl Bench {
             };
             self.direct(&direct, ways, &mut report, say).await?;
         }
-        if let Some((step, error)) = host.slots.drain().await.into_iter().next() {
-            anyhow::bail!("could not {step}: {error}");
+        let engines = golden.runtime.engines();
+        if let Some(failed) = assemble::drain(&host.slots, &engines).await.into_iter().next() {
+            return Err(failed.into());
         }
         Ok(report)
     }

@@ -8,6 +8,8 @@ use tokio_util::sync::CancellationToken;
 use super::Context;
 use crate::app::{App, OnExit, StateLock};
 use crate::assemble::{self, Host};
+use crate::error::Chain;
+use crate::provision::GoldenRuntime;
 
 /// `serve`
 #[derive(Debug, clap::Args)]
@@ -31,13 +33,14 @@ impl Serve {
         for name in &config.goldens {
             goldens.push(assemble::golden(name, &shared, &host).await?.runtime);
         }
+        let engines: Vec<_> = goldens.iter().flat_map(GoldenRuntime::engines).collect();
         let on_exit = if self.ephemeral { OnExit::DestroyInstances } else { OnExit::KeepInstances };
         let app = App::build(config, lock, goldens, on_exit).await?;
-        let filling = tokio::spawn(Arc::clone(&host.slots).keep_filled());
+        let filling = tokio::spawn(assemble::keep_filled(Arc::clone(&host.slots), engines.clone()));
         let ran = app.run(stop).await;
         filling.abort();
-        for (step, error) in host.slots.drain().await {
-            tracing::warn!(step, %error, "a waiting slot was not removed completely");
+        for failed in assemble::drain(&host.slots, &engines).await {
+            tracing::warn!(error = %Chain(&failed), "something made ahead was not removed completely");
         }
         Ok(ran?)
     }

@@ -134,6 +134,20 @@ pub trait ContainerEngine: Send + Sync + fmt::Debug {
     /// Takes back a name that will not be launched.
     fn unused(&self, _id: &InstanceId) {}
 
+    /// Makes ahead what this driver can make before it is needed, until enough
+    /// of it waits.
+    ///
+    /// # Errors
+    /// When something cannot be made now; launches still work or say why not.
+    async fn fill(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    /// Removes what was made ahead; for the end of the daemon.
+    async fn drain(&self) -> Vec<CleanupError> {
+        Vec::new()
+    }
+
     /// Makes and starts one container.
     ///
     /// # Errors

@@ -12,19 +12,14 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
 
 use super::net::{Lease, NetError, Network};
 use super::process;
 use super::{cgroup, devices};
-use crate::error::{Chain, ErrorKind};
+use crate::error::ErrorKind;
 use crate::id::InstanceId;
 use crate::instance::Container;
-
-/// How long after a failure the next slot is tried: what is missing (addresses,
-/// disk) comes back when instances end, in seconds at best.
-const REFILL_PAUSE: Duration = Duration::from_secs(2);
 
 /// A slot could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -110,11 +105,17 @@ struct Ready {
     named: HashMap<InstanceId, Slot>,
     /// Being made: parts of it are on the host already.
     making: HashSet<InstanceId>,
+    /// Taken by a driver that gets it ready ahead: nobody's trace yet.
+    held: HashSet<InstanceId>,
 }
 
 impl Ready {
     fn knows(&self, id: &InstanceId) -> bool {
-        self.waiting.contains_key(id) || self.named.contains_key(id) || self.making.contains(id)
+        self.waiting.contains_key(id)
+            || self.named.contains_key(id)
+            || self.making.contains(id)
+            || self.held.contains(id)
+            || self.held.contains(id)
     }
 
     fn remove(&mut self, id: &InstanceId) -> Option<Slot> {
@@ -229,6 +230,26 @@ impl Slots {
         }
     }
 
+    /// Takes a slot for a driver that gets it ready before it is launched; it is
+    /// no trace of an instance until [`Slots::release_hold`].
+    ///
+    /// # Errors
+    /// [`SlotError`]; nothing is left.
+    pub async fn take_held(&self) -> Result<Slot, SlotError> {
+        let id = self.next_id();
+        self.ready().held.insert(id.clone());
+        let taken = self.take(&id).await;
+        if taken.is_err() {
+            self.release_hold(&id);
+        }
+        taken
+    }
+
+    /// Ends the hold of [`Slots::take_held`].
+    pub fn release_hold(&self, id: &InstanceId) {
+        self.ready().held.remove(id);
+    }
+
     /// Makes slots until `ahead` wait; called in the background.
     ///
     /// # Errors
@@ -255,22 +276,9 @@ impl Slots {
         Ok(id)
     }
 
-    /// Whether as many slots wait as shall be made ahead.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.ready().waiting.len() >= self.ahead
-    }
-
-    /// Keeps slots made ahead, for ever; spawned once by the daemon.
-    pub async fn keep_filled(self: Arc<Self>) {
-        loop {
-            if let Err(error) = self.fill().await {
-                tracing::warn!(error = %Chain(&error), "no slot can be made ahead");
-                tokio::time::sleep(REFILL_PAUSE).await;
-            } else {
-                self.taken.notified().await;
-            }
-        }
+    /// Returns when a slot was taken since the last call.
+    pub async fn taken(&self) {
+        self.taken.notified().await;
     }
 
     /// Makes `n` slots at once and names them, for a burst that is foreseen.

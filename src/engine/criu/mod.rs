@@ -3,8 +3,9 @@
 //! Called through [`super::ContainerEngine`]. Phases of a launch and their undo:
 //!
 //! ```text
-//! slot      take or make directories, cgroup, namespace, address    undo: remove them
-//! restore   start CRIU in the slot, ask it to restore, await the pid undo: kill the cgroup
+//! slot      take or make directories, cgroup, namespace, address,
+//!           with CRIU started in them ([`loaded`])                   undo: remove them
+//! restore   ask CRIU to restore, await the pid                       undo: kill the cgroup
 //! adopt     name the process by pid and start time                   undo: kill the cgroup
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! the clone's files are its overlay upper; all its processes are in its
 //! cgroup; nothing of it is mounted on the host.
 
+mod loaded;
 pub mod log;
 pub mod plan;
 mod rpc;
@@ -28,10 +30,11 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
+use self::loaded::{Ahead, Loaded};
 use self::plan::{External, StandIn};
 pub use self::rpc::RpcError;
 use self::rpc::{Client, InheritFd, Options};
-use self::spawn::{Mount, Place};
+use self::spawn::Mount;
 use super::{CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase};
 use crate::error::{ErrorKind, kind_of_io};
 use crate::host::cgroup::Limits;
@@ -46,6 +49,10 @@ const LOG_ERRORS: i32 = 1;
 
 /// CRIU's log level with the time of every step, for a trace.
 const LOG_STEPS: i32 = 4;
+
+/// How many wait ahead for each golden: a visitor and the one right behind; a
+/// burst of more is bound by the restores themselves. Each costs 3 MB.
+const LOADED_AHEAD: usize = 2;
 
 /// The log's name in the clone's CRIU directory.
 const LOG_FILE: &str = "restore.log";
@@ -138,6 +145,9 @@ pub struct CriuEngine {
     images: OwnedFd,
     slots: Arc<Slots>,
     log_level: i32,
+    ahead: Ahead,
+    /// One filling at a time.
+    filling: tokio::sync::Mutex<()>,
 }
 
 impl fmt::Debug for CriuEngine {
@@ -153,7 +163,14 @@ impl CriuEngine {
     /// When the images cannot be opened.
     pub fn new(source: RestoreSource, slots: Arc<Slots>) -> io::Result<Self> {
         let images = OwnedFd::from(File::open(&source.images)?);
-        Ok(Self { source, images, slots, log_level: LOG_ERRORS })
+        Ok(Self {
+            source,
+            images,
+            slots,
+            log_level: LOG_ERRORS,
+            ahead: Ahead::default(),
+            filling: tokio::sync::Mutex::default(),
+        })
     }
 
     /// Lets CRIU log every step with its time; costs half of a restore.
@@ -163,15 +180,30 @@ impl CriuEngine {
         self
     }
 
-    async fn restore(&self, slot: &Slot) -> Result<i32, RestoreError> {
+    /// Starts CRIU in a slot; the slot is removed when that fails.
+    fn load(&self, slot: Slot) -> Result<Loaded, RestoreError> {
         self.slots.cgroups().limit(&slot.id, self.source.limits).map_err(io_at("set the clone's limits"))?;
-        let (mounts, external) = self.stand_ins(slot).map_err(io_at("lay out the clone's files"))?;
-        let (client, server) = Client::pair().map_err(io_at("make a socket for CRIU"))?;
-        let work_dir = File::open(&slot.dirs.criu).map_err(io_at("open CRIU's directory"))?;
-        let stderr = File::create(slot.dirs.criu.join("stderr")).map_err(io_at("open CRIU's directory"))?;
-        let netns = slot.netns.as_raw_fd();
-        let place = Place { socket: server, inherit: vec![netns], cgroup: &slot.cgroup, mounts, stderr };
-        let mut criu = spawn::swrk(place).map_err(io_at("start CRIU"))?;
+        let (mounts, external) = self.stand_ins(&slot).map_err(io_at("lay out the clone's files"))?;
+        Loaded::start(slot, mounts, external)
+    }
+
+    /// Takes what waits under that id, or makes it now.
+    async fn take(&self, id: &InstanceId) -> Result<Loaded, RestoreError> {
+        match self.ahead.take(id) {
+            Some(Ok(loaded)) => {
+                self.slots.release_hold(id);
+                Ok(loaded)
+            }
+            Some(Err(slot)) => {
+                self.slots.release_hold(id);
+                self.load(slot)
+            }
+            None => self.load(self.slots.take(id).await.map_err(RestoreError::Slot)?),
+        }
+    }
+
+    async fn restore(&self, loaded: Loaded) -> Result<(Slot, i32), RestoreError> {
+        let Loaded { slot, client, mut criu, external, work_dir } = loaded;
         let request = client.restore(Options {
             images_dir_fd: self.images.as_raw_fd(),
             work_dir_fd: Some(work_dir.as_raw_fd()),
@@ -179,7 +211,7 @@ impl CriuEngine {
             log_file: Some(LOG_FILE.into()),
             root: Some(slot.dirs.root.display().to_string()),
             external,
-            inherit_fd: vec![InheritFd { key: EXTERNAL_NETNS.into(), fd: netns }],
+            inherit_fd: vec![InheritFd { key: EXTERNAL_NETNS.into(), fd: slot.netns.as_raw_fd() }],
             manage_cgroups_mode: Some(rpc::CGROUPS_IGNORE),
             network_lock: Some(rpc::NETWORK_LOCK_SKIP),
             file_locks: Some(true),
@@ -191,7 +223,7 @@ impl CriuEngine {
             Ok(Ok(pid)) => {
                 // CRIU ends by itself now; waiting for it is only to reap it.
                 tokio::spawn(async move { criu.wait().await });
-                Ok(pid)
+                Ok((slot, pid))
             }
             Ok(Err(source)) => {
                 drop(criu.wait().await);
@@ -233,6 +265,7 @@ impl CriuEngine {
     }
 
     async fn undo(&self, id: &InstanceId) -> Vec<CleanupError> {
+        self.ahead.forget(id);
         let failed = self.slots.remove(id).await;
         failed.into_iter().map(|(step, source)| CleanupError { step, source }).collect()
     }
@@ -256,11 +289,39 @@ impl ContainerEngine for CriuEngine {
     }
 
     fn next_id(&self) -> InstanceId {
-        self.slots.next_id()
+        self.ahead.name().unwrap_or_else(|| self.slots.next_id())
     }
 
     fn unused(&self, id: &InstanceId) {
-        self.slots.unused(id);
+        if !self.ahead.unused(id) {
+            self.slots.unused(id);
+        }
+    }
+
+    async fn fill(&self) -> io::Result<()> {
+        let _one = self.filling.lock().await;
+        while self.ahead.len() < LOADED_AHEAD {
+            let slot = self.slots.take_held().await.map_err(io::Error::other)?;
+            let id = slot.id.clone();
+            match self.load(slot) {
+                Ok(loaded) => self.ahead.put(loaded),
+                Err(error) => {
+                    self.slots.release_hold(&id);
+                    drop(self.undo(&id).await);
+                    return Err(io::Error::other(error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn drain(&self) -> Vec<CleanupError> {
+        let mut cleanup = Vec::new();
+        for id in self.ahead.ids() {
+            cleanup.extend(self.undo(&id).await);
+            self.slots.release_hold(&id);
+        }
+        cleanup
     }
 
     async fn launch(&self, id: &InstanceId) -> Result<Launched, LaunchError> {
@@ -268,11 +329,11 @@ impl ContainerEngine for CriuEngine {
         let mut phase = Phase::Slot;
         let mut phases = Vec::with_capacity(3);
         let result = async {
-            let slot = self.slots.take(id).await.map_err(RestoreError::Slot)?;
+            let loaded = self.take(id).await?;
             phases.push((phase, begun.elapsed()));
             phase = Phase::Restore;
             let mark = Instant::now();
-            let pid = self.restore(&slot).await?;
+            let (slot, pid) = self.restore(loaded).await?;
             phases.push((phase, mark.elapsed()));
             phase = Phase::Adopt;
             let start_ticks = process::start_ticks(pid).map_err(io_at("find the restored process"))?;
