@@ -307,4 +307,8 @@ async fn destroy_all(lifecycle: &Arc<Lifecycle>) {
         });
     }
     while ending.join_next().await.is_some() {}
+    // And those that a client's release has begun to take down.
+    if tokio::time::timeout(DRAIN_DEADLINE, lifecycle.tasks().wait()).await.is_err() {
+        tracing::warn!("some instances were still being taken down");
+    }
 }

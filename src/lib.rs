@@ -18,6 +18,7 @@ pub mod bench;
 pub mod checkpoint;
 pub mod commands;
 pub mod config;
+pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod golden;

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         }
     };
     match runtime.block_on(invocation.run(context)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

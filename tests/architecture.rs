@@ -49,6 +49,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("assemble", 4),
     ("bench", 4),
     ("commands", 4),
+    ("doctor", 4),
     ("testing", 4),
 ];
 

@@ -96,6 +96,11 @@ foreach (['About us' => 'We are a small demo shop. Everything here is made up, a
     wp_insert_post(['post_title' => $title, 'post_type' => 'page', 'post_status' => 'publish', 'post_author' => 1, 'post_content' => paragraphs($text)]);
 }
 
+// The theme's front page has a made-up headline; an edited copy of its template, as the site editor would save it.
+$home = str_replace('Mindblown: a blog about philosophy.', 'Good things for your kitchen and desk', file_get_contents(get_theme_file_path('templates/home.html')));
+$template = wp_insert_post(['post_type' => 'wp_template', 'post_name' => 'home', 'post_title' => 'Home', 'post_status' => 'publish', 'post_content' => wp_slash($home)]);
+wp_set_object_terms($template, get_stylesheet(), 'wp_theme');
+
 $GLOBALS['wp_rewrite']->init();
 $GLOBALS['wp_rewrite']->set_permalink_structure('/%postname%/');
 flush_rewrite_rules(false);

@@ -155,7 +155,7 @@ impl Service {
     pub async fn stop(self) -> anyhow::Result<()> {
         self.stop.cancel();
         self.running.await??;
-        for (step, error) in self.host.slots.drain().await {
+        if let Some((step, error)) = self.host.slots.drain().await.into_iter().next() {
             bail!("could not {step}: {error}");
         }
         std::fs::remove_file(self.config.state_dir.join("bench.redb"))?;

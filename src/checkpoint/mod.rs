@@ -149,7 +149,7 @@ async fn freeze(
     let spec = cli::inspect(golden.name(), "{{.OCIConfigPath}}").await.map_err(CheckpointError::Find)?;
     let spec = PathBuf::from(spec);
     let upper = cli::upper_dir(golden.name()).await.map_err(CheckpointError::Find)?;
-    let userdata = spec.parent().unwrap_or(Path::new("/")).to_owned();
+    let userdata = spec.parent().unwrap_or_else(|| Path::new("/")).to_owned();
     say("freezing it");
     let frozen = cli::podman(&["container", "checkpoint", "--keep", "--file-locks", golden.name()]).await;
     frozen.map_err(|source| {

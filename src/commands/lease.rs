@@ -11,7 +11,7 @@ use crate::id::InstanceId;
 #[derive(Debug, clap::Args)]
 pub(super) struct Acquire {
     /// For how long, such as 30m; without it DEFAULT_TTL
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     ttl: Option<String>,
     /// The same key gets the same instance for as long as it lives
     #[arg(long, value_name = "KEY")]
@@ -54,6 +54,7 @@ pub(super) struct Extend {
     /// Which instance
     id: InstanceId,
     /// How much longer, such as 30m
+    #[arg(allow_hyphen_values = true)]
     ttl: String,
 }
 

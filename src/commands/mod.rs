@@ -6,6 +6,7 @@
 
 mod bench;
 mod client;
+mod doctor;
 mod exec;
 mod golden;
 mod lease;
@@ -18,6 +19,7 @@ mod snapshot;
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
@@ -57,6 +59,8 @@ enum Command {
     Exec(exec::Exec),
     /// Measure every way to get a shop, side by side
     Bench(bench::Bench),
+    /// Say what this host lacks and what to do about it
+    Doctor(doctor::Doctor),
     /// Print a shell's completion script
     Completions(Completions),
 }
@@ -140,23 +144,24 @@ impl Invocation {
     ///
     /// # Errors
     /// What the command met, for `main` to print.
-    pub async fn run(self, context: Context) -> anyhow::Result<()> {
+    pub async fn run(self, context: Context) -> anyhow::Result<ExitCode> {
         match self.command {
-            Command::Serve(serve) => serve.run(context).await,
-            Command::Acquire(acquire) => acquire.run(&context).await,
-            Command::Release(release) => release.run(&context).await,
-            Command::Ls(ls) => ls.run(&context).await,
-            Command::Extend(extend) => extend.run(&context).await,
-            Command::Golden(golden) => golden.run(&context).await,
-            Command::Snapshot(snapshot) => snapshot.run(&context).await,
-            Command::Logs(logs) => logs.run(&context).await,
-            Command::Exec(exec) => exec.run(&context).await,
-            Command::Bench(bench) => bench.run(&context).await,
+            Command::Serve(serve) => serve.run(context).await?,
+            Command::Acquire(acquire) => acquire.run(&context).await?,
+            Command::Release(release) => release.run(&context).await?,
+            Command::Ls(ls) => ls.run(&context).await?,
+            Command::Extend(extend) => extend.run(&context).await?,
+            Command::Golden(golden) => golden.run(&context).await?,
+            Command::Snapshot(snapshot) => snapshot.run(&context).await?,
+            Command::Logs(logs) => logs.run(&context).await?,
+            Command::Exec(exec) => exec.run(&context).await?,
+            Command::Bench(bench) => bench.run(&context).await?,
             Command::Completions(completions) => {
                 clap_complete::generate(completions.shell, &mut command_line(), NAME, &mut std::io::stdout());
-                Ok(())
             }
+            Command::Doctor(doctor) => return Ok(doctor.run(&context).await),
         }
+        Ok(ExitCode::SUCCESS)
     }
 }
 

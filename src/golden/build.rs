@@ -99,8 +99,9 @@ pub async fn build(build: &Build<'_>, say: &(dyn Fn(&str) + Sync)) -> Result<Ima
         say(&format!("image {name} is built already"));
         return Ok(Image { name, id });
     }
-    let mut args: Vec<String> =
-        ["build", "--network=none", "--pull=never", "--format=oci"].map(str::to_owned).into();
+    let mut args: Vec<String> = ["build", "--network=none", "--pull=never", "--format=oci", "--layers=false"]
+        .map(str::to_owned)
+        .into();
     if let Some(base) = &build.recipe.base {
         args.push(format!("--build-arg=BASE={}", ensure_base(base, work.path(), say).await?));
     }

@@ -299,6 +299,27 @@ pub async fn lone_namespace() -> Result<OwnedFd, NetError> {
     Ok(netns)
 }
 
+/// Tries what an instance's network is made of, in a namespace of its own that
+/// vanishes afterwards: a bridge, and a veth pair with an isolated end on it.
+///
+/// # Errors
+/// [`NetError::Step`] names what this kernel does not do.
+pub async fn trial() -> Result<(), NetError> {
+    in_thread(|| in_namespace(make_namespace()?, try_interfaces)).await
+}
+
+async fn try_interfaces(handle: Handle) -> Result<(), NetError> {
+    let missing = || step("find an interface just made")(io::ErrorKind::NotFound.into());
+    let bridge = LinkBridge::new("bridge").forward_delay(0).up().build();
+    handle.link().add(bridge).execute().await.map_err(netlink("make a bridge"))?;
+    let bridge = index_of(&handle, "bridge").await?.ok_or_else(missing)?;
+    let pair = LinkVeth::new("veth", "peer").controller(bridge).up().build();
+    handle.link().add(pair).execute().await.map_err(netlink("make a veth pair"))?;
+    let veth = index_of(&handle, "veth").await?.ok_or_else(missing)?;
+    let isolated = LinkBridgePort::new(veth).isolated(true).build();
+    handle.link().set(isolated).execute().await.map_err(netlink("isolate a bridge port"))
+}
+
 /// Connects to 127.0.0.1 inside a network namespace.
 ///
 /// # Errors

@@ -278,20 +278,21 @@ fn restore_source(
 /// # Errors
 /// When one cannot be removed.
 pub fn forget(state_dir: &Path, keep: &[&Manifest]) -> Result<(), PrepareError> {
-    let wanted: [(&str, Box<dyn Fn(&str) -> bool + '_>); 2] = [
-        ("prepared", Box::new(|name| keep.iter().any(|manifest| manifest.id.as_str() == name))),
-        ("images", Box::new(|name| keep.iter().any(|manifest| manifest.image_id == name))),
-    ];
-    for (kind, wanted) in wanted {
-        let parent = state_dir.join(kind);
-        let entries = match std::fs::read_dir(&parent) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            other => other.map_err(at("read", &parent))?,
-        };
-        for entry in entries.flatten() {
-            if !wanted(&entry.file_name().to_string_lossy()) {
-                std::fs::remove_dir_all(entry.path()).map_err(at("remove", &entry.path()))?;
-            }
+    let snapshots = |name: &str| keep.iter().any(|manifest| manifest.id.as_str() == name);
+    let images = |name: &str| keep.iter().any(|manifest| manifest.image_id == name);
+    retain(&state_dir.join("prepared"), snapshots)?;
+    retain(&state_dir.join("images"), images)
+}
+
+/// Removes the entries of a directory that are not wanted; absent is fine.
+fn retain(parent: &Path, wanted: impl Fn(&str) -> bool) -> Result<(), PrepareError> {
+    let entries = match std::fs::read_dir(parent) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(at("read", parent))?,
+    };
+    for entry in entries.flatten() {
+        if !wanted(&entry.file_name().to_string_lossy()) {
+            std::fs::remove_dir_all(entry.path()).map_err(at("remove", &entry.path()))?;
         }
     }
     Ok(())

@@ -119,6 +119,7 @@ impl PodmanEngine {
             netns: &netns,
             recipe: &self.recipe,
             controllers: self.slots.cgroups().controllers(),
+            devices: self.slots.devices(),
             criu_config: None,
         };
         let mut args = cli::run_args(&spec);

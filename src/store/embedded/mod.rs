@@ -1,6 +1,6 @@
 //! The store as one file of this host: redb below, everything in memory above.
 //!
-//! One thread, the writer, owns the [`table`] and the [`file`]. Callers send it
+//! One thread, the writer, owns the [`table`] and the [`mod@file`]. Callers send it
 //! work over a channel. It takes what is queued, decides it in order in memory,
 //! commits all changes in one durable transaction, and only then answers
 //! (group commit): a durable commit takes about a millisecond, whether it holds

@@ -1,0 +1,72 @@
+# Thin over cargo and the scripts it names; `make` alone prints what there is.
+# What needs root, Podman and CRIU runs in the lab host where the machine is not fit for them (tests/lab/README.md).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+CARGO := cargo
+LOCKED := $(if $(CI),--locked)
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+GOLDEN ?= wordpress
+
+# Put before a command: runs it in the lab where one is needed, else here.
+ON_HOST = $$(! tests/lab/needed >/dev/null || echo tests/lab/exec)
+
+.PHONY: help
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: init build ## from nothing to a shop that answers: build, snapshot, serve, acquire one (PORT, PRESTASHOP_SRC, GOLDEN)
+	@podman/demo
+
+.PHONY: init
+init: ## install what this machine lacks (apt-get or dnf)
+	@podman/host-packages
+
+.PHONY: build
+build: ## build the release binary: build/demo-multiplexer
+	$(CARGO) build $(LOCKED) --release
+	@mkdir -p build
+	@# By rename: a daemon that runs from the old file keeps it.
+	@cp $(TARGET_DIR)/release/demo-multiplexer build/.demo-multiplexer.new
+	@mv build/.demo-multiplexer.new build/demo-multiplexer
+
+.PHONY: lab
+lab: build ## bring up the lab host, where this machine needs one; the binary inside is the one just built
+	@if tests/lab/needed; then tests/lab/up; else echo "this machine needs no lab"; fi
+
+.PHONY: golden
+golden: lab ## build a golden and take its snapshot (GOLDEN=wordpress)
+	@RECIPE_DIR=$$(readlink -f podman) LAB_ENV=RECIPE_DIR; export RECIPE_DIR LAB_ENV; host=$(ON_HOST); \
+	$$host build/demo-multiplexer golden build $(GOLDEN); \
+	$$host build/demo-multiplexer snapshot create --golden $(GOLDEN)
+
+.PHONY: lint
+lint: ## formatting, clippy, rustdoc, shellcheck; warnings are errors
+	$(CARGO) fmt --check
+	$(CARGO) clippy $(LOCKED) --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(LOCKED) --no-deps --all-features --document-private-items
+	grep -rlE '^#!(/usr)?/bin/(env )?(ba)?sh' .ci podman systemd tests 2>/dev/null | xargs shellcheck -x -P SCRIPTDIR
+
+.PHONY: test
+test: ## all tests: lint, unit, integration with Podman and CRIU
+	@tests/run lint unit lab integration
+
+.PHONY: test-coverage
+test-coverage: ## the same tests with a report of lines covered (cargo-llvm-cov)
+	@command -v cargo-llvm-cov >/dev/null || $(CARGO) install --locked cargo-llvm-cov
+	@source <($(CARGO) llvm-cov show-env --export-prefix); $(CARGO) llvm-cov clean --workspace; \
+	tests/run unit integration; $(CARGO) llvm-cov report --summary-only
+
+.PHONY: bench
+bench: ## acquire from the pool and with an empty pool; fails when a median exceeds 500 ms
+	@tests/run bench
+
+.PHONY: clean-all
+clean-all: ## remove everything that was built: binaries, the lab with its state, its cached root
+	@tests/lab/down --purge-all
+	rm -rf build $(TARGET_DIR)
