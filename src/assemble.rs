@@ -141,7 +141,10 @@ pub async fn golden(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::
     let (recipe, newest) = recipe_of(golden, config, &catalog)?;
     let recipe = Arc::new(recipe);
     let prepared = match &newest {
-        None => Err(format!("no snapshot in {}", config.snapshot_dir.display())),
+        None => Err(match catalog.why_unusable(&recipe.name)? {
+            Some(error) => Chain(&error).to_string(),
+            None => format!("no snapshot in {}", config.snapshot_dir.display()),
+        }),
         Some(manifest) => match prepare::host_facts().await {
             Ok(facts) => prepare_newest(&catalog, manifest, &facts, config).await,
             Err(error) => Err(Chain(&error).to_string()),

@@ -195,7 +195,7 @@ impl Lifecycle {
     /// The maker failed: it has cleaned up, but for what the error names.
     async fn not_made(&self, record: Instance, error: LaunchError) -> MakeError {
         metrics::make_failed(&record.golden, record.made_by, error.phase);
-        self.tally.failed(&record.golden, record.made_by, Chain(&error).to_string());
+        self.tally.failed(&record.golden, record.made_by, error.kind, Chain(&error).to_string());
         if error.cleanup.is_empty() && self.store.remove(&record.id).await.is_ok() {
             self.ledger.forget(&record.id);
         } else {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use crate::error::ErrorKind;
 use crate::id::GoldenName;
 use crate::instance::Source;
 
@@ -34,7 +35,8 @@ pub struct GoldenTally {
     latencies: BTreeMap<&'static str, VecDeque<Duration>>,
     /// Instances that could not be made, since the start.
     pub failures: u64,
-    /// How many restores failed in a row, up to now; cold starts do not count.
+    /// How many restores failed in a row, up to now. Cold starts do not count,
+    /// nor does what the host had no room for: that says nothing of the golden.
     pub failures_in_a_row: u32,
     /// The last one.
     pub last_failure: Option<Failure>,
@@ -88,11 +90,12 @@ impl Tally {
     }
 
     /// Notes that an instance could not be made.
-    pub(super) fn failed(&self, golden: &GoldenName, way: Source, error: String) {
+    pub(super) fn failed(&self, golden: &GoldenName, way: Source, kind: ErrorKind, error: String) {
+        let no_room = matches!(kind, ErrorKind::Exhausted | ErrorKind::NoSpace);
         let mut goldens = self.lock();
         let of_golden = goldens.entry(golden.clone()).or_default();
         of_golden.failures += 1;
-        of_golden.failures_in_a_row += u32::from(way == Source::Restore);
+        of_golden.failures_in_a_row += u32::from(way == Source::Restore && !no_room);
         of_golden.last_failure = Some(Failure { at: Timestamp::now(), error, clock: Instant::now() });
     }
 
@@ -173,12 +176,15 @@ mod tests {
     #[test]
     fn a_golden_is_broken_after_failures_in_a_row() {
         let (tally, shop) = (Tally::default(), "shop".parse().unwrap());
-        (0..BROKEN_AFTER).for_each(|_| tally.failed(&shop, Source::Restore, "no".into()));
+        let fail = |kind| tally.failed(&shop, Source::Restore, kind, "no".into());
+        (0..BROKEN_AFTER).for_each(|_| fail(ErrorKind::NoSpace));
+        assert!(!tally.is_broken(&shop), "the host's full disk is no fault of the golden");
+        (0..BROKEN_AFTER).for_each(|_| fail(ErrorKind::Incompatible));
         assert!(tally.is_broken(&shop));
         tally.made(&shop, Source::Cold);
         assert!(tally.is_broken(&shop), "a cold start proves nothing about restores");
         tally.made(&shop, Source::Restore);
         assert!(!tally.is_broken(&shop), "one success mends it");
-        assert_eq!(tally.of(&shop).failures, 3);
+        assert_eq!(tally.of(&shop).failures, 6);
     }
 }

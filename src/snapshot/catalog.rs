@@ -85,6 +85,15 @@ pub struct Entry {
     pub manifest: Result<Manifest, CatalogError>,
 }
 
+impl Entry {
+    /// The golden's name, also when the manifest is unreadable: ids are
+    /// `<golden>-<time>-<hex>`.
+    fn golden(&self) -> &str {
+        let id = self.id.as_str();
+        id.rsplitn(3, '-').nth(2).unwrap_or(id)
+    }
+}
+
 /// The directory of snapshots.
 #[derive(Debug, Clone)]
 pub struct Catalog {
@@ -153,6 +162,16 @@ impl Catalog {
             .max_by(|a, b| a.created_at.cmp(&b.created_at)))
     }
 
+    /// Why [`Catalog::newest`] found none: what is wrong with the newest one
+    /// that is there; none when there is none at all.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn why_unusable(&self, golden: &GoldenName) -> Result<Option<CatalogError>, CatalogError> {
+        let of_golden = self.list()?.into_iter().filter(|entry| entry.golden() == golden.as_str());
+        Ok(of_golden.filter_map(|entry| entry.manifest.err()).next_back())
+    }
+
     /// Digests a snapshot's archives.
     ///
     /// # Errors
@@ -194,14 +213,9 @@ impl Catalog {
     pub fn prune(&self, keep: usize, in_use: &[SnapshotId]) -> Result<Vec<SnapshotId>, CatalogError> {
         let mut removed = Vec::new();
         let entries = self.list()?;
-        let golden_of = |entry: &Entry| {
-            let id = entry.id.as_str();
-            // `<golden>-<time>-<hex>`: also of those whose manifest is unreadable.
-            id.rsplitn(3, '-').nth(2).unwrap_or(id).to_owned()
-        };
         for (position, entry) in entries.iter().enumerate() {
             let newer =
-                entries[position + 1..].iter().filter(|other| golden_of(other) == golden_of(entry)).count();
+                entries[position + 1..].iter().filter(|other| other.golden() == entry.golden()).count();
             if newer >= keep && !in_use.contains(&entry.id) {
                 self.remove(&entry.id)?;
                 removed.push(entry.id.clone());
@@ -330,6 +344,9 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
         assert_eq!(catalog.newest(&manifest.recipe.name).unwrap(), None, "not chosen");
         assert_eq!(catalog.list().unwrap().len(), 1, "but listed");
+        let why = catalog.why_unusable(&manifest.recipe.name).unwrap().unwrap();
+        assert_eq!(why.kind(), ErrorKind::Incompatible, "{why}");
+        assert!(catalog.why_unusable(&"other".parse().unwrap()).unwrap().is_none());
     }
 
     #[test]

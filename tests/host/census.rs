@@ -31,13 +31,13 @@ pub(crate) fn take(place: &Place, daemon: i32) -> Census {
         ("instance directories", entries(&place.state_dir().join("instances")).len()),
         ("files in STATE_DIR", entries(&place.state_dir()).len()),
         ("descriptors of the daemon", entries(Path::new(&format!("/proc/{daemon}/fd"))).len()),
-        ("threads of the daemon", blocking_threads(daemon)),
+        ("threads of the daemon", lasting_threads(daemon)),
     ])
 }
 
-/// Threads that are not of the runtime's blocking pool, which shrinks after
-/// ten seconds without work.
-fn blocking_threads(daemon: i32) -> usize {
+/// Threads but those of the runtime, whose pool for blocking work grows with a
+/// burst and shrinks after ten seconds without one.
+fn lasting_threads(daemon: i32) -> usize {
     let threads = entries(Path::new(&format!("/proc/{daemon}/task")));
     let name = |thread: &PathBuf| std::fs::read_to_string(thread.join("comm")).unwrap_or_default();
     threads.iter().filter(|thread| !name(thread).starts_with("tokio-rt-worker")).count()

@@ -17,6 +17,8 @@ pub(crate) mod web;
 
 use std::time::Duration;
 
+#[allow(unused_imports, reason = "as above")]
+pub(crate) use daemon::Daemon;
 pub(crate) use place::Place;
 
 /// The program under test.

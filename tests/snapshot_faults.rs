@@ -1,0 +1,284 @@
+//! Bad material: snapshots that are damaged, foreign, half-written or of a
+//! golden that cannot be frozen. Each time it is said what is wrong with which,
+//! and a daemon says in every answer that it fell back.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod host;
+
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use host::place::run;
+use host::{Daemon, Place, eventually, golden, same};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+/// A place with a copy of the snapshot, and nothing prepared of it.
+struct Material {
+    place: Place,
+    id: String,
+    dir: PathBuf,
+}
+
+impl Material {
+    async fn copy(name: &'static str) -> Option<Self> {
+        let place = Place::beside_others(name).await?;
+        let (id, from) = golden::snapshot();
+        let dir = place.dir.join("snapshots").join(&id);
+        std::fs::create_dir_all(&dir).unwrap();
+        for name in ["manifest.json", "memory.tar.zst", "files.tar.zst"] {
+            std::fs::copy(from.join(name), dir.join(name)).unwrap();
+        }
+        std::fs::remove_file(place.state_dir().join("prepared")).unwrap();
+        Some(Self { place, id, dir })
+    }
+
+    fn snapshots(&self) -> String {
+        self.dir.parent().unwrap().display().to_string()
+    }
+
+    async fn cli(&self, args: &[&str]) -> host::place::Said {
+        self.place.cli_with(args, &[("SNAPSHOT_DIR", &self.snapshots())]).await
+    }
+
+    /// A daemon on it that may boot what it cannot restore.
+    async fn daemon(&self) -> Daemon<'_> {
+        self.place.daemon(&[("SNAPSHOT_DIR", &self.snapshots()), ("COLD_START", "allowed")]).await
+    }
+
+    /// Without cold starts there is nothing to serve, and it says why.
+    async fn cannot_be_served(&self, why: &str) {
+        let said = self.cli(&["serve", "--cold-start", "refused"]).await.refused();
+        for part in [why, "can neither be restored", "snapshot create wordpress"] {
+            assert!(said.contains(part), "{part:?} is not said: {said}");
+        }
+    }
+
+    /// With them it serves, and does not hide why it is slow.
+    async fn is_booted_instead(&self, why: &str) {
+        let daemon = self.daemon().await;
+        let stats = daemon.stats().await;
+        let told = stats["goldens"][0]["no_restore"].as_str().unwrap_or_default();
+        assert!(told.contains(why) && told.contains(&self.id), "{told}");
+        let shop = daemon.acquire("cold").await;
+        shop.answers().await;
+        assert!(shop.browser().log_in(shop.text("admin_password")).await);
+        let shown = daemon.get(&format!("/api/v1/demo/{}", shop.id())).await.json();
+        assert_eq!((&shown["made_by"], &shown["snapshot"]), (&json!("cold"), &Value::Null));
+        assert_eq!(daemon.stats().await["goldens"][0]["handed_over"], json!({ "cold": 1 }));
+        assert!(self.place.log().contains("falling back to a cold start"));
+        assert_eq!(self.place.inside(shop.id(), &["hostname"]).await, shop.id());
+        daemon.release(shop.id()).await;
+        daemon.holds_nothing().await;
+        daemon.stop().await;
+        let containers = run("podman", &["ps", "--all", "--format", "{{.Names}}"]).await.ok();
+        assert!(!containers.contains(shop.id()), "{containers}");
+    }
+
+    fn change_manifest(&self, change: impl FnOnce(&mut Value)) {
+        let path = self.dir.join("manifest.json");
+        let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        change(&mut manifest);
+        std::fs::write(&path, manifest.to_string()).unwrap();
+    }
+
+    /// Flips one bit in the middle of a file.
+    fn damage(&self, name: &str) {
+        let file = std::fs::File::options().read(true).write(true).open(self.dir.join(name)).unwrap();
+        let (middle, mut byte) = (file.metadata().unwrap().len() / 2, [0]);
+        file.read_exact_at(&mut byte, middle).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], middle).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn one_flipped_bit_in_the_memory_is_named_and_the_golden_is_booted_instead() {
+    let Some(material) = Material::copy("memory-bit").await else { return };
+    assert!(material.cli(&["snapshot", "verify"]).await.ok().contains("whole"));
+    material.damage("memory.tar.zst");
+    is_named(&material, "memory.tar.zst").await;
+    material.cannot_be_served("memory.tar.zst").await;
+    material.is_booted_instead("memory.tar.zst").await;
+    assert_eq!(prepared(&material.place), Vec::<String>::new(), "nothing half unpacked");
+}
+
+#[tokio::test]
+async fn one_flipped_bit_in_the_files_is_named_and_nothing_of_them_is_used() {
+    let Some(material) = Material::copy("files-bit").await else { return };
+    material.damage("files.tar.zst");
+    is_named(&material, "files.tar.zst").await;
+    material.cannot_be_served("files.tar.zst").await;
+    assert_eq!(prepared(&material.place), Vec::<String>::new(), "nothing half unpacked");
+}
+
+async fn is_named(material: &Material, archive: &str) {
+    for args in [vec!["snapshot", "verify"], vec!["snapshot", "verify", &material.id]] {
+        let said = material.cli(&args).await;
+        assert_eq!(said.code, Some(1), "{said:?}");
+        assert!(said.out.contains(&material.id) && said.out.contains(archive), "{said:?}");
+        assert!(said.err.contains(&format!("damaged: {}", material.id)), "{said:?}");
+        assert!(said.err.contains("snapshot create"), "{said:?}");
+    }
+    let said = material.cli(&["snapshot", "verify", "--json"]).await;
+    let listed: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!((&listed[0]["id"], &listed[0]["whole"]), (&json!(material.id), &json!(false)));
+}
+
+/// What is prepared in a state directory.
+fn prepared(place: &Place) -> Vec<String> {
+    let entries = std::fs::read_dir(place.state_dir().join("prepared")).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_foreign_format_version_is_named_with_what_to_do() {
+    let Some(material) = Material::copy("version").await else { return };
+    material.change_manifest(|manifest| manifest["format_version"] = json!(77));
+    let why = "the manifest has format version 77; this program reads 1: take the snapshot anew";
+    for verb in ["inspect", "verify"] {
+        let said = material.cli(&["snapshot", verb, &material.id]).await;
+        assert_eq!(said.code, Some(1));
+        assert!((said.out + &said.err).contains(why));
+    }
+    assert!(material.cli(&["snapshot", "list"]).await.ok().contains("format version 77"));
+    material.cannot_be_served(why).await;
+}
+
+#[tokio::test]
+async fn a_snapshot_of_another_processor_is_refused_and_the_golden_is_booted_instead() {
+    let Some(material) = Material::copy("processor").await else { return };
+    material.change_manifest(|manifest| {
+        manifest["host"]["cpu_features"].as_array_mut().unwrap().push(json!("avx9000"));
+    });
+    material.cannot_be_served("this host's processor lacks avx9000").await;
+    material.is_booted_instead("this host's processor lacks avx9000").await;
+}
+
+#[tokio::test]
+async fn a_restore_that_fails_at_run_time_is_503_or_visibly_a_cold_start() {
+    let Some(material) = Material::copy("run-time").await else { return };
+    // Whole when it was prepared, spoilt since.
+    let settings = [("SNAPSHOT_DIR", &*material.snapshots()), ("COLD_START", "refused")];
+    let daemon = material.place.daemon(&settings).await;
+    let images = material.place.state_dir().join("prepared").join(&material.id).join("images");
+    std::fs::write(images.join("inventory.img"), b"no longer an inventory").unwrap();
+    for _ in 0..2 {
+        let reply = daemon.try_acquire(&json!({})).await;
+        let detail = reply.problem(503);
+        assert!(detail.contains("no instance of wordpress was ready and making one failed"), "{detail}");
+        assert_eq!(reply.header("retry-after"), None, "no use in coming back");
+    }
+    daemon.holds_nothing().await;
+    let stats = daemon.stats().await;
+    let failure = stats["goldens"][0]["failures"]["last_error"].as_str().unwrap();
+    assert!(failure.contains("failed in phase restore: CRIU did not restore"), "{failure}");
+    daemon.stop().await;
+
+    let daemon = material.daemon().await;
+    daemon.acquire("cold").await.answers().await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn an_unknown_golden_is_refused_by_every_command() {
+    let Some(place) = Place::beside_others("unknown").await else { return };
+    for args in [
+        &["golden", "build", "nowhere"][..],
+        &["snapshot", "create", "nowhere"],
+        &["serve", "--golden", "nowhere"],
+        &["serve", "--golden", "wordpress,nowhere"],
+    ] {
+        let said = place.cli(args).await.refused();
+        assert!(said.contains("golden \"nowhere\" is unknown"), "{args:?}: {said}");
+        assert!(said.contains("there are: wordpress"), "{args:?}: {said}");
+    }
+    let daemon = place.daemon(&[]).await;
+    let detail = daemon.try_acquire(&json!({ "golden": "nowhere" })).await.problem(400);
+    assert_eq!(detail, "golden \"nowhere\" is unknown; there are: wordpress");
+    daemon.holds_nothing().await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_whose_making_is_killed_is_never_seen_and_the_next_one_removes_it() {
+    let Some(place) = Place::beside_others("killed").await else { return };
+    let _boots = golden::only_one_boots().await;
+    let snapshots = place.dir.join("snapshots");
+    let changes = [("SNAPSHOT_DIR", snapshots.to_str().unwrap())];
+    let mut creating = place.program(&["snapshot", "create"], &changes);
+    let mut creating = creating.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // The golden is frozen, its memory is being written.
+    let half = eventually("a half archive is there", 90, async || {
+        assert_eq!(creating.try_wait().unwrap(), None, "it ended by itself");
+        let found = names(&snapshots).into_iter().find(|name| name.starts_with(".new-"));
+        let half = snapshots.join(found.ok_or("no directory yet")?);
+        if half.join("memory.tar.zst").is_file() { Ok(half) } else { Err(format!("{:?}", names(&half))) }
+    })
+    .await;
+    kill(Pid::from_raw(i32::try_from(creating.id()).unwrap()), Signal::SIGKILL).unwrap();
+    creating.wait().unwrap();
+    assert!(half.is_dir());
+    assert_eq!(place.cli_with(&["snapshot", "list", "--json"], &changes).await.json(), json!([]));
+
+    let manifest = place.cli_with(&["snapshot", "create", "--json"], &changes).await.json();
+    let id = manifest["id"].as_str().unwrap();
+    assert_eq!(names(&snapshots), [".lock", id], "and nothing of the first one");
+    place.cli_with(&["snapshot", "verify"], &changes).await.ok();
+    let containers = run("podman", &["ps", "--all", "--format", "{{.Names}}"]).await.ok();
+    assert!(!containers.contains("dm-golden-wordpress"), "{containers}");
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn a_golden_that_keeps_the_pipes_it_was_started_with_is_not_frozen() {
+    let Some(place) = Place::beside_others("pipes").await else { return };
+    let image = place.cli(&["golden", "build", "--json"]).await.json();
+    let folder = place.dir.join("pipes");
+    std::fs::create_dir_all(&folder).unwrap();
+    let containerfile = format!(
+        "FROM {}\nENTRYPOINT [\"tini\", \"--\", \"nginx\", \"-g\", \"daemon off; error_log stderr;\"]\n",
+        image["name"].as_str().unwrap()
+    );
+    std::fs::write(folder.join("Containerfile"), containerfile).unwrap();
+    let recipe = r#"
+        name = "pipes"
+        title = "Pipes"
+        version = "1"
+        [run]
+        port = 80
+        memory_max = "64M"
+        pids_max = 16
+        cpu_max = 1.0
+        capabilities = ["CHOWN", "DAC_OVERRIDE", "NET_BIND_SERVICE", "SETGID", "SETUID"]
+        [ready]
+        path = "/"
+        contains = "nginx"
+        timeout_seconds = 20
+        [admin]
+        path = "/"
+        login_path = "/"
+    "#;
+    std::fs::write(folder.join("golden.toml"), recipe).unwrap();
+    let snapshots = place.dir.join("snapshots");
+    let changes = [("SNAPSHOT_DIR", snapshots.to_str().unwrap())];
+    let said = place.cli_with(&["snapshot", "create", folder.to_str().unwrap()], &changes).await.refused();
+    assert!(said.contains("in the golden still has the pipes it was started with"), "{said}");
+    assert!(said.contains("redirect stdin, stdout and stderr to files"), "{said}");
+    assert!(said.contains("tini"), "the process is named: {said}");
+    assert_eq!(names(&snapshots), [".lock"]);
+    eventually("its container is gone", 10, async || {
+        let containers = run("podman", &["ps", "--all", "--format", "{{.Names}}"]).await.ok();
+        same(&containers.contains("dm-golden-pipes"), &false)
+    })
+    .await;
+}
