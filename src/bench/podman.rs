@@ -22,11 +22,12 @@ const PAGE_DEADLINE: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// [`BenchError`]; the container is removed in any case.
-pub async fn cold(recipe: &Recipe, image: &str) -> Result<Timing, BenchError> {
+pub async fn cold(recipe: &Recipe, image: &str, devices: &Path) -> Result<Timing, BenchError> {
     cli::remove(NAME).await?;
     let netns = net::lone_namespace().await?;
     let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd()));
-    let spec = RunSpec { name: NAME, image, netns: &path, recipe, controllers: &[], criu_config: None };
+    let spec =
+        RunSpec { name: NAME, image, netns: &path, recipe, controllers: &[], devices, criu_config: None };
     let args = cli::run_args(&spec);
     let begun = Instant::now();
     let timing = async {

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::engine::podman::cli::{self, PodmanError, RunSpec};
 use crate::golden::recipe::Recipe;
+use crate::host::devices;
 use crate::host::net::{self, NetError};
 use crate::restore::probe::{self, Page, ProbeError};
 
@@ -112,6 +113,8 @@ impl Golden {
         let config = state_dir.join("criu-checkpoint.conf");
         std::fs::write(&config, CRIU_CONFIG)
             .map_err(|source| GoldenError::Io { doing: "write CRIU's configuration", source })?;
+        let devices = devices::ensure(state_dir)
+            .map_err(|source| GoldenError::Io { doing: "make device nodes in STATE_DIR", source })?;
         let netns = net::lone_namespace().await?;
         let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd()));
         let spec = RunSpec {
@@ -120,6 +123,7 @@ impl Golden {
             netns: &path,
             recipe,
             controllers: &[],
+            devices: &devices,
             criu_config: Some(&config),
         };
         say(&format!("booting {image}"));

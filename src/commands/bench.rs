@@ -16,7 +16,7 @@ use crate::bench::restore::Direct;
 use crate::bench::service::Service;
 use crate::bench::{Timing, Way};
 use crate::config::Config;
-use crate::host::facts;
+use crate::host::{devices, facts};
 use crate::snapshot::prepare;
 
 /// A pool that one acquire does not empty.
@@ -110,11 +110,12 @@ impl Bench {
         say: &(dyn Fn(&str) + Sync),
     ) -> anyhow::Result<()> {
         let image = golden.image.as_ref().context("the golden's image is not built")?;
+        let devices = devices::ensure(&config.state_dir)?;
         if ways.contains(&Way::Cold) {
             let mut timings = Vec::new();
             for n in 1..=self.n {
                 say(&format!("cold start {n} of {}", self.n));
-                timings.push(podman::cold(&golden.recipe, &image.id).await?);
+                timings.push(podman::cold(&golden.recipe, &image.id, &devices).await?);
             }
             report.ways.extend(WayResult::of(Way::Cold, &timings));
         }

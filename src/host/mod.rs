@@ -6,6 +6,7 @@
 //! on the host whatever the store says.
 
 pub mod cgroup;
+pub mod devices;
 pub mod facts;
 pub mod net;
 pub mod process;

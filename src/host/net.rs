@@ -189,7 +189,13 @@ impl Network {
                 .await?
                 .ok_or_else(|| step("find the veth just made")(io::ErrorKind::NotFound.into()))?;
             let isolated = LinkBridgePort::new(port).isolated(true).build();
-            self.handle.link().set(isolated).execute().await.map_err(netlink("isolate the bridge port"))?;
+            // `set` would be answered with success and change nothing.
+            self.handle
+                .link()
+                .set_port(isolated)
+                .execute()
+                .await
+                .map_err(netlink("isolate the bridge port"))?;
             in_thread(move || configure_namespace(inner, address, prefix)).await
         };
         if let Err(error) = configured.await {
@@ -245,7 +251,8 @@ impl Network {
         }
     }
 
-    /// Ids of all instances that have an interface on this host.
+    /// Ids of all instances that have a port of this bridge; those of another
+    /// daemon's bridge are none of our business.
     ///
     /// # Errors
     /// When the interfaces cannot be listed.
@@ -253,6 +260,9 @@ impl Network {
         let mut links = self.handle.link().get().execute();
         let mut ids = Vec::new();
         while let Some(link) = links.try_next().await.map_err(to_io)? {
+            if !link.attributes.contains(&LinkAttribute::Controller(self.bridge)) {
+                continue;
+            }
             for attribute in link.attributes {
                 if let LinkAttribute::IfName(name) = attribute
                     && let Some(id) = name.strip_prefix("dm-").and_then(|id| id.parse().ok())

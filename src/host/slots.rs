@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::cgroup;
 use super::net::{Lease, NetError, Network};
 use super::process;
+use super::{cgroup, devices};
 use crate::error::{Chain, ErrorKind};
 use crate::id::InstanceId;
 use crate::instance::Container;
@@ -128,6 +128,7 @@ pub struct Slots {
     network: Network,
     cgroups: cgroup::Parent,
     instances: PathBuf,
+    devices: PathBuf,
     ahead: usize,
     ready: Mutex<Ready>,
     /// One refill at a time.
@@ -148,15 +149,23 @@ impl Slots {
     ) -> io::Result<Self> {
         let instances = state_dir.join("instances");
         make_private(&instances)?;
+        let devices = devices::ensure(state_dir)?;
         Ok(Self {
             network,
             cgroups,
             instances,
+            devices,
             ahead,
             ready: Mutex::default(),
             refill: tokio::sync::Mutex::default(),
             taken: tokio::sync::Notify::new(),
         })
+    }
+
+    /// The directory that is every shop's /dev.
+    #[must_use]
+    pub fn devices(&self) -> &Path {
+        &self.devices
     }
 
     /// The addresses.
@@ -169,6 +178,12 @@ impl Slots {
     #[must_use]
     pub const fn cgroups(&self) -> &cgroup::Parent {
         &self.cgroups
+    }
+
+    /// Where the instances' directories are: this daemon's alone.
+    #[must_use]
+    pub fn instances(&self) -> &Path {
+        &self.instances
     }
 
     /// An instance's directories.

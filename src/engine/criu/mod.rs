@@ -215,6 +215,7 @@ impl CriuEngine {
             let own = dirs.external.join(plan::file_name(key));
             let path = match stand_in {
                 StandIn::Null => Path::new("/dev/null"),
+                StandIn::Devices => self.slots.devices(),
                 StandIn::EmptyDir => &empty,
                 StandIn::File => {
                     std::fs::write(&own, b"")?;

@@ -11,6 +11,8 @@ use serde_json::Value;
 pub enum StandIn {
     /// A file of the clone's own, copied from the snapshot.
     File,
+    /// The directory of device nodes that all share.
+    Devices,
     /// A tmpfs of the clone's own.
     Tmpfs,
     /// The kernel's null device: crun's mask of a file.
@@ -43,8 +45,11 @@ pub fn externals(spec: &Value, is_dir: impl Fn(&str) -> bool) -> Vec<External> {
             || mount["options"].as_array().into_iter().flatten().any(|o| o == "bind" || o == "rbind");
         if let (true, Some(destination)) = (bind, mount["destination"].as_str()) {
             let source_is_dir = mount["source"].as_str().is_some_and(&is_dir);
-            let stand_in =
-                if source_is_dir || destination == "/dev/shm" { StandIn::Tmpfs } else { StandIn::File };
+            let stand_in = match destination {
+                "/dev" => StandIn::Devices,
+                _ if source_is_dir || destination == "/dev/shm" => StandIn::Tmpfs,
+                _ => StandIn::File,
+            };
             found.push(External { key: destination.to_owned(), stand_in });
         }
     }

@@ -63,6 +63,8 @@ pub struct RunSpec<'a> {
     pub recipe: &'a Recipe,
     /// Cgroup controllers whose limits are in force on this host.
     pub controllers: &'a [String],
+    /// The directory of device nodes that becomes its /dev.
+    pub devices: &'a Path,
     /// A file with CRIU's options, for a container that is to be checkpointed.
     pub criu_config: Option<&'a Path>,
 }
@@ -121,6 +123,7 @@ pub fn run_args(spec: &RunSpec<'_>) -> Vec<String> {
     let mut args: Vec<String> =
         ["run", "--detach", "--pull=never", "--name", spec.name].map(str::to_owned).into();
     args.push(format!("--network=ns:{}", spec.netns.display()));
+    args.push(format!("--volume={}:/dev:ro,rprivate", spec.devices.display()));
     let fixed = [
         // hosts, hostname and resolv.conf come from the image: no bind mounts.
         "--no-hosts",

@@ -106,6 +106,11 @@ impl PodmanEngine {
         cleanup
     }
 
+    /// Tells this daemon's containers from another one's on the same host.
+    fn label(&self) -> String {
+        format!("demo-multiplexer.instances={}", self.slots.instances().display())
+    }
+
     async fn boot(&self, id: &InstanceId, netns: PathBuf) -> Result<i32, ColdStartError> {
         let name = format!("{PREFIX}{id}");
         let spec = cli::RunSpec {
@@ -114,9 +119,12 @@ impl PodmanEngine {
             netns: &netns,
             recipe: &self.recipe,
             controllers: self.slots.cgroups().controllers(),
+            devices: self.slots.devices(),
             criu_config: None,
         };
-        cli::podman(&cli::run_args(&spec)).await.map_err(ColdStartError::Podman)?;
+        let mut args = cli::run_args(&spec);
+        args.insert(1, format!("--label={}", self.label()));
+        cli::podman(&args).await.map_err(ColdStartError::Podman)?;
         cli::pid(&name).await.map_err(ColdStartError::Podman)
     }
 
@@ -213,7 +221,9 @@ impl ContainerEngine for PodmanEngine {
     }
 
     async fn traces(&self) -> io::Result<Vec<InstanceId>> {
-        let names = cli::podman(&["ps", "--all", "--format", "{{.Names}}", "--filter", "name=^dm-"]).await;
+        let label = format!("label={}", self.label());
+        let ours = ["--filter", "name=^dm-", "--filter", &label];
+        let names = cli::podman(&[&["ps", "--all", "--format", "{{.Names}}"][..], &ours].concat()).await;
         let names = names.map_err(io::Error::other)?;
         let ids = names.lines().filter_map(|name| name.strip_prefix(PREFIX)?.parse().ok());
         let mut traces: Vec<InstanceId> = ids.collect();

@@ -1,0 +1,133 @@
+//! The one golden of all end-to-end tests: WordPress, frozen once.
+//!
+//! Its recipe is the project's own with one more command before the checkpoint:
+//! it writes rows that every clone must have, and keeps the golden's own
+//! password, so that a test can show that no clone takes it.
+
+use std::path::{Path, PathBuf};
+
+use tokio::sync::OnceCell;
+
+use super::PROGRAM;
+use super::place::{TESTS, lock_file};
+
+/// The golden's name.
+pub(crate) const NAME: &str = "wordpress";
+
+/// What its front page shows.
+pub(crate) const TITLE: &str = "Demo shop";
+
+/// How many rows are written just before the checkpoint.
+pub(crate) const ROWS: usize = 1000;
+
+/// Where a clone has the password that the golden was installed with.
+pub(crate) const PASSWORD_FILE: &str = "/golden/password-of-the-golden";
+
+fn shared(name: &str) -> PathBuf {
+    Path::new(TESTS).join("golden").join(name)
+}
+
+/// The recipes' folder.
+pub(crate) fn recipes() -> PathBuf {
+    shared("podman")
+}
+
+/// Where the snapshot lies.
+pub(crate) fn snapshots() -> PathBuf {
+    shared("snapshots")
+}
+
+/// The one snapshot.
+pub(crate) fn snapshot() -> (String, PathBuf) {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(snapshots())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("manifest.json").is_file())
+        .collect();
+    found.sort();
+    let newest = found.pop().expect("ensure() made one");
+    (newest.file_name().unwrap().to_string_lossy().into_owned(), newest)
+}
+
+/// Held by whoever runs the golden itself: its container has one name.
+pub(crate) async fn only_one_boots() -> std::fs::File {
+    let locked = tokio::task::spawn_blocking(|| {
+        let file = lock_file(&shared("lock"));
+        file.lock().unwrap();
+        file
+    });
+    locked.await.unwrap()
+}
+
+/// Builds, freezes and prepares the golden, once for all test binaries.
+pub(crate) async fn ensure() {
+    static DONE: OnceCell<()> = OnceCell::const_new();
+    DONE.get_or_init(make).await;
+}
+
+async fn make() {
+    let _lock = only_one_boots().await;
+    write_recipe();
+    std::fs::create_dir_all(shared("state")).unwrap();
+    let output = tokio::process::Command::new(PROGRAM)
+        .args(["snapshot", "create", NAME, "--if-missing"])
+        .current_dir(shared("state"))
+        .env("RECIPE_DIR", recipes())
+        .env("SNAPSHOT_DIR", snapshots())
+        .env("STATE_DIR", shared("state"))
+        .stdin(std::process::Stdio::null())
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "no golden to test with: {said}");
+}
+
+/// Lets a state directory use what the first daemon of all has prepared.
+pub(crate) fn lend_prepared(state_dir: &Path) {
+    for kind in ["prepared", "images"] {
+        std::fs::create_dir_all(shared("state").join(kind)).unwrap();
+        std::os::unix::fs::symlink(shared("state").join(kind), state_dir.join(kind)).unwrap();
+    }
+}
+
+/// Held while a daemon starts on what is lent: the first one prepares it.
+pub(crate) async fn only_one_prepares() -> std::fs::File {
+    let locked = tokio::task::spawn_blocking(|| {
+        let file = lock_file(&shared("prepare-lock"));
+        file.lock().unwrap();
+        file
+    });
+    locked.await.unwrap()
+}
+
+/// Copies the project's recipe and adds the command.
+fn write_recipe() {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("podman");
+    for folder in ["common", NAME] {
+        copy_dir(&project.join(folder), &recipes().join(folder));
+    }
+    let path = recipes().join(NAME).join("golden.toml");
+    let recipe = std::fs::read_to_string(&path).unwrap();
+    let script = format!(
+        "cp /golden/admin-password {PASSWORD_FILE}; mariadb --user=root {NAME} --execute=\\\"\
+         CREATE TABLE before_the_checkpoint (id INT PRIMARY KEY, note VARCHAR(200)); \
+         INSERT INTO before_the_checkpoint SELECT seq, REPEAT('x', 200) FROM seq_1_to_{ROWS};\\\""
+    );
+    let step = format!("[[quiesce]]\nexec = [\"sh\", \"-euc\", \"{script}\"]\n\n[[quiesce]]");
+    let changed = recipe.replacen("[[quiesce]]", &step, 1);
+    assert_ne!(recipe, changed, "the recipe has a quiesce step");
+    std::fs::write(&path, changed).unwrap();
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
