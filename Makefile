@@ -41,16 +41,14 @@ lab: build ## bring up the lab host, where this machine needs one; the binary in
 
 .PHONY: golden
 golden: lab ## build a golden and take its snapshot (GOLDEN=wordpress)
-	@RECIPE_DIR=$$(readlink -f podman) LAB_ENV=RECIPE_DIR; export RECIPE_DIR LAB_ENV; host=$(ON_HOST); \
-	$$host build/demo-multiplexer golden build $(GOLDEN); \
-	$$host build/demo-multiplexer snapshot create --golden $(GOLDEN)
+	@host=$(ON_HOST); $$host build/demo-multiplexer --recipe-dir "$$PWD/podman" snapshot create $(GOLDEN)
 
 .PHONY: lint
 lint: ## formatting, clippy, rustdoc, shellcheck; warnings are errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy $(LOCKED) --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(LOCKED) --no-deps --all-features --document-private-items
-	grep -rlE '^#!(/usr)?/bin/(env )?(ba)?sh' .ci podman systemd tests 2>/dev/null | xargs shellcheck -x -P SCRIPTDIR
+	grep -rlE '^#!(/usr)?/bin/(env )?(ba)?sh' $(wildcard .ci podman systemd tests) | xargs shellcheck -x -P SCRIPTDIR
 
 .PHONY: test
 test: ## all tests: lint, unit, integration with Podman and CRIU

@@ -6,6 +6,8 @@ mod lab;
 
 use std::path::Path;
 
+use tokio::sync::Mutex;
+
 use demo_multiplexer::doctor::{self, Finding, Form, Status};
 
 fn seen_on(host: &Path) -> Vec<String> {
@@ -22,11 +24,15 @@ fn seen_on(host: &Path) -> Vec<String> {
     seen
 }
 
+/// Both tests look at the whole host, and each changes it for a moment.
+static HOST: Mutex<()> = Mutex::const_new(());
+
 #[tokio::test]
 async fn a_host_that_runs_the_tests_is_fit_and_is_left_as_it_was() {
     if !lab::host_is_fit("doctor") {
         return;
     }
+    let _alone = HOST.lock().await;
     let state = tempfile::tempdir_in("/var/tmp").unwrap();
     let config = lab::config(&[
         ("STATE_DIR", &state.path().display().to_string()),
@@ -51,6 +57,7 @@ async fn a_setting_that_cannot_work_here_fails_with_what_to_change() {
     if !lab::host_is_fit("doctor") {
         return;
     }
+    let _alone = HOST.lock().await;
     // 192.0.2.0/24 is for documentation: no host has an address of it.
     let config = lab::config(&[
         ("STATE_DIR", "/proc/nowhere"),

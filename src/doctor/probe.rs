@@ -159,9 +159,11 @@ fn cgroup() -> Result<Vec<String>, String> {
             "{CGROUP_MOUNT} is not cgroup v2 (the legacy or the hybrid hierarchy is mounted)"
         ));
     }
-    let trial = Path::new(CGROUP_MOUNT).join(format!("demo-multiplexer-doctor-{}", std::process::id()));
-    std::fs::create_dir(&trial)
-        .and_then(|()| std::fs::remove_dir(&trial))
+    tempfile::Builder::new()
+        .prefix("demo-multiplexer-doctor-")
+        .tempdir_in(CGROUP_MOUNT)
+        // By one rmdir: the kernel's files in it cannot be removed one by one.
+        .and_then(|trial| std::fs::remove_dir(trial.keep()))
         .map_err(|error| format!("{CGROUP_MOUNT} is cgroup v2, but no cgroup can be made: {error}"))?;
     let offered = std::fs::read_to_string(Path::new(CGROUP_MOUNT).join("cgroup.controllers"))
         .map_err(|error| format!("{CGROUP_MOUNT}/cgroup.controllers: {error}"))?;
