@@ -328,16 +328,20 @@ impl Config {
             read.problems
                 .push(format!("CGROUP_PARENT={cgroup_parent:?}: a relative path such as demo-multiplexer"));
         }
+        let container_mode = read.choice(
+            "CONTAINER_MODE",
+            &[("podman", ContainerMode::Podman), ("docker", ContainerMode::Docker)],
+        );
+        if container_mode == ContainerMode::Docker {
+            read.problems.push("CONTAINER_MODE=docker: not in this version, only podman".into());
+        }
         let config = Self {
             goldens,
             pool_target_size: read.number("POOL_TARGET_SIZE", 0..=10_000),
             max_instances: read.number("MAX_INSTANCES", 1..=100_000),
             restore_concurrency: if concurrency == 0 { cores + 1 } else { concurrency },
             slots_ahead: read.number("SLOTS_AHEAD", 0..=1_000),
-            container_mode: read.choice(
-                "CONTAINER_MODE",
-                &[("podman", ContainerMode::Podman), ("docker", ContainerMode::Docker)],
-            ),
+            container_mode,
             cold_start: read
                 .choice("COLD_START", &[("allowed", ColdStart::Allowed), ("refused", ColdStart::Refused)]),
             base_domain,

@@ -31,7 +31,11 @@ pub const SETTINGS: &[Setting] = &[
         "4",
         "Slots (address, network namespace, cgroup, directories) made before they are needed",
     ),
-    setting("CONTAINER_MODE", "podman", "podman (checkpoint and restore) or docker (cold starts only)"),
+    setting(
+        "CONTAINER_MODE",
+        "podman",
+        "podman: checkpoint and restore; docker (cold starts only) is not in this version",
+    ),
     setting("COLD_START", "allowed", "allowed or refused: boot the golden when it cannot be restored"),
     setting("BASE_DOMAIN", "localhost", "Instances live at <id>.<this>; *.localhost needs no DNS"),
     setting("PUBLIC_SCHEME", "http", "http or https, as visitors see it"),
