@@ -7,7 +7,7 @@
 //! warm        the recipe's pages and commands                           (nothing to undo)
 //! quiesce     idle workers gone, the recipe's commands, no connection   (nothing to undo)
 //! checkpoint  `podman container checkpoint`, which stops it             undo: podman rm
-//! collect     CRIU's images, spec and overlay upper into archives       undo: remove them
+//! collect     zero pages left out; CRIU's images, spec and overlay upper into archives       undo: remove them
 //! publish     manifest, sync, rename                                    (the end)
 //! ```
 //!
@@ -19,6 +19,7 @@
 //! removed by the next.
 
 pub mod golden;
+mod zero;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -171,6 +172,8 @@ async fn collect(
     say("compressing memory and files");
     let dir = dir.to_owned();
     let packing = tokio::task::spawn_blocking(move || {
+        zero::leave_out(&frozen.images)
+            .map_err(|source| CheckpointError::Io { path: frozen.images.clone(), source })?;
         let memory = [(prepare::IMAGES, frozen.images.as_path()), (prepare::SPEC, frozen.spec.as_path())];
         let files = [("", frozen.upper.as_path())];
         let mut archives = Archives::new();
