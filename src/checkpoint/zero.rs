@@ -30,7 +30,10 @@ const AIO_RING: u32 = 1 << 13;
 /// `MAP_HUGETLB`: its pages are not of the usual size.
 const HUGETLB: u32 = 0x40000;
 
-/// `PE_PRESENT` of CRIU's pagemap.h: the page is in this image's pages file.
+/// `PE_PARENT` of CRIU's pagemap.h: the page is in another checkpoint's image.
+const PARENT: u32 = 1;
+/// `PE_PRESENT`: the page is in this image's pages file. (The third flag,
+/// `PE_LAZY`, only says that a page may come late.)
 const PRESENT: u32 = 1 << 2;
 
 /// x86-64's and the usual arm64 page; other hosts keep their zero pages.
@@ -152,8 +155,8 @@ fn of_process(dir: &Path, pid: u32) -> io::Result<u64> {
     let vmas = Mm::decode(*mm)?.vmas;
     let head = Head::decode(*head)?;
     let runs = runs.iter().map(|run| Run::decode(*run)).collect::<Result<Vec<_>, _>>()?;
-    if runs.iter().any(|run| run.flags != Some(PRESENT)) {
-        // Pages of a parent or lazy ones: not made by our checkpoints.
+    let is_here = |run: &Run| run.flags.is_some_and(|flags| flags & PRESENT != 0 && flags & PARENT == 0);
+    if !runs.iter().all(is_here) {
         return Ok(0);
     }
     let pages_path = dir.join(format!("pages-{}.img", head.pages_id));
@@ -204,12 +207,8 @@ fn reads_as_zero(vmas: &[Vma], address: u64) -> bool {
 mod tests {
     use super::*;
 
-    fn image(magic: u32, messages: &[&dyn Fn(&mut Vec<u8>)]) -> Vec<u8> {
-        let mut out = [COMMON_MAGIC.to_le_bytes(), magic.to_le_bytes()].concat();
-        for message in messages {
-            message(&mut out);
-        }
-        out
+    fn image(magic: u32) -> Vec<u8> {
+        [COMMON_MAGIC.to_le_bytes(), magic.to_le_bytes()].concat()
     }
 
     fn run(vaddr: u64, pages: u32) -> Run {
@@ -217,7 +216,8 @@ mod tests {
             vaddr,
             compat_nr_pages: pages,
             in_parent: None,
-            flags: Some(PRESENT),
+            // With the lazy flag, as CRIU writes it.
+            flags: Some(PRESENT | 2),
             nr_pages: Some(pages.into()),
         }
     }
@@ -226,15 +226,13 @@ mod tests {
     fn sample(dir: &Path, content: &[u8]) {
         let vma = |start, end, status| Vma { start, end, flags: 0x22, status };
         let mm = Mm { vmas: vec![vma(0x10000, 0x16000, ANON_PRIVATE | 1), vma(0x20000, 0x22000, 1 << 6)] };
-        std::fs::write(dir.join("mm-3.img"), image(MM_MAGIC, &[&|out| write_message(out, &mm)])).unwrap();
-        let map = image(
-            PAGEMAP_MAGIC,
-            &[
-                &|out| write_message(out, &Head { pages_id: 7 }),
-                &|out| write_message(out, &run(0x10000, 6)),
-                &|out| write_message(out, &run(0x20000, 2)),
-            ],
-        );
+        let mut memory = image(MM_MAGIC);
+        write_message(&mut memory, &mm);
+        std::fs::write(dir.join("mm-3.img"), memory).unwrap();
+        let mut map = image(PAGEMAP_MAGIC);
+        write_message(&mut map, &Head { pages_id: 7 });
+        write_message(&mut map, &run(0x10000, 6));
+        write_message(&mut map, &run(0x20000, 2));
         std::fs::write(dir.join("pagemap-3.img"), map).unwrap();
         let pages: Vec<u8> = content.iter().flat_map(|&byte| [byte; PAGE]).collect();
         std::fs::write(dir.join("pages-7.img"), pages).unwrap();
