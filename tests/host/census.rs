@@ -12,10 +12,7 @@ pub(crate) type Census = BTreeMap<&'static str, usize>;
 /// worker about to leave shows, so ask again until it has settled.
 pub(crate) fn take(place: &Place, daemon: i32) -> Census {
     let own = std::process::id().to_string();
-    let processes: Vec<PathBuf> = entries(Path::new("/proc"))
-        .into_iter()
-        .filter(|path| path.file_name().unwrap().as_encoded_bytes().iter().all(u8::is_ascii_digit))
-        .collect();
+    let processes = processes();
     let namespaces = |kind: &str| {
         let links = processes.iter().filter_map(|process| std::fs::read_link(process.join(kind)).ok());
         links.collect::<BTreeSet<PathBuf>>().len()
@@ -33,6 +30,18 @@ pub(crate) fn take(place: &Place, daemon: i32) -> Census {
         ("descriptors of the daemon", entries(Path::new(&format!("/proc/{daemon}/fd"))).len()),
         ("threads of the daemon", lasting_threads(daemon)),
     ])
+}
+
+fn processes() -> Vec<PathBuf> {
+    let mut all = entries(Path::new("/proc"));
+    all.retain(|path| path.file_name().unwrap().as_encoded_bytes().iter().all(u8::is_ascii_digit));
+    all
+}
+
+/// What all processes are called, to see which one is too many.
+pub(crate) fn commands() -> Vec<String> {
+    let name = |process: &PathBuf| std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+    processes().iter().map(|process| name(process).trim().to_owned()).collect()
 }
 
 /// Threads but those of the runtime, whose pool for blocking work grows with a

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use tokio::sync::OnceCell;
 
 use super::PROGRAM;
-use super::place::{TESTS, lock_file};
+use super::place::{lock_file, tests_dir};
 
 /// The golden's name.
 pub(crate) const NAME: &str = "wordpress";
@@ -24,7 +24,7 @@ pub(crate) const ROWS: usize = 1000;
 pub(crate) const PASSWORD_FILE: &str = "/golden/password-of-the-golden";
 
 fn shared(name: &str) -> PathBuf {
-    Path::new(TESTS).join("golden").join(name)
+    tests_dir().join("golden").join(name)
 }
 
 /// The recipes' folder.

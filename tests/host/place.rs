@@ -7,8 +7,12 @@ use std::time::{Duration, Instant};
 
 use super::{PROGRAM, golden};
 
-/// Below the lab's reflink file system.
-pub(crate) const TESTS: &str = "/var/lib/demo-multiplexer/tests";
+/// Where everything of these tests lies: below STATE_DIR, on a file system that
+/// the project's daemons like.
+pub(crate) fn tests_dir() -> PathBuf {
+    let state_dir = std::env::var_os("STATE_DIR").unwrap_or_else(|| "/var/lib/demo-multiplexer".into());
+    Path::new(&state_dir).join("tests")
+}
 
 /// How many tests may run at once; each has a network of its own.
 const LANES: u32 = 64;
@@ -86,7 +90,7 @@ impl Place {
         // Before the turn: whoever is alone shall not wait for an image to be built.
         golden::ensure().await;
         let taken = tokio::task::spawn_blocking(move || {
-            let tests = Path::new(TESTS);
+            let tests = tests_dir();
             let waiting = lock_file(&tests.join("turn"));
             turn(&waiting).unwrap();
             let (lane, file) = (0..LANES)
@@ -99,7 +103,7 @@ impl Place {
         });
         let place = taken.await.unwrap();
         // What a killed test left.
-        place.clear().await;
+        place.clear();
         std::fs::create_dir_all(place.state_dir()).unwrap();
         golden::lend_prepared(&place.state_dir());
         Some(place)
@@ -210,27 +214,21 @@ impl Place {
     }
 
     /// Kills and removes whatever is here, by its own names only.
-    async fn clear(&self) {
-        let Traces { cgroups, mut dirs, .. } = self.traces();
-        for id in cgroups.iter().chain(&dirs) {
-            // A cold instance lives in a container of that name.
-            if self.state_dir().join("instances").join(id).join("root").is_dir() {
-                drop(run("podman", &["rm", "--force", "--time=0", "--ignore", &format!("dm-{id}")]).await);
-            }
-        }
-        dirs.clear();
-        self.clear_at_once();
-    }
-
-    fn clear_at_once(&self) {
+    fn clear(&self) {
+        let quietly =
+            |program: &str, args: &[&str]| drop(std::process::Command::new(program).args(args).output());
+        let state = self.state_dir();
+        let label = format!("label=demo-multiplexer.instances={}", state.join("instances").display());
+        quietly("podman", &["rm", "--force", "--time=0", "--filter", &label]);
         let cgroup = self.cgroup();
         drop(std::fs::write(cgroup.join("cgroup.kill"), "1"));
         let deadline = Instant::now() + Duration::from_secs(5);
         while !remove_cgroup(&cgroup) && Instant::now() < deadline {
             std::thread::yield_now();
         }
-        let ip = std::process::Command::new("ip").args(["link", "delete", &self.bridge()]).output();
-        drop(ip);
+        quietly("ip", &["link", "delete", &self.bridge()]);
+        // One test's state directory is a file system of its own.
+        quietly("umount", &["--quiet", "--lazy", state.to_str().unwrap()]);
         drop(std::fs::remove_dir_all(&self.dir));
     }
 }
@@ -243,7 +241,7 @@ impl Drop for Place {
             eprintln!("the daemon's log ends:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
             eprintln!("left: {:?}", self.traces());
         }
-        self.clear_at_once();
+        self.clear();
     }
 }
 
