@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::golden::HOST;
 use crate::config::{ColdStart, Config};
@@ -63,16 +64,27 @@ impl Host {
 /// disk) comes back when instances end, in seconds at best.
 const REFILL_PAUSE: Duration = Duration::from_secs(2);
 
-/// Keeps slots, and what drivers make in them, made ahead, for ever; spawned
-/// once by the daemon.
-pub async fn keep_filled(slots: Arc<Slots>, engines: Vec<Arc<dyn ContainerEngine>>) {
-    loop {
-        match fill(&slots, &engines).await {
-            Ok(()) => slots.taken().await,
+/// Keeps slots, and what drivers make in them, made ahead until `stop`; spawned
+/// once by the daemon, which waits for its end before it drains: what is half
+/// made is finished first.
+pub async fn keep_filled(slots: Arc<Slots>, engines: Vec<Arc<dyn ContainerEngine>>, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        let pause = match fill(&slots, &engines).await {
+            Ok(()) => None,
             Err(error) => {
                 tracing::warn!(error = %format!("{error:#}"), "nothing more can be made ahead");
-                tokio::time::sleep(REFILL_PAUSE).await;
+                Some(REFILL_PAUSE)
             }
+        };
+        let wait = async {
+            match pause {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => slots.taken().await,
+            }
+        };
+        tokio::select! {
+            () = wait => {}
+            () = stop.cancelled() => {}
         }
     }
 }

@@ -42,6 +42,7 @@ pub struct Service {
     engines: Vec<Arc<dyn ContainerEngine>>,
     stop: CancellationToken,
     running: JoinHandle<anyhow::Result<()>>,
+    filling: JoinHandle<()>,
 }
 
 impl Service {
@@ -66,7 +67,8 @@ impl Service {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let running = tokio::spawn(async move { Ok(app.run(stopped).await?) });
-        tokio::spawn(assemble::keep_filled(Arc::clone(&host.slots), engines.clone()));
+        let filling =
+            tokio::spawn(assemble::keep_filled(Arc::clone(&host.slots), engines.clone(), stop.clone()));
         let service = Self {
             address,
             client: Client::builder(TokioExecutor::new()).build(HttpConnector::new()),
@@ -77,6 +79,7 @@ impl Service {
             engines,
             stop,
             running,
+            filling,
         };
         service.wait_until_full().await?;
         Ok(service)
@@ -159,6 +162,7 @@ impl Service {
     pub async fn stop(self) -> anyhow::Result<()> {
         self.stop.cancel();
         self.running.await??;
+        self.filling.await?;
         if let Some(failed) = assemble::drain(&self.host.slots, &self.engines).await.into_iter().next() {
             return Err(failed.into());
         }

@@ -36,9 +36,12 @@ impl Serve {
         let engines: Vec<_> = goldens.iter().flat_map(GoldenRuntime::engines).collect();
         let on_exit = if self.ephemeral { OnExit::DestroyInstances } else { OnExit::KeepInstances };
         let app = App::build(config, lock, goldens, on_exit).await?;
-        let filling = tokio::spawn(assemble::keep_filled(Arc::clone(&host.slots), engines.clone()));
-        let ran = app.run(stop).await;
-        filling.abort();
+        let filling =
+            tokio::spawn(assemble::keep_filled(Arc::clone(&host.slots), engines.clone(), stop.clone()));
+        let ran = app.run(stop.clone()).await;
+        // Also when the daemon ended by itself.
+        stop.cancel();
+        filling.await?;
         for failed in assemble::drain(&host.slots, &engines).await {
             tracing::warn!(error = %Chain(&failed), "something made ahead was not removed completely");
         }

@@ -118,6 +118,11 @@ impl Ready {
             || self.held.contains(id)
     }
 
+    /// Slots made ahead that nobody has taken for good.
+    fn count(&self) -> usize {
+        self.waiting.len() + self.held.len()
+    }
+
     fn remove(&mut self, id: &InstanceId) -> Option<Slot> {
         self.named.remove(id).or_else(|| self.waiting.remove(id))
     }
@@ -167,6 +172,12 @@ impl Slots {
     #[must_use]
     pub fn devices(&self) -> &Path {
         &self.devices
+    }
+
+    /// How many slots shall be made ahead.
+    #[must_use]
+    pub const fn ahead(&self) -> usize {
+        self.ahead
     }
 
     /// The addresses.
@@ -256,7 +267,7 @@ impl Slots {
     /// The first that could not be made; the next call tries again.
     pub async fn fill(&self) -> Result<(), SlotError> {
         let _one = self.refill.lock().await;
-        while self.ready().waiting.len() < self.ahead {
+        while self.ready().count() < self.ahead {
             self.make_ahead(|ready, slot| ready.waiting.insert(slot.id.clone(), slot)).await?;
         }
         Ok(())

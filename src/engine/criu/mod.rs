@@ -51,7 +51,8 @@ const LOG_ERRORS: i32 = 1;
 const LOG_STEPS: i32 = 4;
 
 /// How many wait ahead for each golden: a visitor and the one right behind; a
-/// burst of more is bound by the restores themselves. Each costs 3 MB.
+/// burst of more is bound by the restores themselves. Each costs 3 MB. They
+/// count among SLOTS_AHEAD.
 const LOADED_AHEAD: usize = 2;
 
 /// The log's name in the clone's CRIU directory.
@@ -300,7 +301,7 @@ impl ContainerEngine for CriuEngine {
 
     async fn fill(&self) -> io::Result<()> {
         let _one = self.filling.lock().await;
-        while self.ahead.len() < LOADED_AHEAD {
+        while self.ahead.len() < LOADED_AHEAD.min(self.slots.ahead()) {
             let slot = self.slots.take_held().await.map_err(io::Error::other)?;
             let id = slot.id.clone();
             match self.load(slot) {
