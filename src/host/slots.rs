@@ -256,9 +256,10 @@ impl Slots {
         taken
     }
 
-    /// Ends the hold of [`Slots::take_held`].
+    /// Ends the hold of [`Slots::take_held`]: the slot is an instance's now.
     pub fn release_hold(&self, id: &InstanceId) {
         self.ready().held.remove(id);
+        self.taken.notify_one();
     }
 
     /// Makes slots until `ahead` wait; called in the background.
