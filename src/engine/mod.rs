@@ -19,6 +19,7 @@ pub mod podman;
 use async_trait::async_trait;
 
 use crate::error::ErrorKind;
+use crate::host::slots::Slots;
 use crate::id::{InstanceId, SnapshotId};
 use crate::instance::{Container, EngineKind, Source};
 
@@ -114,6 +115,23 @@ pub struct DestroyError {
 
 fn leftovers(cleanup: &[CleanupError]) -> String {
     cleanup.iter().map(|error| format!(" (left behind: {error}: {})", error.source)).collect()
+}
+
+/// The end of every `destroy` of an instance in a slot: its address is free
+/// only when nothing of it is left, since an address may not have two owners.
+fn destroyed(
+    slots: &Slots,
+    id: &InstanceId,
+    container: Option<&Container>,
+    cleanup: Vec<CleanupError>,
+) -> Result<(), DestroyError> {
+    if !cleanup.is_empty() {
+        return Err(DestroyError { id: id.clone(), cleanup });
+    }
+    if let Some(container) = container {
+        slots.network().release(container.address);
+    }
+    Ok(())
 }
 
 /// The port.

@@ -45,10 +45,7 @@ use crate::instance::{Container, EngineKind, Source};
 
 /// CRIU's log level: errors only. At crun's level 4 half of a restore's time
 /// goes into 49,000 log lines.
-const LOG_ERRORS: i32 = 1;
-
-/// CRIU's log level with the time of every step, for a trace.
-const LOG_STEPS: i32 = 4;
+const LOG_LEVEL: i32 = 1;
 
 /// How many wait ahead for each golden: a visitor and the one right behind; a
 /// burst of more is bound by the restores themselves. Each costs 3 MB. They
@@ -145,7 +142,6 @@ pub struct CriuEngine {
     source: RestoreSource,
     images: OwnedFd,
     slots: Arc<Slots>,
-    log_level: i32,
     ahead: Ahead,
     /// One filling at a time.
     filling: tokio::sync::Mutex<()>,
@@ -164,21 +160,7 @@ impl CriuEngine {
     /// When the images cannot be opened.
     pub fn new(source: RestoreSource, slots: Arc<Slots>) -> io::Result<Self> {
         let images = OwnedFd::from(File::open(&source.images)?);
-        Ok(Self {
-            source,
-            images,
-            slots,
-            log_level: LOG_ERRORS,
-            ahead: Ahead::default(),
-            filling: tokio::sync::Mutex::default(),
-        })
-    }
-
-    /// Lets CRIU log every step with its time; costs half of a restore.
-    #[must_use]
-    pub fn traced(mut self) -> Self {
-        self.log_level = LOG_STEPS;
-        self
+        Ok(Self { source, images, slots, ahead: Ahead::default(), filling: tokio::sync::Mutex::default() })
     }
 
     /// Starts CRIU in a slot; the slot is removed when that fails.
@@ -208,7 +190,7 @@ impl CriuEngine {
         let request = client.restore(Options {
             images_dir_fd: self.images.as_raw_fd(),
             work_dir_fd: Some(work_dir.as_raw_fd()),
-            log_level: Some(self.log_level),
+            log_level: Some(LOG_LEVEL),
             log_file: Some(LOG_FILE.into()),
             root: Some(slot.dirs.root.display().to_string()),
             external,
@@ -366,15 +348,7 @@ impl ContainerEngine for CriuEngine {
     }
 
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
-        let cleanup = self.undo(id).await;
-        if !cleanup.is_empty() {
-            return Err(DestroyError { id: id.clone(), cleanup });
-        }
-        // Only now: an address may not have two owners.
-        if let Some(container) = container {
-            self.slots.network().release(container.address);
-        }
-        Ok(())
+        super::destroyed(&self.slots, id, container, self.undo(id).await)
     }
 
     async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {

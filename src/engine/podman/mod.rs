@@ -202,14 +202,7 @@ impl ContainerEngine for PodmanEngine {
     }
 
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
-        let cleanup = self.undo(id).await;
-        if !cleanup.is_empty() {
-            return Err(DestroyError { id: id.clone(), cleanup });
-        }
-        if let Some(container) = container {
-            self.slots.network().release(container.address);
-        }
-        Ok(())
+        super::destroyed(&self.slots, id, container, self.undo(id).await)
     }
 
     async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {
