@@ -15,6 +15,7 @@
 //! before; `generation` grows by one with every stored change; an `assigned`
 //! instance has `expires_at`.
 
+pub mod event;
 mod state;
 
 use std::net::Ipv4Addr;

@@ -176,12 +176,7 @@ impl Provisioner {
         match self.lifecycle.store.claim(claim).await.map_err(AcquireError::Store)? {
             Claimed::New(instance) => {
                 self.lifecycle.refill.now();
-                tracing::info!(
-                    instance_id = %instance.id,
-                    generation = instance.generation,
-                    source = Source::Pool.as_str(),
-                    "instance handed over"
-                );
+                self.lifecycle.events.changed(&instance);
                 Ok(Some((instance, Handed::Now(Source::Pool))))
             }
             Claimed::Again(instance) if instance.golden == wish.golden.name => {

@@ -6,6 +6,7 @@ use super::Provisioner;
 use super::errors::{EndError, LeaseError};
 use crate::error::Chain;
 use crate::id::InstanceId;
+use crate::instance::event::Happened;
 use crate::instance::{Instance, State};
 use crate::route::Lookup;
 use crate::store::StoreError;
@@ -59,7 +60,7 @@ impl Provisioner {
             instance.expires_at = Some(later);
             match self.lifecycle.store.update(instance).await {
                 Ok(instance) => {
-                    tracing::info!(instance_id = %id, generation = instance.generation, "instance extended");
+                    self.lifecycle.events.happened(&instance, Happened::Extended);
                     return Ok(instance);
                 }
                 Err(StoreError::Stale { .. } | StoreError::Denied { .. }) => {}

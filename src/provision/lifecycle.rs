@@ -31,12 +31,14 @@ use tokio_util::task::TaskTracker;
 
 use super::GoldenRuntime;
 use super::errors::{EndError, MakeError};
+use super::events::Events;
 use super::gate::{Gate, Permit};
 use super::ledger::{Doing, Ledger};
 use super::tally::Tally;
 use crate::engine::{ContainerEngine, LaunchError};
 use crate::error::Chain;
 use crate::id::{GoldenName, InstanceId};
+use crate::instance::event::Happened;
 use crate::instance::{Instance, State};
 use crate::metrics;
 use crate::pool::Nudge;
@@ -63,6 +65,7 @@ pub struct Lifecycle {
     /// Work that outlives the request that began it; the drain waits for it.
     pub(super) tasks: TaskTracker,
     ledger: Ledger,
+    pub(super) events: Events,
 }
 
 /// What a [`Lifecycle`] is made of.
@@ -124,6 +127,7 @@ impl Lifecycle {
             reap: parts.reap,
             tasks: TaskTracker::new(),
             ledger: Ledger::new(parts.max_instances),
+            events: Events::default(),
         }
     }
 
@@ -159,7 +163,7 @@ impl Lifecycle {
                 return Err(MakeError::Store(error));
             }
         };
-        log_transition(&record);
+        self.events.changed(&record);
         let made = match order.maker.make(&id, order.first_page).await {
             Ok(made) => made,
             Err(error) => return Err(self.not_made(record, error).await),
@@ -180,7 +184,7 @@ impl Lifecycle {
         match stored {
             Ok(record) => {
                 self.ledger.lives(&id);
-                log_transition(&record);
+                self.events.changed(&record);
                 // So that its end is watched from now on.
                 self.reap.now();
                 Ok(record)
@@ -268,7 +272,7 @@ impl Lifecycle {
             ended.state = if instance.state == State::Warming { State::Failed } else { to };
             match self.store.update(ended).await {
                 Ok(ended) => {
-                    log_transition(&ended);
+                    self.events.changed(&ended);
                     self.routes.remove(&id);
                     if instance.state == State::Ready {
                         self.refill.now();
@@ -305,7 +309,7 @@ impl Lifecycle {
             Ok(()) => {
                 self.ledger.forget(&instance.id);
                 metrics::reaped(instance.state.as_str());
-                tracing::info!(instance_id = %instance.id, golden = %instance.golden, "instance gone");
+                self.events.happened(&instance, Happened::Gone);
                 // A place is free.
                 self.refill.now();
             }
@@ -408,6 +412,12 @@ impl Lifecycle {
         &self.tally
     }
 
+    /// Tells of every change of an instance.
+    #[must_use]
+    pub const fn events(&self) -> &Events {
+        &self.events
+    }
+
     /// Work that outlives the request that began it.
     #[must_use]
     pub const fn tasks(&self) -> &TaskTracker {
@@ -431,16 +441,4 @@ impl Lifecycle {
     pub const fn max_instances(&self) -> usize {
         self.ledger.max()
     }
-}
-
-/// The one line about a change of state.
-fn log_transition(instance: &Instance) {
-    tracing::info!(
-        instance_id = %instance.id,
-        golden = %instance.golden,
-        state = instance.state.as_str(),
-        generation = instance.generation,
-        made_by = instance.made_by.as_str(),
-        "instance changed"
-    );
 }

@@ -19,6 +19,7 @@
 
 mod acquire;
 pub mod errors;
+mod events;
 mod flight;
 pub mod gate;
 mod lease;
@@ -35,6 +36,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+pub use self::events::Events;
 pub use self::ledger::Doing;
 pub use self::lifecycle::{Ended, Lifecycle, Order, Parts};
 pub use self::tally::{Failure, GoldenTally, Quantiles, Tally};
