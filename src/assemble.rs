@@ -149,7 +149,7 @@ fn recipe_of(golden: &str, config: &Config, catalog: &Catalog) -> anyhow::Result
 /// When the golden is unknown, or neither a snapshot nor an image of it can be
 /// used.
 pub async fn golden(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Result<Assembled> {
-    let catalog = Catalog::open(&config.snapshot_dir)?;
+    let catalog = Catalog::of(config)?;
     let (recipe, newest) = recipe_of(golden, config, &catalog)?;
     let recipe = Arc::new(recipe);
     let prepared = match &newest {

@@ -29,7 +29,7 @@ impl Material {
         let (id, from) = golden::snapshot();
         let dir = place.dir.join("snapshots").join(&id);
         std::fs::create_dir_all(&dir).unwrap();
-        for name in ["manifest.json", "memory.tar.zst", "files.tar.zst"] {
+        for name in ["manifest.json", "manifest.sig", "memory.tar.zst", "files.tar.zst"] {
             std::fs::copy(from.join(name), dir.join(name)).unwrap();
         }
         std::fs::remove_file(place.state_dir().join("prepared")).unwrap();
@@ -153,8 +153,32 @@ async fn a_snapshot_of_another_processor_is_refused_and_the_golden_is_booted_ins
     material.change_manifest(|manifest| {
         manifest["host"]["cpu_features"].as_array_mut().unwrap().push(json!("avx9000"));
     });
+    material.cli(&["snapshot", "sign", &material.id]).await.ok();
     material.cannot_be_served("this host's processor lacks avx9000").await;
     material.is_booted_instead("this host's processor lacks avx9000").await;
+}
+
+#[tokio::test]
+async fn a_snapshot_that_no_trusted_key_signed_is_never_prepared() {
+    let Some(material) = Material::copy("untrusted").await else { return };
+    material.change_manifest(|manifest| manifest["root_mode"] = json!(0o777));
+    let why = "its signature is of no key that this host trusts, or it was changed";
+    let said = material.cli(&["snapshot", "verify"]).await;
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.out.contains(why), "{said:?}");
+    material.cannot_be_served(why).await;
+    std::fs::remove_file(material.dir.join("manifest.sig")).unwrap();
+    material.cannot_be_served("it is not signed").await;
+    assert!(!material.place.state_dir().join("prepared").try_exists().unwrap(), "nothing was unpacked");
+    // It may be looked at, and trusted by hand.
+    assert_eq!(material.cli(&["snapshot", "inspect", &material.id]).await.json()["root_mode"], json!(0o777));
+    material.cli(&["snapshot", "sign", &material.id]).await.ok();
+    material.cli(&["snapshot", "verify"]).await.ok();
+    let key = material.cli(&["snapshot", "key"]).await.ok();
+    let (manifest, signature) = (material.dir.join("manifest.json"), material.dir.join("manifest.sig"));
+    let openssl = ["pkeyutl", "-verify", "-pubin", "-inkey", key.trim(), "-rawin", "-in"];
+    let files = [manifest.to_str().unwrap(), "-sigfile", signature.to_str().unwrap()];
+    run("openssl", &[&openssl[..], &files[..]].concat()).await.ok();
 }
 
 #[tokio::test]

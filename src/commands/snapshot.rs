@@ -45,6 +45,13 @@ enum Verb {
         /// Which; all when left out
         id: Option<SnapshotId>,
     },
+    /// Trust a snapshot that came from elsewhere or from an older version: sign it with this host's key
+    Sign {
+        /// Which
+        id: SnapshotId,
+    },
+    /// Say where this host's public key lies, for other hosts to trust
+    Key,
     /// Remove old snapshots, and what was prepared of them
     Prune {
         /// How many of each golden stay
@@ -55,15 +62,26 @@ enum Verb {
 
 impl Snapshot {
     pub(super) async fn run(self, context: &Context) -> anyhow::Result<()> {
-        let catalog = Catalog::open(&context.config.snapshot_dir)?;
+        let mut catalog = Catalog::of(&context.config)?;
         match self.verb {
             Verb::Create { name, if_missing } => {
                 let manifest = create(context, &catalog, name.as_deref(), if_missing).await?;
                 print_manifest(context, &manifest)
             }
             Verb::List => list(context, &catalog),
-            Verb::Inspect { id } => print_json(&serde_json::to_value(catalog.manifest(&id)?)?),
+            Verb::Inspect { id } => print_json(&serde_json::to_value(catalog.inspect(&id)?)?),
             Verb::Verify { id } => verify(context, &catalog, id),
+            Verb::Sign { id } => print_manifest(context, &catalog.sign(&id)?),
+            Verb::Key => {
+                let path = catalog.public_key()?;
+                match context.output {
+                    Output::Json => print_json(&json!({"public_key": path})),
+                    Output::Text => {
+                        println!("{}", path.display());
+                        Ok(())
+                    }
+                }
+            }
             Verb::Prune { keep } => prune(context, &catalog, keep),
         }
     }

@@ -68,6 +68,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Snapshots at rest.
     pub snapshot_dir: PathBuf,
+    /// Public keys whose snapshots are trusted beside this host's own.
+    pub trusted_snapshot_keys: Vec<PathBuf>,
     /// Where recipes named without a slash are looked for.
     pub recipe_dir: PathBuf,
     /// The bridge that instances hang on.
@@ -311,6 +313,13 @@ impl Config {
         if goldens.is_empty() {
             read.problems.push("GOLDEN is empty: prestashop, wordpress or a folder".into());
         }
+        let trusted_snapshot_keys = read
+            .text("TRUSTED_SNAPSHOT_KEYS")
+            .split(',')
+            .map(str::trim)
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+            .collect();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let concurrency = read.number("RESTORE_CONCURRENCY", 0..=256);
         let bridge_name = read.text("BRIDGE_NAME");
@@ -349,6 +358,7 @@ impl Config {
             public_port: public_port.filter(|port| *port != own_port),
             listen,
             store_path,
+            trusted_snapshot_keys,
             snapshot_dir: read.directory("SNAPSHOT_DIR"),
             recipe_dir: read.directory("RECIPE_DIR"),
             state_dir,

@@ -49,6 +49,11 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("SNAPSHOT_DIR", "/var/lib/demo-multiplexer/snapshots", "Snapshots at rest"),
     setting(
+        "TRUSTED_SNAPSHOT_KEYS",
+        "",
+        "Files with public keys of other hosts whose snapshots are trusted, comma separated",
+    ),
+    setting(
         "RECIPE_DIR",
         "/usr/share/demo-multiplexer/podman",
         "Where golden recipes are looked for by name",

@@ -127,10 +127,10 @@ impl Manifest {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub(in super::super) fn sample() -> Manifest {
+    pub(crate) fn sample() -> Manifest {
         let text = include_bytes!("../../snapshots/samples/v1.json");
         Manifest::parse(text).unwrap()
     }

@@ -1,10 +1,11 @@
 //! Snapshots: a golden, frozen while it ran.
 //!
-//! At rest a snapshot is a directory of three files, all 0600:
+//! At rest a snapshot is a directory of four files, all 0600:
 //!
 //! ```text
 //! SNAPSHOT_DIR/<snapshot id>/
-//!   manifest.json    what it is, what it needs, digests of the other two
+//!   manifest.json    what it is, what it needs, digests of the archives
+//!   manifest.sig     an ed25519 signature over it ([`signature`])
 //!   memory.tar.zst   CRIU's images and the container's OCI spec
 //!   files.tar.zst    what the running golden had changed on its image: the overlay upper
 //! ```
@@ -22,11 +23,12 @@
 //!   manifest.json                         last: what has it is whole
 //! ```
 //!
-//! [`manifest`] and [`compat`] are pure; [`archive`], [`catalog`] and
-//! [`prepare`] touch the disk.
+//! [`manifest`] and [`compat`] are pure; [`archive`], [`catalog`],
+//! [`prepare`] and [`signature`] touch the disk.
 
 pub mod archive;
 pub mod catalog;
 pub mod compat;
 pub mod manifest;
 pub mod prepare;
+pub mod signature;

@@ -37,6 +37,11 @@ pub(crate) fn snapshots() -> PathBuf {
     shared("snapshots")
 }
 
+/// The key that says that the snapshot is ours.
+pub(crate) fn public_key() -> PathBuf {
+    shared("state/keys/snapshot.pub")
+}
+
 /// The one snapshot.
 pub(crate) fn snapshot() -> (String, PathBuf) {
     let mut found: Vec<PathBuf> = std::fs::read_dir(snapshots())

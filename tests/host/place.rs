@@ -146,6 +146,7 @@ impl Place {
             ("GOLDEN", golden::NAME.to_owned()),
             ("RECIPE_DIR", golden::recipes().display().to_string()),
             ("SNAPSHOT_DIR", golden::snapshots().display().to_string()),
+            ("TRUSTED_SNAPSHOT_KEYS", golden::public_key().display().to_string()),
             ("STATE_DIR", self.state_dir().display().to_string()),
             ("LISTEN", self.address().to_string()),
             ("BRIDGE_NAME", self.bridge()),

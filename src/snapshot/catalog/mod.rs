@@ -4,18 +4,24 @@
 //! with a dot and appears by one rename; what begins with a dot is nobody's
 //! snapshot and is removed by the next write.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::archive::{self, ArchiveError};
-use super::manifest::{Manifest, ManifestError, SIZE_MAX};
+use crate::config::Config;
 use crate::error::ErrorKind;
 use crate::host::slots::make_private;
 use crate::id::{GoldenName, SnapshotId};
+use crate::snapshot::archive::{self, ArchiveError};
+use crate::snapshot::manifest::{Manifest, ManifestError, SIZE_MAX};
+use crate::snapshot::signature::{KeyError, Keys, SignatureError};
 
 const MANIFEST: &str = "manifest.json";
+const SIGNATURE: &str = "manifest.sig";
 
 /// The catalogue could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +41,18 @@ pub enum CatalogError {
         #[source]
         source: ManifestError,
     },
+    /// Nobody we trust has signed it.
+    #[error("snapshot {id} is not trusted")]
+    Signature {
+        /// Which.
+        id: SnapshotId,
+        /// Why not.
+        #[source]
+        source: SignatureError,
+    },
+    /// The host's keys.
+    #[error("this host's keys for snapshots cannot be used")]
+    Key(#[from] KeyError),
     /// An archive is no good.
     #[error("snapshot {id} cannot be used")]
     Archive {
@@ -64,6 +82,9 @@ impl CatalogError {
         match self {
             Self::Unknown { .. } => ErrorKind::NotFound,
             Self::Manifest { source, .. } => source.kind(),
+            // Only an operator can help; a cold start may still do.
+            Self::Signature { .. } => ErrorKind::Incompatible,
+            Self::Key(_) => ErrorKind::Unavailable,
             Self::Archive { source: ArchiveError::Damaged { .. }, .. } => ErrorKind::Invalid,
             Self::Archive { source: ArchiveError::Io { source, .. }, .. } | Self::Io { source, .. } => {
                 crate::error::kind_of_io(source)
@@ -98,16 +119,27 @@ impl Entry {
 #[derive(Debug, Clone)]
 pub struct Catalog {
     dir: PathBuf,
+    keys: Keys,
 }
 
 impl Catalog {
-    /// Opens the directory, making it if need be.
+    /// Opens the catalogue that the settings name, with this host's keys.
+    ///
+    /// # Errors
+    /// When the directory cannot be made, or a key cannot be read.
+    pub fn of(config: &Config) -> Result<Self, CatalogError> {
+        let keys = Keys::load(&config.state_dir, &config.trusted_snapshot_keys)?;
+        Self::open(&config.snapshot_dir, keys)
+    }
+
+    /// Opens the directory, making it if need be; `keys` say whose snapshots
+    /// are trusted.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn open(dir: &Path) -> Result<Self, CatalogError> {
+    pub fn open(dir: &Path, keys: Keys) -> Result<Self, CatalogError> {
         make_private(dir).map_err(at("make", dir))?;
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { dir: dir.to_owned(), keys })
     }
 
     /// Where a snapshot lies.
@@ -133,22 +165,68 @@ impl Catalog {
         Ok(ids.into_iter().map(|id| Entry { manifest: self.manifest(&id), id }).collect())
     }
 
-    /// Reads a snapshot's manifest.
+    /// Reads a snapshot's manifest, if a trusted key has signed it.
     ///
     /// # Errors
     /// [`CatalogError`], which says what is wrong with it.
     pub fn manifest(&self, id: &SnapshotId) -> Result<Manifest, CatalogError> {
+        let bytes = self.read(id, MANIFEST)?.ok_or_else(|| CatalogError::Unknown { id: id.clone() })?;
+        // Its version first: a newer program's signature may be of another form.
+        let manifest = parse(id, &bytes)?;
+        let signature = self.read(id, SIGNATURE)?;
+        let trusted = self.keys.check(&bytes, signature.as_deref());
+        trusted.map_err(|source| CatalogError::Signature { id: id.clone(), source })?;
+        Ok(manifest)
+    }
+
+    /// Reads a snapshot's manifest, whoever wrote it: to be looked at, not used.
+    ///
+    /// # Errors
+    /// [`CatalogError`], which says what is wrong with it.
+    pub fn inspect(&self, id: &SnapshotId) -> Result<Manifest, CatalogError> {
+        let bytes = self.read(id, MANIFEST)?.ok_or_else(|| CatalogError::Unknown { id: id.clone() })?;
+        parse(id, &bytes)
+    }
+
+    /// Signs a snapshot that is there with this host's key, after its archives
+    /// were found whole.
+    ///
+    /// # Errors
+    /// [`CatalogError`]; it is as trusted as before.
+    pub fn sign(&mut self, id: &SnapshotId) -> Result<Manifest, CatalogError> {
+        let bytes = self.read(id, MANIFEST)?.ok_or_else(|| CatalogError::Unknown { id: id.clone() })?;
+        let manifest = parse(id, &bytes)?;
+        self.verify_archives(id, &manifest)?;
+        self.keys.ensure_own()?;
+        let (dir, new) = (self.path(id), self.path(id).join(".new-sig"));
+        drop(std::fs::remove_file(&new));
+        write_signature(&self.keys, &bytes, &new)?;
+        let path = dir.join(SIGNATURE);
+        std::fs::rename(&new, &path).map_err(at("rename", &new))?;
+        sync_dir(&dir)?;
+        Ok(manifest)
+    }
+
+    /// Where the public key lies that others need to trust this host's
+    /// snapshots; made if need be.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn public_key(&mut self) -> Result<PathBuf, CatalogError> {
+        self.keys.ensure_own()?;
+        Ok(self.keys.public_path())
+    }
+
+    fn read(&self, id: &SnapshotId, name: &str) -> Result<Option<Vec<u8>>, CatalogError> {
         use io::Read as _;
-        let path = self.path(id).join(MANIFEST);
+        let path = self.path(id).join(name);
         let file = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(CatalogError::Unknown { id: id.clone() });
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(at("open", &path))?,
         };
         let mut bytes = Vec::new();
         file.take(SIZE_MAX).read_to_end(&mut bytes).map_err(at("read", &path))?;
-        Manifest::parse(&bytes).map_err(|source| CatalogError::Manifest { id: id.clone(), source })
+        Ok(Some(bytes))
     }
 
     /// The newest usable snapshot of a golden, if there is one.
@@ -178,11 +256,16 @@ impl Catalog {
     /// [`CatalogError::Archive`] names the damaged one.
     pub fn verify(&self, id: &SnapshotId) -> Result<Manifest, CatalogError> {
         let manifest = self.manifest(id)?;
+        self.verify_archives(id, &manifest)?;
+        Ok(manifest)
+    }
+
+    fn verify_archives(&self, id: &SnapshotId, manifest: &Manifest) -> Result<(), CatalogError> {
         for (name, expected) in &manifest.archives {
             archive::verify(&self.path(id).join(name), expected)
                 .map_err(|source| CatalogError::Archive { id: id.clone(), source })?;
         }
-        Ok(manifest)
+        Ok(())
     }
 
     /// Begins a new snapshot; what a former one left unfinished is removed.
@@ -202,7 +285,10 @@ impl Catalog {
         }
         let dir = self.dir.join(format!(".new-{id}"));
         make_private(&dir).map_err(at("make", &dir))?;
-        Ok(Writer { target: self.path(&id), parent: self.dir.clone(), dir, _lock: lock, done: false })
+        let mut keys = self.keys.clone();
+        keys.ensure_own()?;
+        let (target, parent) = (self.path(&id), self.dir.clone());
+        Ok(Writer { target, parent, dir, keys, _lock: lock, done: false })
     }
 
     /// Removes all but the newest `keep` snapshots of each golden, those in
@@ -239,6 +325,7 @@ pub struct Writer {
     dir: PathBuf,
     target: PathBuf,
     parent: PathBuf,
+    keys: Keys,
     _lock: File,
     done: bool,
 }
@@ -250,7 +337,7 @@ impl Writer {
         &self.dir
     }
 
-    /// Writes the manifest and lets the snapshot appear.
+    /// Writes and signs the manifest and lets the snapshot appear.
     ///
     /// # Errors
     /// When the disk says no; nothing appears then.
@@ -259,12 +346,30 @@ impl Writer {
         let path = self.dir.join(MANIFEST);
         let file = File::options().write(true).create_new(true).mode(0o600).open(&path);
         let mut file = file.map_err(at("create", &path))?;
-        file.write_all(&manifest.to_bytes()).and_then(|()| file.sync_all()).map_err(at("write", &path))?;
+        let bytes = manifest.to_bytes();
+        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(at("write", &path))?;
+        write_signature(&self.keys, &bytes, &self.dir.join(SIGNATURE))?;
         sync_dir(&self.dir)?;
         std::fs::rename(&self.dir, &self.target).map_err(at("rename", &self.dir))?;
         self.done = true;
         sync_dir(&self.parent)
     }
+}
+
+fn parse(id: &SnapshotId, bytes: &[u8]) -> Result<Manifest, CatalogError> {
+    Manifest::parse(bytes).map_err(|source| CatalogError::Manifest { id: id.clone(), source })
+}
+
+fn write_signature(keys: &Keys, manifest: &[u8], path: &Path) -> Result<(), CatalogError> {
+    use io::Write as _;
+    let signature = keys.sign(manifest).ok_or_else(|| io::Error::other("this host has no key yet"));
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path);
+    let written = signature.and_then(|signature| {
+        let mut file = file?;
+        file.write_all(&signature)?;
+        file.sync_all()
+    });
+    written.map_err(at("write", path))
 }
 
 fn sync_dir(path: &Path) -> Result<(), CatalogError> {
@@ -277,85 +382,5 @@ impl Drop for Writer {
             // What cannot be removed now is removed by the next `begin`.
             drop(std::fs::remove_dir_all(&self.dir));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::manifest::tests::sample;
-    use super::*;
-
-    fn catalog() -> (tempfile::TempDir, Catalog) {
-        let dir = tempfile::tempdir().unwrap();
-        let catalog = Catalog::open(&dir.path().join("snapshots")).unwrap();
-        (dir, catalog)
-    }
-
-    fn write(catalog: &Catalog, time: &str) -> Manifest {
-        let mut manifest = sample();
-        manifest.created_at = time.parse().unwrap();
-        manifest.id = SnapshotId::new(&manifest.recipe.name, manifest.created_at);
-        let writer = catalog.begin(manifest.id.clone()).unwrap();
-        let archive =
-            archive::pack(&[("", writer.dir().parent().unwrap())], &writer.dir().join("memory.tar.zst"));
-        manifest.archives = [("memory.tar.zst".to_owned(), archive.unwrap())].into();
-        writer.finish(&manifest).unwrap();
-        manifest
-    }
-
-    #[test]
-    fn a_finished_snapshot_is_listed_and_verifies() {
-        let (_dir, catalog) = catalog();
-        let manifest = write(&catalog, "2026-01-01T00:00:00Z");
-        assert_eq!(catalog.list().unwrap().len(), 1);
-        assert_eq!(catalog.verify(&manifest.id).unwrap(), manifest);
-        assert_eq!(catalog.newest(&manifest.recipe.name).unwrap(), Some(manifest));
-    }
-
-    #[test]
-    fn an_unfinished_snapshot_is_never_seen_and_leaves_nothing() {
-        let (_dir, catalog) = catalog();
-        let id = SnapshotId::new(&sample().recipe.name, jiff::Timestamp::now());
-        let writer = catalog.begin(id.clone()).unwrap();
-        std::fs::write(writer.dir().join("memory.tar.zst"), "half").unwrap();
-        assert!(catalog.begin(id).is_err(), "one at a time");
-        let dir = writer.dir().to_owned();
-        std::mem::forget(writer);
-        assert!(catalog.list().unwrap().is_empty());
-        // As after kill -9: the lock is gone with its holder, the directory is not.
-        assert!(dir.is_dir());
-    }
-
-    #[test]
-    fn a_damaged_archive_and_a_foreign_version_are_told_apart() {
-        let (_dir, catalog) = catalog();
-        let manifest = write(&catalog, "2026-01-01T00:00:00Z");
-        let path = catalog.path(&manifest.id);
-        let archive = path.join("memory.tar.zst");
-        let mut bytes = std::fs::read(&archive).unwrap();
-        bytes[7] ^= 1;
-        std::fs::write(&archive, bytes).unwrap();
-        let error = catalog.verify(&manifest.id).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
-        let text = std::fs::read_to_string(path.join(MANIFEST)).unwrap();
-        std::fs::write(path.join(MANIFEST), text.replace("\"format_version\": 1", "\"format_version\": 99"))
-            .unwrap();
-        let error = catalog.verify(&manifest.id).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
-        assert_eq!(catalog.newest(&manifest.recipe.name).unwrap(), None, "not chosen");
-        assert_eq!(catalog.list().unwrap().len(), 1, "but listed");
-        let why = catalog.why_unusable(&manifest.recipe.name).unwrap().unwrap();
-        assert_eq!(why.kind(), ErrorKind::Incompatible, "{why}");
-        assert!(catalog.why_unusable(&"other".parse().unwrap()).unwrap().is_none());
-    }
-
-    #[test]
-    fn pruning_keeps_the_newest_and_those_in_use() {
-        let (_dir, catalog) = catalog();
-        let made: Vec<Manifest> =
-            (1..=4).map(|day| write(&catalog, &format!("2026-01-0{day}T00:00:00Z"))).collect();
-        let removed = catalog.prune(2, std::slice::from_ref(&made[0].id)).unwrap();
-        assert_eq!(removed, [made[1].id.clone()]);
-        assert_eq!(catalog.list().unwrap().len(), 3);
     }
 }

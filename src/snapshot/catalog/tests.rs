@@ -1,0 +1,125 @@
+//! The catalogue on a real directory.
+
+use super::*;
+use crate::snapshot::manifest::tests::sample;
+
+fn catalog() -> (tempfile::TempDir, Catalog) {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = Keys::load(dir.path(), &[]).unwrap();
+    let catalog = Catalog::open(&dir.path().join("snapshots"), keys).unwrap();
+    (dir, catalog)
+}
+
+fn write(catalog: &Catalog, time: &str) -> Manifest {
+    let mut manifest = sample();
+    manifest.created_at = time.parse().unwrap();
+    manifest.id = SnapshotId::new(&manifest.recipe.name, manifest.created_at);
+    let writer = catalog.begin(manifest.id.clone()).unwrap();
+    let archive =
+        archive::pack(&[("", writer.dir().parent().unwrap())], &writer.dir().join("memory.tar.zst"));
+    manifest.archives = [("memory.tar.zst".to_owned(), archive.unwrap())].into();
+    writer.finish(&manifest).unwrap();
+    manifest
+}
+
+/// What a later process of the same host sees.
+fn again((dir, catalog): &(tempfile::TempDir, Catalog)) -> Catalog {
+    Catalog::open(&catalog.dir, Keys::load(dir.path(), &[]).unwrap()).unwrap()
+}
+
+#[test]
+fn a_finished_snapshot_is_listed_and_verifies() {
+    let host = catalog();
+    let manifest = write(&host.1, "2026-01-01T00:00:00Z");
+    let catalog = again(&host);
+    assert_eq!(catalog.list().unwrap().len(), 1);
+    assert_eq!(catalog.verify(&manifest.id).unwrap(), manifest);
+    assert_eq!(catalog.newest(&manifest.recipe.name).unwrap(), Some(manifest));
+}
+
+#[test]
+fn an_unfinished_snapshot_is_never_seen_and_leaves_nothing() {
+    let (_dir, catalog) = catalog();
+    let id = SnapshotId::new(&sample().recipe.name, jiff::Timestamp::now());
+    let writer = catalog.begin(id.clone()).unwrap();
+    std::fs::write(writer.dir().join("memory.tar.zst"), "half").unwrap();
+    assert!(catalog.begin(id).is_err(), "one at a time");
+    let dir = writer.dir().to_owned();
+    std::mem::forget(writer);
+    assert!(catalog.list().unwrap().is_empty());
+    // As after kill -9: the lock is gone with its holder, the directory is not.
+    assert!(dir.is_dir());
+}
+
+#[test]
+fn a_damaged_archive_and_a_foreign_version_are_told_apart() {
+    let host = catalog();
+    let manifest = write(&host.1, "2026-01-01T00:00:00Z");
+    let catalog = again(&host);
+    let path = catalog.path(&manifest.id);
+    let archive = path.join("memory.tar.zst");
+    let mut bytes = std::fs::read(&archive).unwrap();
+    bytes[7] ^= 1;
+    std::fs::write(&archive, bytes).unwrap();
+    let error = catalog.verify(&manifest.id).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    let text = std::fs::read_to_string(path.join(MANIFEST)).unwrap();
+    std::fs::write(path.join(MANIFEST), text.replace("\"format_version\": 1", "\"format_version\": 99"))
+        .unwrap();
+    let error = catalog.verify(&manifest.id).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
+    assert_eq!(catalog.newest(&manifest.recipe.name).unwrap(), None, "not chosen");
+    assert_eq!(catalog.list().unwrap().len(), 1, "but listed");
+    let why = catalog.why_unusable(&manifest.recipe.name).unwrap().unwrap();
+    assert_eq!(why.kind(), ErrorKind::Incompatible, "{why}");
+    assert!(catalog.why_unusable(&"other".parse().unwrap()).unwrap().is_none());
+}
+
+#[test]
+fn what_nobody_trusted_has_signed_is_listed_and_never_used() {
+    let (mine, theirs) = (catalog(), catalog());
+    let manifest = write(&mine.1, "2026-01-01T00:00:00Z");
+    let (id, golden) = (manifest.id.clone(), manifest.recipe.name.clone());
+    // Another host: same directory, other keys.
+    let other = Catalog::open(&mine.1.dir, Keys::load(theirs.0.path(), &[]).unwrap()).unwrap();
+    let error = other.verify(&id).unwrap_err();
+    assert!(matches!(error, CatalogError::Signature { source: SignatureError::Untrusted, .. }), "{error:?}");
+    assert_eq!(other.newest(&golden).unwrap(), None);
+    assert_eq!(other.inspect(&id).unwrap(), manifest, "it may be looked at");
+
+    let mut catalog = again(&mine);
+    let signature = catalog.path(&id).join(SIGNATURE);
+    std::fs::remove_file(&signature).unwrap();
+    let error = catalog.manifest(&id).unwrap_err();
+    assert!(matches!(error, CatalogError::Signature { source: SignatureError::Missing, .. }), "{error:?}");
+    catalog.sign(&id).unwrap();
+    assert_eq!(catalog.verify(&id).unwrap(), manifest, "signed by hand");
+
+    let path = catalog.path(&id).join(MANIFEST);
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"root_mode\": ", "\"root_mode\":  ")).unwrap();
+    assert_ne!(std::fs::read_to_string(&path).unwrap(), text);
+    assert!(catalog.manifest(&id).is_err(), "every byte counts");
+}
+
+#[test]
+fn a_damaged_snapshot_is_not_signed() {
+    let host = catalog();
+    let manifest = write(&host.1, "2026-01-01T00:00:00Z");
+    let mut catalog = again(&host);
+    let path = catalog.path(&manifest.id);
+    std::fs::remove_file(path.join(SIGNATURE)).unwrap();
+    std::fs::write(path.join("memory.tar.zst"), "other").unwrap();
+    assert!(catalog.sign(&manifest.id).is_err());
+    assert!(!path.join(SIGNATURE).try_exists().unwrap());
+}
+
+#[test]
+fn pruning_keeps_the_newest_and_those_in_use() {
+    let (_dir, catalog) = catalog();
+    let made: Vec<Manifest> =
+        (1..=4).map(|day| write(&catalog, &format!("2026-01-0{day}T00:00:00Z"))).collect();
+    let removed = catalog.prune(2, std::slice::from_ref(&made[0].id)).unwrap();
+    assert_eq!(removed, [made[1].id.clone()]);
+    assert_eq!(catalog.list().unwrap().len(), 3);
+}
