@@ -89,6 +89,26 @@ pub async fn keep_filled(slots: Arc<Slots>, engines: Vec<Arc<dyn ContainerEngine
     }
 }
 
+/// How often it is looked whether the firewall still stands: whoever reloads
+/// the host's own rules takes ours along.
+const FIREWALL_PERIOD: Duration = Duration::from_secs(5);
+
+/// Keeps the firewall up until `stop`; spawned once by the daemon.
+pub async fn keep_guarded(slots: Arc<Slots>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(FIREWALL_PERIOD);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        match slots.network().firewall().renew_if_lost().await {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!("somebody had removed the instances' firewall; it is up again"),
+            Err(error) => tracing::error!(error = %Chain(&error), "the instances' firewall is down"),
+        }
+    }
+}
+
 /// Fills up once what is made ahead.
 ///
 /// # Errors

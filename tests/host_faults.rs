@@ -143,6 +143,7 @@ async fn a_second_daemon_on_one_state_directory_is_refused() {
     let said = place.cli_with(&["serve"], &changes).await.refused();
     assert!(said.contains(&format!("cannot listen on {}", place.address())), "{said}");
     run("ip", &["link", "delete", "dmt-x"]).await.ok();
+    run("nft", &["delete", "table", "inet", "demo-multiplexer-dmt-x"]).await.ok();
     std::fs::remove_dir("/sys/fs/cgroup/dmt-x").unwrap();
     daemon.stop().await;
 }

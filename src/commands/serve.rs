@@ -38,10 +38,12 @@ impl Serve {
         let app = App::build(config, lock, goldens, on_exit).await?;
         let filling =
             tokio::spawn(assemble::keep_filled(Arc::clone(&host.slots), engines.clone(), stop.clone()));
+        let guarding = tokio::spawn(assemble::keep_guarded(Arc::clone(&host.slots), stop.clone()));
         let ran = app.run(stop.clone()).await;
         // Also when the daemon ended by itself.
         stop.cancel();
         filling.await?;
+        guarding.await?;
         for failed in assemble::drain(&host.slots, &engines).await {
             tracing::warn!(error = %Chain(&failed), "something made ahead was not removed completely");
         }

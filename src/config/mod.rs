@@ -323,9 +323,14 @@ impl Config {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let concurrency = read.number("RESTORE_CONCURRENCY", 0..=256);
         let bridge_name = read.text("BRIDGE_NAME");
-        if bridge_name.is_empty() || bridge_name.len() > 15 || bridge_name.contains(['/', ' ']) {
-            read.problems
-                .push(format!("BRIDGE_NAME={bridge_name:?}: an interface name of 15 characters at most"));
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+        if !(1..=15).contains(&bridge_name.len())
+            || !bridge_name.bytes().all(plain)
+            || !bridge_name.starts_with(|c: char| c.is_ascii_alphabetic())
+        {
+            read.problems.push(format!(
+                "BRIDGE_NAME={bridge_name:?}: 15 letters, digits, dots and dashes at most, a letter first"
+            ));
         }
         let subnet_text = read.text("BRIDGE_SUBNET");
         let bridge_subnet = subnet_text.parse().unwrap_or_else(|problem| {

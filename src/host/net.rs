@@ -4,9 +4,10 @@
 //! a file descriptor and by the instance's processes, by no file: when both are
 //! gone the kernel removes it with its interfaces, so a daemon that dies
 //! between two steps leaves nothing. The host side of each veth pair is named
-//! `dm-<id>`, a port of the bridge and isolated there: two instances never see
-//! each other's frames. There is no default route inside, so the bridge's own
-//! address, where the proxy is, is all a shop can reach.
+//! `dm-<id>`, a port of the bridge: isolated there, so that two instances never
+//! see each other's frames, and locked to the hardware address that goes with
+//! its address, so that none passes for another. What is left is the way to the
+//! host, which the [`firewall`] closes; there is no default route inside.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -17,11 +18,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
+use super::firewall::{self, Firewall, hardware_address};
 use crate::config::Subnet;
 use crate::error::ErrorKind;
 use crate::id::InstanceId;
+
+/// How many addresses the search for a free one goes round in, as long as one
+/// of them is free: the kernel and the firewall keep a line for each one used.
+const ROUND: u32 = 4096;
 
 /// The loopback interface's index in every namespace.
 const LOOPBACK: u32 = 1;
@@ -129,18 +136,21 @@ fn lock(taken: &Mutex<Taken>) -> std::sync::MutexGuard<'_, Taken> {
 pub struct Network {
     subnet: Subnet,
     bridge: u32,
+    firewall: Firewall,
     handle: Handle,
     taken: Arc<Mutex<Taken>>,
 }
 
 impl Network {
-    /// Makes the bridge with its address, or finds it.
+    /// Makes the bridge with its address, or finds it, and puts its firewall up.
     ///
     /// # Errors
     /// [`NetError::Step`] when the kernel refuses.
     pub async fn open(bridge_name: &str, subnet: Subnet) -> Result<Self, NetError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(step("open a netlink socket"))?;
         tokio::spawn(connection);
+        // First: there is no moment without it.
+        let firewall = Firewall::open(bridge_name, subnet).await.map_err(step("set the firewall up"))?;
         let bridge = match index_of(&handle, bridge_name).await? {
             Some(index) => index,
             None => {
@@ -155,11 +165,11 @@ impl Network {
         // Without an address of its own a bridge takes its ports' lowest one: it
         // would change as instances come and go, and what the living ones had
         // sent to the old one would be lost for as long as they remember it.
-        let up = LinkUnspec::new_with_index(bridge).address(hardware_address(gateway)).up().build();
+        let up = LinkUnspec::new_with_index(bridge).address(hardware_address(gateway).to_vec()).up().build();
         handle.link().set(up).execute().await.map_err(netlink("set the bridge up"))?;
         let address = handle.address().add(bridge, IpAddr::V4(gateway), subnet.prefix).replace();
         address.execute().await.map_err(netlink("give the bridge its address"))?;
-        Ok(Self { subnet, bridge, handle, taken: Arc::default() })
+        Ok(Self { subnet, bridge, firewall, handle, taken: Arc::default() })
     }
 
     /// Takes a free address and makes a namespace that has it.
@@ -168,12 +178,13 @@ impl Network {
     /// [`NetError`]; nothing is left.
     pub async fn attach(&self, id: &InstanceId) -> Result<Attached, NetError> {
         let lease = self.take()?;
+        self.firewall.admit(lease.address()).await.map_err(step("let an address through the firewall"))?;
         let prefix = self.subnet.prefix;
         let netns = in_thread(make_namespace).await?;
         let interface = id.interface();
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name("eth0".to_owned())
-            .address(hardware_address(lease.address()))
+            .address(hardware_address(lease.address()).to_vec())
             .setns_by_fd(netns.as_raw_fd())
             .build();
         let pair = LinkVeth::new(&interface, "eth0")
@@ -188,14 +199,7 @@ impl Network {
             let port = index_of(&self.handle, &interface)
                 .await?
                 .ok_or_else(|| step("find the veth just made")(io::ErrorKind::NotFound.into()))?;
-            let isolated = LinkBridgePort::new(port).isolated(true).build();
-            // `set` would be answered with success and change nothing.
-            self.handle
-                .link()
-                .set_port(isolated)
-                .execute()
-                .await
-                .map_err(netlink("isolate the bridge port"))?;
+            self.fasten(port, address).await?;
             in_thread(move || configure_namespace(inner, address, prefix)).await
         };
         if let Err(error) = configured.await {
@@ -206,13 +210,32 @@ impl Network {
         Ok(Attached { netns, lease })
     }
 
+    /// Ties a bridge port to the one address that may be behind it.
+    async fn fasten(&self, port: u32, address: Ipv4Addr) -> Result<(), NetError> {
+        let mac = hardware_address(address);
+        let rules = LinkBridgePort::new(port).isolated(true).learning(false).locked(true).build();
+        // `set` would be answered with success and change nothing.
+        let set = self.handle.link().set_port(rules);
+        set.execute().await.map_err(netlink("isolate the bridge port"))?;
+        let (neighbours, owner) = (self.handle.neighbours(), NeighbourFlags::Controller);
+        // A static entry in the bridge's table: what comes from another hardware
+        // address is dropped, what goes to this one is not flooded.
+        let behind = neighbours.add_bridge(port, &mac).flags(owner).state(NeighbourState::Noarp).replace();
+        behind.execute().await.map_err(netlink("lock the bridge port"))?;
+        // The host asks nobody who has the address, and believes nobody.
+        let known = neighbours.add(self.bridge, IpAddr::V4(address)).link_layer_address(&mac).replace();
+        known.execute().await.map_err(netlink("say who has an address"))
+    }
+
     fn take(&self) -> Result<Lease, NetError> {
         let mut taken = lock(&self.taken);
         let last = (1_u32 << (32 - u32::from(self.subnet.prefix))) - 2;
         // 0 is the network, 1 the bridge.
         let span = last.saturating_sub(1);
-        for offset in 0..span {
-            let n = 2 + (taken.next + offset) % span;
+        let round = span.min(ROUND);
+        let next = taken.next;
+        let numbers = (0..round).map(|offset| (next + offset) % round).chain(round..span);
+        for n in numbers.map(|n| n + 2) {
             if let Some(address) = self.subnet.address(n)
                 && taken.addresses.insert(address)
             {
@@ -224,9 +247,17 @@ impl Network {
     }
 
     /// Marks an address that a former daemon handed out; false when it is
-    /// taken already or not of this network.
-    pub fn occupy(&self, address: Ipv4Addr) -> bool {
-        self.subnet.index(address).is_some_and(|n| n > 1) && lock(&self.taken).addresses.insert(address)
+    /// taken already, not of this network, or cannot be let through.
+    pub async fn occupy(&self, address: Ipv4Addr) -> bool {
+        self.subnet.index(address).is_some_and(|n| n > 1)
+            && lock(&self.taken).addresses.insert(address)
+            && self.firewall.admit(address).await.is_ok()
+    }
+
+    /// The rules that shops are under.
+    #[must_use]
+    pub const fn firewall(&self) -> &Firewall {
+        &self.firewall
     }
 
     /// Gives an address back.
@@ -275,13 +306,6 @@ impl Network {
     }
 }
 
-/// An address of layer 2 that follows from the one of layer 3: when an address
-/// gets a new owner, what neighbours remember of it stays true.
-fn hardware_address(address: Ipv4Addr) -> Vec<u8> {
-    // 02: locally administered, unicast.
-    [&[0x02, 0x64], &address.octets()[..]].concat()
-}
-
 /// Makes a network namespace that has a loopback interface and nothing else.
 ///
 /// # Errors
@@ -300,7 +324,8 @@ pub async fn lone_namespace() -> Result<OwnedFd, NetError> {
 }
 
 /// Tries what an instance's network is made of, in a namespace of its own that
-/// vanishes afterwards: a bridge, and a veth pair with an isolated end on it.
+/// vanishes afterwards: a bridge, a veth pair with an isolated end on it, and
+/// the firewall.
 ///
 /// # Errors
 /// [`NetError::Step`] names what this kernel does not do.
@@ -316,8 +341,10 @@ async fn try_interfaces(handle: Handle) -> Result<(), NetError> {
     let pair = LinkVeth::new("veth", "peer").controller(bridge).up().build();
     handle.link().add(pair).execute().await.map_err(netlink("make a veth pair"))?;
     let veth = index_of(&handle, "veth").await?.ok_or_else(missing)?;
-    let isolated = LinkBridgePort::new(veth).isolated(true).build();
-    handle.link().set(isolated).execute().await.map_err(netlink("isolate a bridge port"))
+    let rules = LinkBridgePort::new(veth).isolated(true).learning(false).locked(true).build();
+    handle.link().set_port(rules).execute().await.map_err(netlink("isolate and lock a bridge port"))?;
+    let subnet = Subnet { network: Ipv4Addr::new(10, 77, 0, 0), prefix: 16 };
+    firewall::trial("bridge", subnet).await.map_err(step("set a firewall up"))
 }
 
 /// Connects to 127.0.0.1 inside a network namespace.
@@ -392,7 +419,7 @@ fn in_namespace<T>(
 ) -> Result<T, NetError> {
     enter(&netns)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
+        .enable_all()
         .build()
         .map_err(step("work in a network namespace"))?;
     runtime.block_on(async {

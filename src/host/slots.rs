@@ -356,8 +356,8 @@ impl Slots {
 
     /// Takes over what a former daemon made: its address counts as used until
     /// it is released. False when its process is gone.
-    pub fn adopt(&self, container: &Container) -> bool {
-        self.network.occupy(container.address);
+    pub async fn adopt(&self, container: &Container) -> bool {
+        self.network.occupy(container.address).await;
         matches!(process::open(container.pid, container.start_ticks), Ok(Some(_)))
     }
 

@@ -228,6 +228,8 @@ impl Place {
             std::thread::yield_now();
         }
         quietly("ip", &["link", "delete", &self.bridge()]);
+        let table = format!("demo-multiplexer-{}", self.bridge());
+        quietly("nft", &["delete", "table", "inet", &table]);
         // One test's state directory is a file system of its own.
         quietly("umount", &["--quiet", "--lazy", state.to_str().unwrap()]);
         drop(std::fs::remove_dir_all(&self.dir));

@@ -352,7 +352,7 @@ impl ContainerEngine for CriuEngine {
     }
 
     async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {
-        self.slots.adopt(container)
+        self.slots.adopt(container).await
     }
 
     async fn ended(&self, container: &Container) {

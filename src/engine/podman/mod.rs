@@ -206,7 +206,7 @@ impl ContainerEngine for PodmanEngine {
     }
 
     async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {
-        self.slots.adopt(container)
+        self.slots.adopt(container).await
     }
 
     async fn ended(&self, container: &Container) {
