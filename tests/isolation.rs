@@ -4,6 +4,8 @@
 //! capabilities, which root in the container does not have: what is refused
 //! here does not hang on capabilities alone.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod host;
 
 use std::io::ErrorKind;
