@@ -218,6 +218,29 @@ async fn neighbour(place: &Place, address: Ipv4Addr) -> String {
 }
 
 #[tokio::test]
+async fn a_shop_sees_nothing_of_its_siblings_but_itself() {
+    let Some(place) = Place::beside_others("sight").await else { return };
+    let daemon = place.daemon(&[("POOL_TARGET_SIZE", "1"), ("COLD_START", "allowed")]).await;
+    daemon.pool_has(1).await;
+    let shops = [daemon.acquire("pool").await, daemon.acquire("restore").await];
+    let names: Vec<String> = daemon.ids().await;
+    assert!(names.len() >= 2);
+    // Who knows a shop's name can end it.
+    for shop in &shops {
+        let look = "find / -xdev; find /sys/fs/cgroup /dev; cat /proc/*/cgroup /proc/*/cmdline /proc/*/mountinfo; \
+                    cat /proc/*/environ /proc/net/*; true";
+        let seen = place.inside(shop.id(), &["sh", "-c", look]).await;
+        assert!(seen.contains("/usr/bin") && seen.contains("nginx"), "it does look");
+        for name in names.iter().filter(|name| *name != shop.id()) {
+            assert!(!seen.contains(name.as_str()), "{} sees {name}", shop.id());
+        }
+        let processes = place.inside(shop.id(), &["sh", "-c", "ls -d /proc/[0-9]* | wc -l"]).await;
+        assert!(number(&processes) < 20, "{processes} processes: another's, too?");
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn whoever_flushes_the_hosts_rules_opens_the_shops_for_seconds_only() {
     let Some(place) = Place::beside_others("flush").await else { return };
     let port = place.address().port();

@@ -1,8 +1,9 @@
 //! Starting CRIU where the clone is to live.
 //!
 //! CRIU is started inside the clone's cgroup, so that the tree sits there from
-//! its first moment, and inside a mount namespace of its own in which the
-//! clone's file systems are mounted. Nothing is ever mounted on the host: when
+//! its first moment, inside a cgroup namespace that ends there, so that a clone
+//! sees no name of a sibling, and inside a mount namespace of its own in which
+//! the clone's file systems are mounted. Nothing is ever mounted on the host: when
 //! CRIU has ended only the clone's own namespace holds the overlay, and when
 //! the clone has ended nothing does. A restore's cost therefore does not grow
 //! with the number of clones, as it does when CRIU copies a mount table that
@@ -126,7 +127,7 @@ pub(super) fn swrk(place: Place<'_>) -> io::Result<Child> {
             if libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1 {
                 return Err(io::Error::last_os_error());
             }
-            check(libc::unshare(libc::CLONE_NEWNS))?;
+            check(libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP))?;
             let no_name = std::ptr::null();
             check(libc::mount(
                 no_name,
