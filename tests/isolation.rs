@@ -241,6 +241,50 @@ async fn a_shop_sees_nothing_of_its_siblings_but_itself() {
 }
 
 #[tokio::test]
+async fn a_shop_keeps_its_locks_and_an_operator_s_command_brings_no_key() {
+    let Some(place) = Place::beside_others("locks").await else { return };
+    let daemon = place.daemon(&[]).await;
+    let shop = daemon.acquire("restore").await;
+    // So that there is a worker.
+    shop.answers().await;
+    let statuses = "grep -hE '^(Name|CapBnd|CapEff|NoNewPrivs|Seccomp):' /proc/[0-9]*/status";
+    let seen = place.inside(shop.id(), &["sh", "-c", statuses]).await;
+    assert!(seen.contains("php-fpm") && seen.contains("mariadbd"), "{seen}");
+    for line in seen.lines().filter(|line| line.starts_with("Cap")) {
+        let bits = u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap();
+        // CHOWN DAC_OVERRIDE KILL SETGID SETUID NET_BIND_SERVICE, as the recipe says.
+        assert_eq!(bits & !0x4e3, 0, "{line}");
+    }
+    assert!(!seen.contains("NoNewPrivs:\t0"), "{seen}");
+    // Restored with the filter that it was frozen with; the command itself has none.
+    let own = ["sh", "grep"];
+    let names: Vec<&str> = seen.lines().filter_map(|line| line.strip_prefix("Name:\t")).collect();
+    let filters: Vec<&str> = seen.lines().filter_map(|line| line.strip_prefix("Seccomp:\t")).collect();
+    for (name, filter) in names.iter().zip(&filters).filter(|(name, _)| !own.contains(name)) {
+        assert_eq!(*filter, "2", "{name}");
+    }
+    // Root inside is not root outside.
+    for attempt in [
+        "mount -t tmpfs none /mnt",
+        "mknod /tmp/disk b 7 0",
+        "echo x >/proc/sys/kernel/core_pattern",
+        "echo 1 >/sys/fs/cgroup/cgroup.freeze",
+        "hostname other",
+        "chroot /",
+        "ip link set eth0 down || exit 1",
+    ] {
+        let said = place.cli(&["exec", shop.id(), "--", "sh", "-c", attempt]).await;
+        assert!(matches!(said.code, Some(1..=127)), "{attempt}: {said:?}");
+    }
+    assert_eq!(place.cli(&["exec", shop.id(), "--", "sh", "-c", "exit 7"]).await.code, Some(7));
+    assert_eq!(place.cli(&["exec", shop.id(), "--", "sh", "-c", "kill -9 $$"]).await.code, Some(137));
+    let said = place.cli(&["exec", shop.id(), "--", "no-such-program"]).await.refused();
+    assert!(said.contains("no-such-program is not in the instance"), "{said}");
+    shop.answers().await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn whoever_flushes_the_hosts_rules_opens_the_shops_for_seconds_only() {
     let Some(place) = Place::beside_others("flush").await else { return };
     let port = place.address().port();

@@ -1,13 +1,16 @@
 //! `exec ID CMD...`: a command inside an instance, for operators.
 //!
-//! Enters the instance's namespaces and cgroup from the host with nsenter, as
-//! root and with the container's own capabilities' bound: what it starts ends
-//! with the instance.
+//! As the instance's root, with no more rights than that has ([`enter`]): what
+//! is run there may be a stranger's. It ends with the instance.
 
-use std::os::unix::process::CommandExt as _;
+use std::io::ErrorKind;
+use std::process::Command;
+
+use anyhow::Context as _;
 
 use super::Context;
 use super::local;
+use crate::host::enter;
 use crate::id::InstanceId;
 
 /// `exec`
@@ -23,26 +26,22 @@ pub(super) struct Exec {
 impl Exec {
     pub(super) async fn run(self, context: &Context) -> anyhow::Result<()> {
         let pid = local::pid_of(context, &self.id).await?;
-        // Becomes nsenter, so that terminal, signals and exit code are the command's.
-        let error = std::process::Command::new("nsenter")
-            .args(["--target", &pid.to_string()])
-            .args([
-                "--mount",
-                "--uts",
-                "--ipc",
-                "--net",
-                "--pid",
-                "--cgroup",
-                "--root",
-                "--wd",
-                "--join-cgroup",
-                "--",
-            ])
-            .args(&self.command)
+        let (program, args) = self.command.split_first().context("no command")?;
+        let mut command = Command::new(program);
+        command
+            .args(args)
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("TERM", std::env::var_os("TERM").unwrap_or_default())
-            .exec();
-        Err(anyhow::Error::new(error).context("cannot run nsenter (package util-linux)"))
+            .env("TERM", std::env::var_os("TERM").unwrap_or_default());
+        enter::prepare(&mut command, pid).with_context(|| format!("cannot enter instance {}", self.id))?;
+        match command.status() {
+            Ok(status) => std::process::exit(status.code().unwrap_or(1)),
+            // As a shell says it.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                eprintln!("error: {program} is not in the instance");
+                std::process::exit(127)
+            }
+            Err(error) => Err(error).with_context(|| format!("{program} does not start in the instance")),
+        }
     }
 }

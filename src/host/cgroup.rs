@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::id::InstanceId;
 
 /// Where cgroup v2 is mounted on every host this runs on.
-const MOUNT: &str = "/sys/fs/cgroup";
+pub(super) const MOUNT: &str = "/sys/fs/cgroup";
 
 /// The period cpu.max is counted over, the kernel's default (cgroup-v2.rst).
 const CPU_PERIOD_MICROS: u64 = 100_000;
