@@ -21,7 +21,8 @@ use crate::golden::build::{self, Image};
 use crate::golden::recipe::Recipe;
 use crate::host::cgroup;
 use crate::host::net::Network;
-use crate::host::slots::Slots;
+use crate::host::quota::Quota;
+use crate::host::slots::{Parts, Slots, make_private};
 use crate::id::GoldenName;
 use crate::identity::Supply;
 use crate::provision::GoldenRuntime;
@@ -53,7 +54,12 @@ impl Host {
             .with_context(|| format!("cannot set up the bridge {}", config.bridge_name))?;
         let cgroups = cgroup::Parent::open(&config.cgroup_parent)
             .context("cannot set up the instances' cgroup: is cgroup v2 mounted at /sys/fs/cgroup?")?;
-        let slots = Slots::new(network, cgroups, &config.state_dir, config.slots_ahead)
+        make_private(&config.state_dir)
+            .with_context(|| format!("cannot use STATE_DIR {}", config.state_dir.display()))?;
+        let quota = Quota::open(&config.state_dir, config.disk_max).await;
+        let quota = quota.context("cannot limit what instances write (DISK_MAX)")?;
+        tracing::info!(disk_max = config.disk_max, held_by = quota.held_by(), "disk limit");
+        let slots = Slots::new(Parts { network, cgroups, quota }, &config.state_dir, config.slots_ahead)
             .with_context(|| format!("cannot use STATE_DIR {}", config.state_dir.display()))?;
         let supply = Supply::start().context("cannot start the identity thread")?;
         Ok(Self { slots: Arc::new(slots), supply: Arc::new(supply) })
@@ -89,13 +95,14 @@ pub async fn keep_filled(slots: Arc<Slots>, engines: Vec<Arc<dyn ContainerEngine
     }
 }
 
-/// How often it is looked whether the firewall still stands: whoever reloads
-/// the host's own rules takes ours along.
-const FIREWALL_PERIOD: Duration = Duration::from_secs(5);
+/// How often it is looked whether the firewall still stands (whoever reloads
+/// the host's own rules takes ours along), and whether an instance has written
+/// too much: at 200 MB/s it gets a gigabyte beyond its limit meanwhile.
+const GUARD_PERIOD: Duration = Duration::from_secs(5);
 
-/// Keeps the firewall up until `stop`; spawned once by the daemon.
+/// Keeps instances within their limits until `stop`; spawned once by the daemon.
 pub async fn keep_guarded(slots: Arc<Slots>, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(FIREWALL_PERIOD);
+    let mut tick = tokio::time::interval(GUARD_PERIOD);
     loop {
         tokio::select! {
             _ = tick.tick() => {}
@@ -105,6 +112,18 @@ pub async fn keep_guarded(slots: Arc<Slots>, stop: CancellationToken) {
             Ok(false) => {}
             Ok(true) => tracing::warn!("somebody had removed the instances' firewall; it is up again"),
             Err(error) => tracing::error!(error = %Chain(&error), "the instances' firewall is down"),
+        }
+        if slots.quota().wants_watching() {
+            let watched = Arc::clone(&slots);
+            match tokio::task::spawn_blocking(move || watched.end_what_is_over()).await {
+                Ok(Ok(ended)) => {
+                    for id in ended {
+                        tracing::warn!(instance_id = %id, "instance wrote more than DISK_MAX and was ended");
+                    }
+                }
+                Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "instances not measured"),
+                Err(error) => tracing::warn!(error = %Chain(&error), "instances not measured"),
+            }
         }
     }
 }

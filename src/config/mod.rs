@@ -5,6 +5,7 @@
 //! `.env.example` and the README are checked against it.
 
 mod settings;
+pub mod units;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -72,6 +73,8 @@ pub struct Config {
     pub trusted_snapshot_keys: Vec<PathBuf>,
     /// Where recipes named without a slash are looked for.
     pub recipe_dir: PathBuf,
+    /// How many bytes an instance may write.
+    pub disk_max: u64,
     /// The bridge that instances hang on.
     pub bridge_name: String,
     /// Its network: the first address is the bridge's.
@@ -322,6 +325,10 @@ impl Config {
             .collect();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let concurrency = read.number("RESTORE_CONCURRENCY", 0..=256);
+        let disk_max = units::bytes(&read.text("DISK_MAX")).unwrap_or_else(|problem| {
+            read.problems.push(format!("DISK_MAX: {problem}"));
+            u64::MAX
+        });
         let bridge_name = read.text("BRIDGE_NAME");
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
         if !(1..=15).contains(&bridge_name.len())
@@ -367,6 +374,7 @@ impl Config {
             snapshot_dir: read.directory("SNAPSHOT_DIR"),
             recipe_dir: read.directory("RECIPE_DIR"),
             state_dir,
+            disk_max,
             bridge_name,
             bridge_subnet,
             cgroup_parent,

@@ -59,6 +59,7 @@ pub const SETTINGS: &[Setting] = &[
         "Where golden recipes are looked for by name",
     ),
     setting("PRESTASHOP_SRC", "", "A PrestaShop release archive or folder for the prestashop recipe"),
+    setting("DISK_MAX", "2G", "How much an instance may write, its share of the golden's files included"),
     setting("BRIDGE_NAME", "dmux0", "The bridge that instances hang on"),
     setting("BRIDGE_SUBNET", "10.77.0.0/16", "Its network; the first address is the bridge's own"),
     setting("CGROUP_PARENT", "demo-multiplexer", "The cgroup below which instances live"),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::units;
 use crate::id::GoldenName;
 
 /// A golden's `golden.toml`.
@@ -293,25 +294,8 @@ impl Recipe {
                 return Err(format!("{path} is not an absolute path without .."));
             }
         }
-        memory_bytes(&self.run.memory_max).map(|_| ())
+        units::bytes(&self.run.memory_max).map(|_| ()).map_err(|problem| format!("memory_max = {problem}"))
     }
-}
-
-/// Reads `768M` or `1G` as bytes.
-///
-/// # Errors
-/// A sentence for the user.
-pub fn memory_bytes(text: &str) -> Result<u64, String> {
-    let wrong = || format!("memory_max = {text:?}: a size such as 768M or 2G");
-    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let factor = match unit {
-        "" => 1,
-        "K" => 1 << 10,
-        "M" => 1 << 20,
-        "G" => 1 << 30,
-        _ => return Err(wrong()),
-    };
-    digits.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)).filter(|n| *n > 0).ok_or_else(wrong)
 }
 
 /// Names of the recipes below `recipe_dir`, sorted.
@@ -381,13 +365,5 @@ login_path = "/admin"
         std::fs::write(dir.path().join("wordpress/golden.toml"), SMALL).unwrap();
         let error = Recipe::load("magento", dir.path()).unwrap_err();
         assert!(error.to_string().ends_with("there are: wordpress"), "{error}");
-    }
-
-    #[test]
-    fn memory_sizes_have_a_unit() {
-        assert_eq!(memory_bytes("768M"), Ok(768 << 20));
-        assert!(memory_bytes("768MB").is_err());
-        assert!(memory_bytes("0").is_err());
-        assert!(memory_bytes("99999999999999999999G").is_err());
     }
 }

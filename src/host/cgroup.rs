@@ -100,6 +100,14 @@ impl Parent {
         set("cpu", "cpu.max", format!("{quota} {CPU_PERIOD_MICROS}"))
     }
 
+    /// Kills everything in the instance's cgroup; absent is fine.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn kill(&self, id: &InstanceId) -> io::Result<()> {
+        std::fs::write(self.of(id).join("cgroup.kill"), "1").or_else(ignore_missing)
+    }
+
     /// Kills everything in the instance's cgroup, waits until it is empty and
     /// removes it; absent is fine.
     ///

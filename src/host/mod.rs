@@ -12,4 +12,5 @@ pub mod facts;
 pub mod firewall;
 pub mod net;
 pub mod process;
+pub mod quota;
 pub mod slots;

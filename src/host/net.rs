@@ -260,6 +260,12 @@ impl Network {
         &self.firewall
     }
 
+    /// The number of an address in this network: nobody else's while it is taken.
+    #[must_use]
+    pub fn number(&self, address: Ipv4Addr) -> u32 {
+        self.subnet.index(address).unwrap_or_default()
+    }
+
     /// Gives an address back.
     pub fn release(&self, address: Ipv4Addr) {
         lock(&self.taken).addresses.remove(&address);

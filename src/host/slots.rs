@@ -16,6 +16,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::net::{Lease, NetError, Network};
 use super::process;
+use super::quota::{self, Quota};
 use super::{cgroup, devices};
 use crate::error::ErrorKind;
 use crate::id::InstanceId;
@@ -128,6 +129,17 @@ impl Ready {
     }
 }
 
+/// What slots are made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The addresses.
+    pub network: Network,
+    /// The cgroups.
+    pub cgroups: cgroup::Parent,
+    /// How much an instance may write.
+    pub quota: Quota,
+}
+
 /// All slots of this host.
 #[derive(Debug)]
 pub struct Slots {
@@ -135,6 +147,7 @@ pub struct Slots {
     cgroups: cgroup::Parent,
     instances: PathBuf,
     devices: PathBuf,
+    quota: Quota,
     ahead: usize,
     ready: Mutex<Ready>,
     /// One refill at a time.
@@ -147,25 +160,43 @@ impl Slots {
     ///
     /// # Errors
     /// When the directory cannot be made.
-    pub fn new(
-        network: Network,
-        cgroups: cgroup::Parent,
-        state_dir: &Path,
-        ahead: usize,
-    ) -> io::Result<Self> {
+    pub fn new(parts: Parts, state_dir: &Path, ahead: usize) -> io::Result<Self> {
         let instances = state_dir.join("instances");
         make_private(&instances)?;
         let devices = devices::ensure(state_dir)?;
         Ok(Self {
-            network,
-            cgroups,
+            network: parts.network,
+            cgroups: parts.cgroups,
             instances,
             devices,
+            quota: parts.quota,
             ahead,
             ready: Mutex::default(),
             refill: tokio::sync::Mutex::default(),
             taken: tokio::sync::Notify::new(),
         })
+    }
+
+    /// How much an instance may write.
+    #[must_use]
+    pub const fn quota(&self) -> &Quota {
+        &self.quota
+    }
+
+    /// Ends what has written more than it may, where no file system refuses it;
+    /// answers which. To be called regularly.
+    ///
+    /// # Errors
+    /// When the instances cannot be listed or measured.
+    pub fn end_what_is_over(&self) -> io::Result<Vec<InstanceId>> {
+        let mut ended = Vec::new();
+        for id in self.cgroups.instances()? {
+            if quota::over(&self.dirs(&id).upper, self.quota.max())? {
+                self.cgroups.kill(&id)?;
+                ended.push(id);
+            }
+        }
+        Ok(ended)
     }
 
     /// The directory that is every shop's /dev.
@@ -309,12 +340,15 @@ impl Slots {
         let io = |step| move |source| SlotError::Io { step, source };
         let attached = self.network.attach(id).await.map_err(SlotError::Net)?;
         let dirs = self.dirs(id);
-        let made = (|| {
-            for dir in [&dirs.top, &dirs.upper, &dirs.work, &dirs.root, &dirs.criu, &dirs.external] {
+        let number = self.network.number(attached.lease.address());
+        let made = async {
+            self.quota.make(&dirs.top, number).await.map_err(io("make the instance's directory"))?;
+            for dir in [&dirs.upper, &dirs.work, &dirs.root, &dirs.criu, &dirs.external] {
                 make_private(dir).map_err(io("make the instance's directories"))?;
             }
             self.cgroups.create(id).map_err(io("make the instance's cgroup"))
-        })();
+        };
+        let made = made.await;
         match made {
             Ok(cgroup) => {
                 Ok(Slot { id: id.clone(), dirs, netns: attached.netns, lease: attached.lease, cgroup })

@@ -17,10 +17,10 @@ use super::archive::{self, ArchiveError};
 use super::catalog::{Catalog, CatalogError};
 use super::compat::{self, Incompatible};
 use super::manifest::{FILES_ARCHIVE, HostFacts, MEMORY_ARCHIVE, Manifest};
+use crate::config::units;
 use crate::engine::criu::{self, RestoreSource, plan};
 use crate::engine::podman::cli::{self, PodmanError};
 use crate::error::ErrorKind;
-use crate::golden::recipe;
 use crate::host::cgroup::Limits;
 use crate::host::facts;
 use crate::host::slots::make_private;
@@ -264,7 +264,7 @@ fn restore_source(
         externals: plan::externals(&spec, |path| Path::new(path).is_dir()),
         limits: Limits {
             // Checked when the recipe was read.
-            memory_max: recipe::memory_bytes(&run.memory_max).unwrap_or(u64::MAX),
+            memory_max: units::bytes(&run.memory_max).unwrap_or(u64::MAX),
             pids_max: run.pids_max,
             cpu_max: run.cpu_max,
         },
