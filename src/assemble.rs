@@ -96,9 +96,9 @@ pub async fn keep_filled(slots: Arc<Slots>, engines: Vec<Arc<dyn ContainerEngine
 }
 
 /// How often it is looked whether the firewall still stands (whoever reloads
-/// the host's own rules takes ours along), and whether an instance has written
-/// too much: at 200 MB/s it gets a gigabyte beyond its limit meanwhile.
-const GUARD_PERIOD: Duration = Duration::from_secs(5);
+/// the host's own rules takes ours along), and whether an instance has more than
+/// it may: at 200 MB/s it gets 400 MB beyond its limit meanwhile.
+const GUARD_PERIOD: Duration = Duration::from_secs(2);
 
 /// Keeps instances within their limits until `stop`; spawned once by the daemon.
 pub async fn keep_guarded(slots: Arc<Slots>, stop: CancellationToken) {
@@ -113,17 +113,15 @@ pub async fn keep_guarded(slots: Arc<Slots>, stop: CancellationToken) {
             Ok(true) => tracing::warn!("somebody had removed the instances' firewall; it is up again"),
             Err(error) => tracing::error!(error = %Chain(&error), "the instances' firewall is down"),
         }
-        if slots.quota().wants_watching() {
-            let watched = Arc::clone(&slots);
-            match tokio::task::spawn_blocking(move || watched.end_what_is_over()).await {
-                Ok(Ok(ended)) => {
-                    for id in ended {
-                        tracing::warn!(instance_id = %id, "instance wrote more than DISK_MAX and was ended");
-                    }
+        let watched = Arc::clone(&slots);
+        match tokio::task::spawn_blocking(move || watched.end_what_is_over()).await {
+            Ok(Ok(ended)) => {
+                for (id, what) in ended {
+                    tracing::warn!(instance_id = %id, what, "instance had more than it may and was ended");
                 }
-                Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "instances not measured"),
-                Err(error) => tracing::warn!(error = %Chain(&error), "instances not measured"),
             }
+            Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "instances not measured"),
+            Err(error) => tracing::warn!(error = %Chain(&error), "instances not measured"),
         }
     }
 }

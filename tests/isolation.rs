@@ -368,8 +368,43 @@ async fn a_shop_that_fills_a_disk_without_quotas_is_ended() {
         if left.iter().any(|id| id == shops[0].id()) { Err(format!("{left:?}")) } else { Ok(()) }
     })
     .await;
-    assert!(place.log().contains("instance wrote more than DISK_MAX and was ended"));
+    assert!(place.log().contains("instance had more than it may and was ended"));
     shops[1].answers().await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_shop_that_forks_or_hoards_without_end_harms_itself_alone() {
+    let Some(place) = Place::beside_others("bomb").await else { return };
+    let daemon = place.daemon(&[]).await;
+    let controllers = std::fs::read_to_string(place.cgroup().join("cgroup.controllers")).unwrap();
+    println!("controllers in force: {:?}; what they do not hold, the daemon watches", controllers.trim());
+    let neighbour = daemon.acquire("restore").await;
+    // The recipe allows 128 processes and 512 MB.
+    let fork = "for n in $(seq 400); do sleep 60 & done 2>/dev/null; wait";
+    let hoard =
+        "exec php -d memory_limit=-1 -r 'for (;;) { $a[] = str_repeat(\"x\", 1 << 20); usleep(500); }'";
+    for (what, attack) in [("processes", fork), ("memory", hoard)] {
+        let shop = daemon.acquire("restore").await;
+        let exec = ["exec", shop.id(), "--", "sh", "-c", attack];
+        let (place, id) = (&place, shop.id());
+        let attacked = async { tokio::time::timeout(Duration::from_secs(40), place.cli(&exec)).await };
+        let watched = eventually("it is ended or held", 40, async || {
+            let processes = std::fs::read_to_string(place.cgroup().join(id).join("cgroup.procs"));
+            let count = processes.as_deref().map_or(0, |all| all.lines().count());
+            let held = controllers.contains("pids") && controllers.contains("memory");
+            match (held, daemon.ids().await.iter().any(|other| other == id)) {
+                (true, _) if count <= 128 => Ok(()),
+                (_, false) => Ok(()),
+                (_, true) => Err(format!("{count} processes")),
+            }
+        });
+        let (_, ()) = tokio::join!(attacked, watched);
+        if !controllers.contains(if what == "memory" { "memory" } else { "pids" }) {
+            assert!(place.log().contains(&format!("\"what\":\"{what}\"")), "{what}: {}", place.log());
+        }
+        neighbour.answers().await;
+    }
     daemon.stop().await;
 }
 

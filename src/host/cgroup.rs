@@ -2,12 +2,16 @@
 //! way to end all its processes.
 //!
 //! Layout: `<cgroup2 mount>/<CGROUP_PARENT>/<instance id>`. A controller that
-//! the host does not have is left out; `doctor` says which.
+//! the host does not have is left out, `doctor` says which, and
+//! [`Parent::excess`] has to be asked regularly instead.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::process;
 use crate::id::InstanceId;
 
 /// Where cgroup v2 is mounted on every host this runs on.
@@ -35,6 +39,8 @@ pub struct Limits {
 pub struct Parent {
     path: PathBuf,
     controllers: Vec<String>,
+    /// Limits that no controller holds.
+    watched: Arc<Mutex<HashMap<InstanceId, Limits>>>,
 }
 
 impl Parent {
@@ -53,7 +59,7 @@ impl Parent {
         if !controllers.is_empty() {
             controllers = delegate(&path)?;
         }
-        Ok(Self { path, controllers })
+        Ok(Self { path, controllers, watched: Arc::default() })
     }
 
     /// Controllers whose limits are in force for instances.
@@ -78,18 +84,40 @@ impl Parent {
         Ok(path)
     }
 
-    /// Sets the limits that the host can hold.
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|have| have == controller)
+    }
+
+    /// What an instance has more of than it may, where no controller refuses it.
+    ///
+    /// # Errors
+    /// When its processes cannot be counted.
+    pub fn excess(&self, id: &InstanceId) -> io::Result<Option<&'static str>> {
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner).get(id).copied();
+        let Some(limits) = watched else { return Ok(None) };
+        let processes = self.processes(id)?;
+        if !self.has("pids") && processes.len() > limits.pids_max as usize {
+            return Ok(Some("processes"));
+        }
+        let used = || processes.iter().map(|pid| process::memory(*pid)).sum::<u64>();
+        if !self.has("memory") && used() > limits.memory_max {
+            return Ok(Some("memory"));
+        }
+        Ok(None)
+    }
+
+    /// Sets the limits that the host can hold; the others are for
+    /// [`Parent::excess`]. Again is fine.
     ///
     /// # Errors
     /// When the kernel refuses one.
     pub fn limit(&self, id: &InstanceId, limits: Limits) -> io::Result<()> {
         let path = self.of(id);
+        if !self.has("pids") || !self.has("memory") {
+            self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), limits);
+        }
         let set = |controller: &str, file: &str, value: String| {
-            if self.controllers.iter().any(|have| have == controller) {
-                std::fs::write(path.join(file), value)
-            } else {
-                Ok(())
-            }
+            if self.has(controller) { std::fs::write(path.join(file), value) } else { Ok(()) }
         };
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few cores")]
         let quota = (limits.cpu_max * CPU_PERIOD_MICROS as f64) as u64;
@@ -114,6 +142,7 @@ impl Parent {
     /// # Errors
     /// `TimedOut` when processes do not leave.
     pub async fn destroy(&self, id: &InstanceId) -> io::Result<()> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         let path = self.of(id);
         match std::fs::write(path.join("cgroup.kill"), "1") {
             Ok(()) => {}

@@ -23,6 +23,16 @@ pub fn start_ticks(pid: i32) -> io::Result<u64> {
     start_ticks_field(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))
 }
 
+/// Bytes of memory that are the process's own: resident and not of a file;
+/// zero when it is gone. Shared anonymous memory is nobody's here.
+#[must_use]
+pub fn memory(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let own = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kilobytes = own.and_then(|text| text.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kilobytes.unwrap_or_default() * 1024
+}
+
 /// Whether a process is the first one of its pid namespace (and not of ours).
 #[must_use]
 pub fn is_init(pid: i32) -> bool {

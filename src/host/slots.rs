@@ -183,17 +183,23 @@ impl Slots {
         &self.quota
     }
 
-    /// Ends what has written more than it may, where no file system refuses it;
-    /// answers which. To be called regularly.
+    /// Ends what has more than it may of something that the host itself does not
+    /// limit; answers which, and of what. To be called regularly.
     ///
     /// # Errors
     /// When the instances cannot be listed or measured.
-    pub fn end_what_is_over(&self) -> io::Result<Vec<InstanceId>> {
+    pub fn end_what_is_over(&self) -> io::Result<Vec<(InstanceId, &'static str)>> {
         let mut ended = Vec::new();
         for id in self.cgroups.instances()? {
-            if quota::over(&self.dirs(&id).upper, self.quota.max())? {
+            let excess = match self.cgroups.excess(&id)? {
+                None if self.quota.wants_watching() => {
+                    quota::over(&self.dirs(&id).upper, self.quota.max())?.then_some("disk")
+                }
+                other => other,
+            };
+            if let Some(what) = excess {
                 self.cgroups.kill(&id)?;
-                ended.push(id);
+                ended.push((id, what));
             }
         }
         Ok(ended)

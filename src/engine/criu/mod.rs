@@ -351,8 +351,14 @@ impl ContainerEngine for CriuEngine {
         super::destroyed(&self.slots, id, container, self.undo(id).await)
     }
 
-    async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {
-        self.slots.adopt(container).await
+    async fn adopt(&self, id: &InstanceId, container: &Container) -> bool {
+        let lives = self.slots.adopt(container).await;
+        if lives {
+            // They are in force since its launch; said again so that what no
+            // controller holds is watched by this daemon.
+            drop(self.slots.cgroups().limit(id, self.source.limits));
+        }
+        lives
     }
 
     async fn ended(&self, container: &Container) {
