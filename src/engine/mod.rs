@@ -168,6 +168,12 @@ pub trait ContainerEngine: Send + Sync + fmt::Debug {
         Vec::new()
     }
 
+    /// Whether the running program that this driver asks for its containers
+    /// answers; none for a driver that needs no such program.
+    async fn health(&self) -> Option<std::io::Result<()>> {
+        None
+    }
+
     /// Makes and starts one container.
     ///
     /// # Errors

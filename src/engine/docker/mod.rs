@@ -263,6 +263,10 @@ impl ContainerEngine for DockerEngine {
         self.slots.unused(id);
     }
 
+    async fn health(&self) -> Option<io::Result<()>> {
+        Some(self.docker.ping().await.map_err(io::Error::other))
+    }
+
     async fn launch(&self, id: &InstanceId) -> Result<Launched, LaunchError> {
         let begun = Instant::now();
         let (mut phase, mut left) = (Phase::Slot, Left::Nothing);
