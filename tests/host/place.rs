@@ -91,6 +91,14 @@ impl Place {
         Some(Self::made(name, File::lock_shared).await)
     }
 
+    /// A place while no other test has one, without the frozen golden. None as above.
+    pub(crate) async fn alone_without_golden(name: &'static str) -> Option<Self> {
+        if !is_host() {
+            return None;
+        }
+        Some(Self::made(name, File::lock).await)
+    }
+
     async fn take(name: &'static str, turn: fn(&File) -> std::io::Result<()>) -> Option<Self> {
         if !is_host() {
             return None;
