@@ -252,7 +252,7 @@ mod tests {
                 })
                 .filter(|(_, kind)| !kind.is_dir())
                 .collect();
-        found.sort();
+        found.sort_by(|one, other| one.0.cmp(&other.0));
         let names: Vec<&str> = found.iter().map(|(name, _)| name.trim_start_matches("./")).collect();
         assert_eq!(names, ["Containerfile", "golden-src/install", "golden-src/link"]);
         assert!(found.iter().any(|(name, kind)| name.ends_with("link") && kind.is_symlink()));
