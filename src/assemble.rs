@@ -12,12 +12,14 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::golden::HOST;
-use crate::config::{ColdStart, Config};
+use crate::config::{ColdStart, Config, ContainerMode};
+use crate::engine::cold::Ready;
 use crate::engine::criu::CriuEngine;
-use crate::engine::podman::{PodmanEngine, Ready};
+use crate::engine::docker::DockerEngine;
+use crate::engine::podman::PodmanEngine;
 use crate::engine::{CleanupError, ContainerEngine};
 use crate::error::Chain;
-use crate::golden::build::{self, Image};
+use crate::golden::images::{Image, Images};
 use crate::golden::recipe::Recipe;
 use crate::host::cgroup;
 use crate::host::net::Network;
@@ -180,12 +182,50 @@ fn recipe_of(golden: &str, config: &Config, catalog: &Catalog) -> anyhow::Result
     }
 }
 
-/// Makes a golden servable: prepares its newest snapshot, finds its image.
+/// Makes a golden servable.
 ///
 /// # Errors
-/// When the golden is unknown, or neither a snapshot nor an image of it can be
-/// used.
+/// When the golden is unknown, or nothing that a shop could be made of is there.
 pub async fn golden(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Result<Assembled> {
+    match config.container_mode {
+        ContainerMode::Podman => restored(golden, config, host).await,
+        ContainerMode::Docker => booted(golden, config, host).await,
+    }
+}
+
+/// By a Docker engine: finds the golden's image there. Booting is not a fallback
+/// here but the one way, so nothing is said of it.
+async fn booted(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Result<Assembled> {
+    let recipe = Arc::new(Recipe::load(golden, &config.recipe_dir)?.1);
+    let images = Images::of(config)?;
+    let Images::Docker(docker) = &images else { anyhow::bail!("CONTAINER_MODE is not docker") };
+    let image = images.newest(&recipe.name).await.context("cannot look for the golden's image in Docker")?;
+    let Some(image) = image else {
+        anyhow::bail!(
+            "{golden} cannot be served: Docker has no image of it; run `demo-multiplexer golden build {golden}`"
+        );
+    };
+    let engine = DockerEngine::new(
+        Arc::clone(docker),
+        Arc::clone(&recipe),
+        image.id.clone(),
+        Arc::clone(&host.slots),
+        readiness(&recipe),
+    );
+    let (shared, supply) = (Arc::clone(config), Arc::clone(&host.supply));
+    let maker = Maker::new(Arc::new(engine), Arc::clone(&recipe), shared, supply);
+    let runtime = GoldenRuntime {
+        name: recipe.name.clone(),
+        title: recipe.title.clone(),
+        restore: Ok(Arc::new(maker)),
+        cold: None,
+    };
+    Ok(Assembled { runtime, prepared: None, image: Some(image), recipe })
+}
+
+/// By CRIU: prepares the golden's newest snapshot, and finds its image for the
+/// fallback.
+async fn restored(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Result<Assembled> {
     let catalog = Catalog::of(config)?;
     let (recipe, newest) = recipe_of(golden, config, &catalog)?;
     let recipe = Arc::new(recipe);
@@ -210,7 +250,7 @@ pub async fn golden(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::
         }
         Err(reason) => Err(reason.clone()),
     };
-    let image = build::newest(&recipe.name).await.unwrap_or_default();
+    let image = Images::Podman.newest(&recipe.name).await.unwrap_or_default();
     let cold = match (&image, config.cold_start) {
         (Some(image), ColdStart::Allowed) => {
             let engine = PodmanEngine::new(

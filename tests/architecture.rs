@@ -38,6 +38,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("checkpoint", 2),
     ("snapshot", 2),
     ("golden::build", 2),
+    ("golden::images", 2),
     // Edges and workers.
     ("api", 3),
     ("proxy", 3),

@@ -43,8 +43,9 @@ pub(super) async fn readyz(State(api): State<ApiState>) -> Response {
 pub(super) async fn health(State(api): State<ApiState>) -> Response {
     let phase = *api.phase.borrow();
     let (store_up, store) = store_health(&api).await;
+    let (engines_up, engines) = engine_health(&api).await;
     let (pools_well, pool) = pool_health(&api);
-    let (status, word) = match (store_up, phase, pools_well) {
+    let (status, word) = match (store_up, phase, pools_well && engines_up) {
         (false, ..) => (StatusCode::SERVICE_UNAVAILABLE, "down"),
         (_, Phase::Starting | Phase::Draining | Phase::Stopped, _) => {
             (StatusCode::SERVICE_UNAVAILABLE, phase.as_str())
@@ -57,6 +58,7 @@ pub(super) async fn health(State(api): State<ApiState>) -> Response {
         "phase": phase.as_str(),
         "version": env!("CARGO_PKG_VERSION"),
         "store": store,
+        "engines": engines,
         "pool": pool,
     });
     (status, Json(body)).into_response()
@@ -71,6 +73,28 @@ async fn store_health(api: &ApiState) -> (bool, Value) {
         Err(_) => format!("no answer within {} s", STORE_DEADLINE.as_secs()),
     };
     (false, json!({ "status": "down", "error": error }))
+}
+
+/// Programs that drivers ask for their containers, one entry each. Without one
+/// nothing can be made, but what runs goes on and what is ready is handed out.
+async fn engine_health(api: &ApiState) -> (bool, Value) {
+    let mut all_up = true;
+    let mut engines = serde_json::Map::new();
+    for engine in api.provisioner.lifecycle().engines() {
+        let kind = engine.kind().as_str();
+        if engines.contains_key(kind) {
+            continue;
+        }
+        if let Some(answer) = engine.health().await {
+            all_up &= answer.is_ok();
+            let entry = match answer {
+                Ok(()) => json!({ "status": "ok" }),
+                Err(error) => json!({ "status": "down", "error": Chain(&error).to_string() }),
+            };
+            engines.insert(kind.to_owned(), entry);
+        }
+    }
+    (all_up, Value::Object(engines))
 }
 
 /// A golden is well when it can be restored and the pool's last attempt worked.

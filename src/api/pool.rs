@@ -53,6 +53,6 @@ async fn of_golden(api: &ApiState, golden: &GoldenRuntime) -> Result<GoldenStats
         },
         handed_over: tally.handed_over,
         no_restore: golden.restore.as_ref().err().cloned(),
-        cold_start: golden.cold.is_some() && api.provisioner.terms().cold_start == ColdStart::Allowed,
+        cold_start: golden.may_be_booted() && api.provisioner.terms().cold_start == ColdStart::Allowed,
     })
 }

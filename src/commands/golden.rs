@@ -10,6 +10,7 @@ use super::client::print_json;
 use super::progress::Progress;
 use super::{Context, Output};
 use crate::golden::build::{self, Build, Image};
+use crate::golden::images::Images;
 use crate::golden::recipe::{self, Recipe};
 
 /// `golden`
@@ -53,18 +54,21 @@ impl Golden {
 /// Builds a recipe's image and shows the steps.
 pub(super) async fn build_image(context: &Context, folder: &Path, recipe: &Recipe) -> anyhow::Result<Image> {
     let setting = recipe.source.as_ref().map_or("", |source| context.value(&source.env)).to_owned();
-    let build = Build { folder, recipe, source_setting: &setting, state_dir: &context.config.state_dir };
+    let images = Images::of(&context.config)?;
+    let state_dir = &context.config.state_dir;
+    let build = Build { folder, recipe, source_setting: &setting, state_dir, images: &images };
     let progress = Progress::start();
     let image = build::build(&build, &|step| progress.say(step)).await?;
     Ok(image)
 }
 
 async fn list(context: &Context) -> anyhow::Result<()> {
+    let images = Images::of(&context.config)?;
     let mut rows = Vec::new();
     for name in recipe::known(&context.config.recipe_dir) {
         let (_, recipe) = Recipe::load(&name, &context.config.recipe_dir)?;
-        // Without Podman the recipes are still worth listing.
-        let image = build::newest(&recipe.name).await.ok().flatten();
+        // Without Podman or Docker the recipes are still worth listing.
+        let image = images.newest(&recipe.name).await.ok().flatten();
         rows.push((recipe, image));
     }
     if context.output == Output::Json {

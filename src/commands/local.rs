@@ -5,6 +5,8 @@
 use anyhow::bail;
 
 use super::Context;
+use crate::config::ContainerMode;
+use crate::engine::docker::{self, Docker};
 use crate::engine::podman::cli;
 use crate::host::{cgroup, process};
 use crate::id::InstanceId;
@@ -20,9 +22,17 @@ pub(super) async fn pid_of(context: &Context, id: &InstanceId) -> anyhow::Result
             return Ok(pid);
         }
     }
-    // A cold instance is in Podman's own cgroup.
-    match cli::pid(&format!("dm-{id}")).await {
-        Ok(pid) => Ok(pid),
-        Err(_) => bail!("instance {id} does not run on this host"),
+    // A cold instance is in the engine's own cgroup.
+    let name = docker::name_of(id);
+    let pid = match context.config.container_mode {
+        ContainerMode::Podman => cli::pid(&name).await.ok(),
+        ContainerMode::Docker => match Docker::at(&context.config.docker_socket)?.pid(&name).await {
+            Err(error) if !error.is_absent() => return Err(error.into()),
+            found => found.ok(),
+        },
+    };
+    match pid {
+        Some(pid) => Ok(pid),
+        None => bail!("instance {id} does not run on this host"),
     }
 }

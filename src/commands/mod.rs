@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::config::{self, Config, ConfigError, SETTINGS, Values};
+use crate::config::{self, Config, ConfigError, ContainerMode, SETTINGS, Values};
 
 /// The program's name, in usage texts and completions.
 const NAME: &str = "demo-multiplexer";
@@ -63,6 +63,17 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Print a shell's completion script
     Completions(Completions),
+}
+
+impl Command {
+    /// The command's name, if snapshots are all that it is about.
+    const fn about_snapshots(&self) -> Option<&'static str> {
+        match self {
+            Self::Snapshot(_) => Some("snapshot"),
+            Self::Bench(_) => Some("bench"),
+            _ => None,
+        }
+    }
 }
 
 /// `completions SHELL`
@@ -137,6 +148,16 @@ impl Invocation {
     pub fn context(&self, dir: &Path) -> Result<Context, ConfigError> {
         let values = config::collect(dir, self.flags.clone())?;
         let config = Config::check(&values)?;
+        if config.container_mode == ContainerMode::Docker
+            && let Some(command) = self.command.about_snapshots()
+        {
+            return Err(ConfigError {
+                problems: vec![format!(
+                    "CONTAINER_MODE=docker: there is no `{command}`, since Docker cannot restore snapshots; \
+                     use CONTAINER_MODE=podman"
+                )],
+            });
+        }
         Ok(Context { config, values, flags: self.flags.clone(), output: self.output })
     }
 
@@ -241,6 +262,21 @@ mod tests {
         assert!(parse("demo-multiplexer sevre").is_err());
         assert!(parse("demo-multiplexer serve --pool-size 3").is_err());
         assert!(parse("demo-multiplexer").is_err());
+    }
+
+    #[test]
+    fn with_docker_snapshots_are_refused_and_the_rest_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = |line: &str| parse(line).unwrap().context(dir.path());
+        for line in ["snapshot list", "snapshot create wordpress", "snapshot verify", "bench"] {
+            let line = format!("demo-multiplexer {line} --container-mode docker");
+            let error = context(&line).unwrap_err().to_string();
+            assert!(error.contains("Docker cannot restore snapshots; use CONTAINER_MODE=podman"), "{error}");
+        }
+        for line in ["ls", "golden list", "serve", "doctor"] {
+            context(&format!("demo-multiplexer {line} --container-mode docker")).unwrap();
+        }
+        context("demo-multiplexer snapshot list").unwrap();
     }
 
     #[test]

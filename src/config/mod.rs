@@ -53,6 +53,8 @@ pub struct Config {
     pub slots_ahead: usize,
     /// Which engine runs the containers.
     pub container_mode: ContainerMode,
+    /// The Docker engine's socket; of use with [`ContainerMode::Docker`] only.
+    pub docker_socket: PathBuf,
     /// Whether a cold start is an acceptable last resort.
     pub cold_start: ColdStart,
     /// Instances live at `<id>.<base_domain>`.
@@ -353,8 +355,27 @@ impl Config {
             "CONTAINER_MODE",
             &[("podman", ContainerMode::Podman), ("docker", ContainerMode::Docker)],
         );
-        if container_mode == ContainerMode::Docker {
-            read.problems.push("CONTAINER_MODE=docker: not in this version, only podman".into());
+        let cold_start =
+            read.choice("COLD_START", &[("allowed", ColdStart::Allowed), ("refused", ColdStart::Refused)]);
+        let docker_socket = match (container_mode, read.text("DOCKER_HOST").strip_prefix("unix://")) {
+            (_, Some(path)) if path.starts_with('/') => PathBuf::from(path),
+            // Others' programs read it too, so it may name anything here.
+            (ContainerMode::Podman, _) => PathBuf::new(),
+            (ContainerMode::Docker, _) => {
+                read.problems.push(format!(
+                    "DOCKER_HOST={:?}: unix:// and the path of a socket of this host, where the shops' \
+                     network is made",
+                    read.text("DOCKER_HOST")
+                ));
+                PathBuf::new()
+            }
+        };
+        if (container_mode, cold_start) == (ContainerMode::Docker, ColdStart::Refused) {
+            read.problems.push(
+                "COLD_START=refused with CONTAINER_MODE=docker: Docker cannot restore snapshots, every \
+                 shop is a cold start there; set COLD_START=allowed, or CONTAINER_MODE=podman"
+                    .into(),
+            );
         }
         let config = Self {
             goldens,
@@ -363,8 +384,8 @@ impl Config {
             restore_concurrency: if concurrency == 0 { cores + 1 } else { concurrency },
             slots_ahead: read.number("SLOTS_AHEAD", 0..=1_000),
             container_mode,
-            cold_start: read
-                .choice("COLD_START", &[("allowed", ColdStart::Allowed), ("refused", ColdStart::Refused)]),
+            docker_socket,
+            cold_start,
             base_domain,
             public_scheme: public_scheme.to_owned(),
             public_port: public_port.filter(|port| *port != own_port),

@@ -34,7 +34,12 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "CONTAINER_MODE",
         "podman",
-        "podman: checkpoint and restore; docker (cold starts only) is not in this version",
+        "podman: snapshots are restored; docker: shops are booted by a Docker engine, which restores none",
+    ),
+    setting(
+        "DOCKER_HOST",
+        "unix:///var/run/docker.sock",
+        "The Docker engine of CONTAINER_MODE=docker: a unix socket of this host",
     ),
     setting("COLD_START", "allowed", "allowed or refused: boot the golden when it cannot be restored"),
     setting("BASE_DOMAIN", "localhost", "Instances live at <id>.<this>; *.localhost needs no DNS"),

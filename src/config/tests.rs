@@ -36,6 +36,19 @@ fn every_problem_is_reported_at_once() {
 }
 
 #[test]
+fn docker_mode_wants_a_socket_of_this_host_and_cold_starts() {
+    let docker = ("CONTAINER_MODE", "docker");
+    let config = Config::check(&with(&[docker])).unwrap();
+    assert_eq!(config.docker_socket, Path::new("/var/run/docker.sock"));
+    let error = Config::check(&with(&[docker, ("DOCKER_HOST", "tcp://10.0.0.1:2375")])).unwrap_err();
+    assert!(error.to_string().contains("DOCKER_HOST=\"tcp://10.0.0.1:2375\": unix://"), "{error}");
+    let error = Config::check(&with(&[docker, ("COLD_START", "refused")])).unwrap_err();
+    assert!(error.to_string().contains("set COLD_START=allowed, or CONTAINER_MODE=podman"), "{error}");
+    // Somebody else's setting, while Podman is asked for.
+    Config::check(&with(&[("DOCKER_HOST", "ssh://elsewhere")])).unwrap();
+}
+
+#[test]
 fn the_schemes_own_port_is_left_out_of_urls() {
     let config = Config::check(&with(&[("PUBLIC_SCHEME", "https"), ("PUBLIC_PORT", "443")])).unwrap();
     assert_eq!(config.host_of("abc"), "abc.localhost");

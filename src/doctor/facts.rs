@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 
 use super::packages::Family;
+use crate::engine::docker::api::Version;
 
 /// What a program answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub(super) struct Facts {
     pub(super) userfaultfd: Answer,
     /// `podman --version`.
     pub(super) podman: Answer,
+    /// The Docker engine, or why it does not answer; none when Podman is used.
+    pub(super) docker: Tried<Version>,
     /// The runtime that Podman uses.
     pub(super) runtime: Option<Result<Runtime, String>>,
     /// STATE_DIR.

@@ -4,9 +4,9 @@
 //! first is what the rest stands on.
 
 use super::facts::{Answer, Bridge, Facts, Listen, StateDir};
-use super::packages;
 use super::trial::without_harmless;
 use super::{Finding, Status};
+use super::{docker, packages};
 use crate::config::{Config, Subnet};
 
 /// cgroup.kill came with it (cgroup-v2.rst).
@@ -66,13 +66,15 @@ fn fail(name: &'static str, seen: impl Into<String>, advice: impl Into<String>) 
 
 /// Judges everything; a check that was left out has no finding.
 pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
-    let state = state_dir(facts, config);
-    let findings = [
+    let host = [
         Some(root(facts)),
-        capabilities(facts),
+        capabilities(facts, config),
         Some(kernel(facts)),
         cgroup(facts),
         controllers(facts),
+        docker::engine(facts, config),
+    ];
+    let restoring = [
         Some(criu(facts)),
         criu_check(facts),
         checkpoint(facts),
@@ -90,7 +92,13 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         Some(golden_tools(facts)),
         Some(recipes(facts, config)),
     ];
-    findings.into_iter().flatten().chain(state).chain(rest.into_iter().flatten()).collect()
+    let (host, restoring, rest) = (host.into_iter(), restoring.into_iter(), rest.into_iter());
+    let state = state_dir(facts, config);
+    if docker::is_mode(config) {
+        let findings = host.flatten().chain(state).chain(rest.flatten());
+        return findings.filter(docker::matters).collect();
+    }
+    host.chain(restoring).flatten().chain(state).chain(rest.flatten()).collect()
 }
 
 fn root(facts: &Facts) -> Finding {
@@ -104,7 +112,7 @@ fn root(facts: &Facts) -> Finding {
     )
 }
 
-fn capabilities(facts: &Facts) -> Option<Finding> {
+fn capabilities(facts: &Facts, config: &Config) -> Option<Finding> {
     if facts.uid != 0 {
         return None;
     }
@@ -121,6 +129,8 @@ fn capabilities(facts: &Facts) -> Option<Finding> {
     }
     Some(match (has(SYS_RESOURCE), &facts.checkpoint) {
         (true, _) => ok(name, "all that are needed"),
+        // It is CRIU that needs it.
+        (false, _) if docker::is_mode(config) => ok(name, "all that are needed"),
         (false, Some(Ok(()))) => {
             ok(name, "CAP_SYS_RESOURCE is missing, yet CRIU can read other users' limits here")
         }

@@ -10,6 +10,7 @@
 //! Invariant: nothing that was made for a trial is left, and no trial touches
 //! an instance.
 
+mod docker;
 mod facts;
 mod judge;
 mod packages;
@@ -31,9 +32,9 @@ use crate::config::Config;
 pub enum Status {
     /// As it should be.
     Ok,
-    /// Shops can be restored; something else is slower or missing.
+    /// Shops can be made; something else is slower or missing.
     Warn,
-    /// No shop can be frozen and restored here.
+    /// No shop can be frozen and restored here, or booted by Docker.
     Fail,
 }
 
@@ -65,7 +66,7 @@ pub enum Form {
 pub struct Report {
     /// The text, with its last newline.
     pub text: String,
-    /// Whether a shop can be frozen and restored on this host.
+    /// Whether a shop can be made on this host.
     pub possible: bool,
 }
 
@@ -107,10 +108,13 @@ fn as_text(findings: &[Finding]) -> String {
     }
     let count = |status| findings.iter().filter(|finding| finding.status == status).count();
     let (failures, warnings) = (count(Status::Fail), count(Status::Warn));
+    // Docker is looked at only where it is to boot them.
+    let by_docker = findings.iter().any(|finding| finding.name == "docker");
+    let made = if by_docker { "booted" } else { "frozen and restored" };
     let _ = match (failures, warnings) {
-        (0, 0) => writeln!(text, "\nThis host is fit: shops can be frozen and restored here."),
-        (0, n) => writeln!(text, "\nShops can be frozen and restored here; {n} to improve."),
-        (n, _) => writeln!(text, "\nShops cannot be frozen and restored here: {n} to mend."),
+        (0, 0) => writeln!(text, "\nThis host is fit: shops can be {made} here."),
+        (0, n) => writeln!(text, "\nShops can be {made} here; {n} to improve."),
+        (n, _) => writeln!(text, "\nShops cannot be {made} here: {n} to mend."),
     };
     text
 }

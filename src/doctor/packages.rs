@@ -42,6 +42,7 @@ pub(super) const PODMAN: Package = Package {
     fedora: "podman",
     notes: &[(Family::Debian, "Debian 13 or newer has one that is new enough")],
 };
+pub(super) const DOCKER: Package = package("docker.io", "moby-engine");
 pub(super) const CRUN: Package = package("crun", "crun");
 pub(super) const LIBCRIU: Package = package("libcriu2", "criu-libs");
 pub(super) const NFTABLES: Package = package("nftables", "nftables");

@@ -17,11 +17,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
+use super::docker;
 use super::facts::{Answer, Bridge, Facts, Listen, Runtime, StateDir, field, parse_routes};
 use super::packages::Family;
 use super::trial;
 use crate::config::Config;
 use crate::engine::criu::{self, RestoreError};
+use crate::engine::docker::Docker;
+use crate::engine::docker::api::Version;
 use crate::error::Chain;
 use crate::golden::recipe::Recipe;
 use crate::host::{facts, net};
@@ -42,14 +45,19 @@ pub(super) async fn probe(config: &Config) -> Facts {
     let uid = rustix::process::geteuid().as_raw();
     let root = uid == 0;
     let status = read("/proc/self/status");
-    let criu = criu_version().await;
+    let docker = match docker::is_mode(config) {
+        true => Some(docker_version(config).await),
+        false => None,
+    };
+    let restores = docker.is_none();
+    let criu = if restores { criu_version().await } else { Answer::Missing };
     let has_criu = matches!(criu, Answer::Said(_));
     let (criu_check, userfaultfd, checkpoint, podman, runtime, network, nftables, listen) = tokio::join!(
-        ask("criu", &["check"]),
-        ask("criu", &["check", "--feature", "uffd-noncoop"]),
+        ask_if(restores, "criu", &["check"]),
+        ask_if(restores, "criu", &["check", "--feature", "uffd-noncoop"]),
         async { if root && has_criu { Some(trial::checkpoint().await) } else { None } },
-        ask("podman", &["--version"]),
-        async { if root { runtime().await } else { None } },
+        ask_if(restores, "podman", &["--version"]),
+        async { if root && restores { runtime().await } else { None } },
         async {
             if root { Some(net::trial().await.map_err(|error| Chain(&error).to_string())) } else { None }
         },
@@ -67,9 +75,10 @@ pub(super) async fn probe(config: &Config) -> Facts {
         criu,
         criu_check,
         checkpoint,
-        criu_cache: root.then(criu_cache),
+        criu_cache: (root && restores).then(criu_cache),
         userfaultfd,
         podman,
+        docker,
         runtime,
         state: root.then(|| state_dir(&config.state_dir)),
         memory: kilobytes(&read("/proc/meminfo"), "MemTotal") * 1024,
@@ -96,6 +105,16 @@ fn kilobytes(text: &str, name: &str) -> u64 {
 fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+async fn docker_version(config: &Config) -> Result<Version, String> {
+    let docker = Docker::at(&config.docker_socket).map_err(|error| Chain(&error).to_string())?;
+    docker.version().await.map_err(|error| Chain(&error).to_string())
+}
+
+/// Asks a program that matters, or takes it for missing.
+async fn ask_if(matters: bool, program: &str, args: &[&str]) -> Answer {
+    if matters { ask(program, args).await } else { Answer::Missing }
 }
 
 /// Runs a program and answers what it printed, on either stream.

@@ -6,6 +6,7 @@ use super::packages::Family;
 use super::trial::without_harmless;
 use super::*;
 use crate::config::SETTINGS;
+use crate::engine::docker::api::Version;
 
 fn config() -> Config {
     let defaults = SETTINGS.iter().map(|setting| (setting.name.to_owned(), setting.default.to_owned()));
@@ -26,6 +27,7 @@ fn fit() -> Facts {
         criu_cache: Some(Ok(())),
         userfaultfd: Answer::Said("uffd-noncoop is supported".into()),
         podman: Answer::Said("podman version 5.4.2".into()),
+        docker: None,
         runtime: Some(Ok(Runtime {
             name: "crun".into(),
             version: Answer::Said("crun version 1.21\n+SYSTEMD +CAP +CRIU +YAJL".into()),
@@ -231,6 +233,35 @@ fn what_only_a_build_or_speed_needs_is_a_warning() {
     assert!(findings.iter().all(|finding| finding.status == Status::Warn));
     assert_eq!(findings[4].advice.as_deref(), Some("apt-get install mmdebstrap unzip"));
     assert!(report(&findings, Form::Text).possible);
+}
+
+#[test]
+fn in_docker_mode_docker_stands_in_place_of_podman_and_criu() {
+    let mut values: crate::config::Values =
+        SETTINGS.iter().map(|setting| (setting.name.to_owned(), setting.default.to_owned())).collect();
+    values.insert("CONTAINER_MODE".into(), "docker".into());
+    let config = Config::check(&values).unwrap();
+    let with = |docker: Result<Version, String>| {
+        let mut facts = fit();
+        facts.docker = Some(docker);
+        // None of this is of use there.
+        facts.criu = Answer::Missing;
+        facts.podman = Answer::Missing;
+        facts.nftables = Answer::Missing;
+        facts.capabilities &= !(1 << 24);
+        let Some(Ok(state)) = &mut facts.state else { unreachable!("fit() has one") };
+        state.reflink = Err("Operation not supported".into());
+        report(&judge(&facts, &config), Form::Text)
+    };
+    let version = |api: &str| Version { version: "28.5.2".into(), api_version: api.into() };
+    let fit = with(Ok(version("1.51")));
+    assert!(fit.text.contains("Docker 28.5.2, API 1.51"), "{}", fit.text);
+    assert!(fit.text.ends_with("This host is fit: shops can be booted here.\n"), "{}", fit.text);
+    let old = with(Ok(version("1.9")));
+    assert!(!old.possible && old.text.contains("older than 1.41"), "{}", old.text);
+    let absent = with(Err("no Docker engine answers at /run/x".into()));
+    assert!(!absent.possible && absent.text.contains("systemctl enable --now docker"), "{}", absent.text);
+    assert!(absent.text.contains("unix:///var/run/docker.sock"), "{}", absent.text);
 }
 
 #[test]

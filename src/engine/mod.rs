@@ -3,7 +3,7 @@
 //! A driver makes one container out of a golden and ends it again. Three stand
 //! behind the port: [`criu`] restores a prepared snapshot by driving CRIU
 //! itself (the hot path), [`podman`] boots the golden image (the visible
-//! fallback), and a Docker engine where Podman is not wanted.
+//! fallback), and [`docker`] boots it where Podman is not wanted.
 //!
 //! Contract: `launch` leaves nothing behind when it fails; its error carries
 //! the phase and what the clean-up could not undo. `destroy` is idempotent,
@@ -13,7 +13,9 @@
 
 use std::fmt;
 
+pub mod cold;
 pub mod criu;
+pub mod docker;
 pub mod podman;
 
 use async_trait::async_trait;
@@ -164,6 +166,12 @@ pub trait ContainerEngine: Send + Sync + fmt::Debug {
     /// Removes what was made ahead; for the end of the daemon.
     async fn drain(&self) -> Vec<CleanupError> {
         Vec::new()
+    }
+
+    /// Whether the running program that this driver asks for its containers
+    /// answers; none for a driver that needs no such program.
+    async fn health(&self) -> Option<std::io::Result<()>> {
+        None
     }
 
     /// Makes and starts one container.

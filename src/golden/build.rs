@@ -3,8 +3,8 @@
 //! Called by `demo-multiplexer golden build`. Works where no container registry
 //! is reachable: the base is made with mmdebstrap from the machine's own apt
 //! mirror and imported. Steps and what a death leaves: a temporary directory
-//! below STATE_DIR/build, removed by the next build; images appear in Podman
-//! whole or not at all.
+//! below STATE_DIR/build, removed by the next build; images appear whole or not
+//! at all.
 //!
 //! Images are named by what they are made of, so an unchanged golden is not
 //! built again.
@@ -16,16 +16,20 @@ use std::process::Stdio;
 use tokio::process::Command;
 
 use super::apt;
+pub use super::images::Image;
+use super::images::{self, Images, ImagesError, Wanted};
 use super::recipe::{Base, Recipe};
 use super::source::{self, SourceError};
-use crate::engine::podman::cli::{self, PodmanError};
 
 /// A golden could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// Podman.
+    /// Podman or Docker.
     #[error("the golden's image cannot be built")]
-    Podman(#[from] PodmanError),
+    Images(#[from] ImagesError),
+    /// Neither says that it failed, and yet.
+    #[error("{0} was built and is not there")]
+    Vanished(String),
     /// The shop's release.
     #[error("the shop's release cannot be had")]
     Source(#[from] SourceError),
@@ -60,15 +64,8 @@ pub struct Build<'a> {
     pub source_setting: &'a str,
     /// Where temporary files go.
     pub state_dir: &'a Path,
-}
-
-/// A golden's image.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct Image {
-    /// Its name in Podman.
-    pub name: String,
-    /// Its id in Podman.
-    pub id: String,
+    /// Who builds and keeps images.
+    pub images: &'a Images,
 }
 
 /// Builds the image, or finds it built; `say` is told each step.
@@ -94,58 +91,37 @@ pub async fn build(build: &Build<'_>, say: &(dyn Fn(&str) + Sync)) -> Result<Ima
         hasher.update(source.fingerprint.as_bytes());
     }
     let hash = hasher.finalize().to_hex();
-    let name = format!("localhost/demo-multiplexer-golden-{}:{}", build.recipe.name, &hash[..12]);
-    if let Some(id) = cli::image_id(&name).await? {
+    let name = format!("{}:{}", images::repository(&build.recipe.name), &hash[..12]);
+    if let Some(id) = build.images.id(&name).await? {
         say(&format!("image {name} is built already"));
         return Ok(Image { name, id });
     }
-    let mut args: Vec<String> = ["build", "--network=none", "--pull=never", "--format=oci", "--layers=false"]
-        .map(str::to_owned)
-        .into();
-    if let Some(base) = &build.recipe.base {
-        args.push(format!("--build-arg=BASE={}", ensure_base(base, work.path(), say).await?));
-    }
+    let base = match &build.recipe.base {
+        Some(base) => Some(ensure_base(build.images, base, work.path(), say).await?),
+        None => None,
+    };
+    let mut mounts = Vec::new();
     for (path, inside) in
         [(common.as_deref(), "/golden-common"), (source.as_ref().map(|s| s.path.as_path()), "/golden-src")]
     {
         if let Some(path) = path {
-            let path = path.canonicalize().map_err(at("find", path))?;
-            args.push(format!("--volume={}:{inside}:ro", path.display()));
+            mounts.push((path.canonicalize().map_err(at("find", path))?, inside));
         }
     }
     say(&format!("installing {} into {name} (minutes)", build.recipe.title));
-    args.push(format!("--file={}", build.folder.join("Containerfile").display()));
-    args.push(format!("--tag={name}"));
-    args.push(build.folder.display().to_string());
-    cli::podman_long(&args).await?;
-    match cli::image_id(&name).await? {
+    let wanted = Wanted {
+        golden: &build.recipe.name,
+        folder: build.folder,
+        name: &name,
+        base: base.as_deref(),
+        mounts: &mounts,
+        work: work.path(),
+    };
+    build.images.build(&wanted).await?;
+    match build.images.id(&name).await? {
         Some(id) => Ok(Image { name, id }),
-        None => {
-            Err(PodmanError::Failed { verb: "build".into(), said: format!("{name} is not there") }.into())
-        }
+        None => Err(BuildError::Vanished(name)),
     }
-}
-
-/// The newest image built for a golden, whatever the recipe's folder says now.
-///
-/// # Errors
-/// [`PodmanError`].
-pub async fn newest(golden: &crate::id::GoldenName) -> Result<Option<Image>, PodmanError> {
-    let filter = format!("reference=localhost/demo-multiplexer-golden-{golden}");
-    let lines = cli::podman(&[
-        "images",
-        "--sort=created",
-        "--no-trunc",
-        "--format={{.Repository}}:{{.Tag}} {{.Id}}",
-        "--filter",
-        &filter,
-    ])
-    .await?;
-    Ok(lines
-        .lines()
-        .next()
-        .and_then(|line| line.split_once(' '))
-        .map(|(name, id)| Image { name: name.to_owned(), id: id.trim_start_matches("sha256:").to_owned() }))
 }
 
 fn tempdir(state_dir: &Path) -> Result<tempfile::TempDir, BuildError> {
@@ -185,9 +161,14 @@ fn base_name(base: &Base) -> String {
 }
 
 /// Makes the base image, or finds it made.
-async fn ensure_base(base: &Base, work: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<String, BuildError> {
+async fn ensure_base(
+    images: &Images,
+    base: &Base,
+    work: &Path,
+    say: &(dyn Fn(&str) + Sync),
+) -> Result<String, BuildError> {
     let name = base_name(base);
-    if cli::image_id(&name).await?.is_some() {
+    if images.id(&name).await?.is_some() {
         return Ok(name);
     }
     say(&format!("making the base system {name} from Debian {} (a minute or two)", base.suite));
@@ -208,7 +189,7 @@ async fn ensure_base(base: &Base, work: &Path, say: &(dyn Fn(&str) + Sync)) -> R
     if !status.success() {
         return Err(BuildError::Base(format!(", it ended with {status}")));
     }
-    let imported = cli::podman_long(&["import".as_ref(), archive.as_os_str(), name.as_ref()]).await;
+    let imported = images.import(&archive, &name).await;
     std::fs::remove_file(&archive).map_err(at("remove", &archive))?;
     imported?;
     Ok(name)

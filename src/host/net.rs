@@ -227,6 +227,33 @@ impl Network {
         known.execute().await.map_err(netlink("say who has an address"))
     }
 
+    /// Moves a slot's interface into the namespace that a container came with,
+    /// and sets it up there: not every engine lets a container join a namespace.
+    ///
+    /// # Errors
+    /// [`NetError::Step`]; the interface ends with the namespace it is in.
+    pub async fn move_into(
+        &self,
+        slot: BorrowedFd<'_>,
+        container: OwnedFd,
+        address: Ipv4Addr,
+    ) -> Result<(), NetError> {
+        let slot = slot.try_clone_to_owned().map_err(step("hold a network namespace"))?;
+        let prefix = self.subnet.prefix;
+        in_thread(move || {
+            enter(&container)?;
+            without_ipv6()?;
+            in_namespace(slot, async |handle| {
+                let eth0 = inside(&handle, "eth0").await?;
+                let target = container.as_raw_fd();
+                let moved = LinkMessageBuilder::<LinkUnspec>::new().index(eth0).setns_by_fd(target).build();
+                handle.link().set(moved).execute().await.map_err(netlink("move an interface"))
+            })?;
+            configure_namespace(container, address, prefix)
+        })
+        .await
+    }
+
     fn take(&self) -> Result<Lease, NetError> {
         let mut taken = lock(&self.taken);
         let last = (1_u32 << (32 - u32::from(self.subnet.prefix))) - 2;
@@ -372,6 +399,12 @@ pub async fn connect_in(netns: BorrowedFd<'_>, port: u16) -> io::Result<tokio::n
     }
 }
 
+/// The index of an interface that must be there.
+async fn inside(handle: &Handle, name: &str) -> Result<u32, NetError> {
+    let missing = || step("find an interface inside")(io::ErrorKind::NotFound.into());
+    index_of(handle, name).await?.ok_or_else(missing)
+}
+
 async fn index_of(handle: &Handle, name: &str) -> Result<Option<u32>, NetError> {
     let mut links = handle.link().get().match_name(name.to_owned()).execute();
     match links.try_next().await {
@@ -400,16 +433,21 @@ fn make_namespace() -> Result<OwnedFd, NetError> {
     // SAFETY: only this thread's namespace changes, and the thread ends after this.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
         .map_err(|error| step("make a network namespace")(error.into()))?;
-    // Without this the kernel gives link-local addresses and asks for routers.
-    match std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1") {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(step("turn IPv6 off in a network namespace")(error));
-        }
-        _ => {}
-    }
+    without_ipv6()?;
     std::fs::File::open("/proc/thread-self/ns/net")
         .map(OwnedFd::from)
         .map_err(step("hold a network namespace"))
+}
+
+/// Turns IPv6 off for interfaces to come in this thread's namespace: else the
+/// kernel gives them link-local addresses and asks for routers.
+fn without_ipv6() -> Result<(), NetError> {
+    match std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(step("turn IPv6 off in a network namespace")(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn enter(netns: &OwnedFd) -> Result<(), NetError> {
@@ -437,8 +475,7 @@ fn in_namespace<T>(
 
 fn configure_namespace(netns: OwnedFd, address: Ipv4Addr, prefix: u8) -> Result<(), NetError> {
     in_namespace(netns, async |handle| {
-        let missing = || step("find an interface inside")(io::ErrorKind::NotFound.into());
-        let eth0 = index_of(&handle, "eth0").await?.ok_or_else(missing)?;
+        let eth0 = inside(&handle, "eth0").await?;
         let add = handle.address().add(eth0, IpAddr::V4(address), prefix);
         add.execute().await.map_err(netlink("give an instance its address"))?;
         for index in [LOOPBACK, eth0] {

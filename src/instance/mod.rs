@@ -66,6 +66,18 @@ pub enum EngineKind {
     Docker,
 }
 
+impl EngineKind {
+    /// The word used in answers and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Criu => "criu",
+            Self::Podman => "podman",
+            Self::Docker => "docker",
+        }
+    }
+}
+
 /// What is needed to reach, watch and end a running container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {

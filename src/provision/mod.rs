@@ -54,7 +54,8 @@ pub struct GoldenRuntime {
     /// Shown to people.
     pub title: String,
     /// How it is restored, or why it cannot be: no snapshot, or none that fits
-    /// this host.
+    /// this host. In Docker mode, where nothing is restored and nothing is
+    /// fallen back to, the one way to boot it.
     pub restore: Result<Arc<dyn Make>, String>,
     /// How it is booted from the image; none when that is not possible.
     pub cold: Option<Arc<dyn Make>>,
@@ -65,6 +66,12 @@ impl GoldenRuntime {
     #[must_use]
     pub fn engines(&self) -> Vec<Arc<dyn ContainerEngine>> {
         self.restore.iter().chain(&self.cold).map(|maker| Arc::clone(maker.engine())).collect()
+    }
+
+    /// Whether any of its shops may be a booted one.
+    #[must_use]
+    pub fn may_be_booted(&self) -> bool {
+        self.engines().iter().any(|engine| engine.source() == Source::Cold)
     }
 }
 

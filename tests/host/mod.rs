@@ -11,6 +11,7 @@
 
 pub(crate) mod census;
 pub(crate) mod daemon;
+pub(crate) mod dockerd;
 pub(crate) mod golden;
 pub(crate) mod place;
 pub(crate) mod web;

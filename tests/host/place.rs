@@ -83,12 +83,34 @@ impl Place {
         Self::take(name, File::lock).await
     }
 
+    /// A place beside others without the frozen golden. None as above.
+    pub(crate) async fn without_golden(name: &'static str) -> Option<Self> {
+        if !is_host() {
+            return None;
+        }
+        Some(Self::made(name, File::lock_shared).await)
+    }
+
+    /// A place while no other test has one, without the frozen golden. None as above.
+    pub(crate) async fn alone_without_golden(name: &'static str) -> Option<Self> {
+        if !is_host() {
+            return None;
+        }
+        Some(Self::made(name, File::lock).await)
+    }
+
     async fn take(name: &'static str, turn: fn(&File) -> std::io::Result<()>) -> Option<Self> {
         if !is_host() {
             return None;
         }
         // Before the turn: whoever is alone shall not wait for an image to be built.
         golden::ensure().await;
+        let place = Self::made(name, turn).await;
+        golden::lend_prepared(&place.state_dir());
+        Some(place)
+    }
+
+    async fn made(name: &'static str, turn: fn(&File) -> std::io::Result<()>) -> Self {
         let taken = tokio::task::spawn_blocking(move || {
             let tests = tests_dir();
             let waiting = lock_file(&tests.join("turn"));
@@ -105,8 +127,7 @@ impl Place {
         // What a killed test left.
         place.clear();
         std::fs::create_dir_all(place.state_dir()).unwrap();
-        golden::lend_prepared(&place.state_dir());
-        Some(place)
+        place
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {

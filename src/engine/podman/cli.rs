@@ -198,6 +198,25 @@ pub async fn image_id(name: &str) -> Result<Option<String>, PodmanError> {
     }
 }
 
+/// Name and id of the newest image of a repository; none when it has none.
+///
+/// # Errors
+/// [`PodmanError`].
+pub async fn newest_image(repository: &str) -> Result<Option<(String, String)>, PodmanError> {
+    let filter = format!("reference={repository}");
+    let lines = podman(&[
+        "images",
+        "--sort=created",
+        "--no-trunc",
+        "--format={{.Repository}}:{{.Tag}} {{.Id}}",
+        "--filter",
+        &filter,
+    ])
+    .await?;
+    let newest = lines.lines().next().and_then(|line| line.split_once(' '));
+    Ok(newest.map(|(name, id)| (name.to_owned(), id.trim_start_matches("sha256:").to_owned())))
+}
+
 /// Where a container's overlay keeps what it changed.
 ///
 /// # Errors

@@ -5,9 +5,9 @@
 //!
 //! ```text
 //! slot      as in the restore driver                      undo: remove it
-//! restore   `podman run` in the slot's namespace, then
-//!           wait until the front page is right            undo: `podman rm --force`
-//! adopt     name the process by pid and start time        undo: the same
+//! restore   `podman run` in the slot's namespace, name the
+//!           process by pid and start time, then wait until
+//!           the front page is right                       undo: `podman rm --force`
 //! ```
 
 pub mod cli;
@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 
 pub use self::cli::PodmanError;
+use super::cold::{BootError, Booting, Ready};
 use super::{CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase};
 use crate::error::ErrorKind;
 use crate::golden::recipe::Recipe;
@@ -31,14 +32,8 @@ use crate::host::slots::{SlotError, Slots};
 use crate::id::InstanceId;
 use crate::instance::{Container, EngineKind, Source};
 
-/// How often a booting shop is asked whether it is up.
-const POLL: Duration = Duration::from_millis(5);
-
 /// Names of our containers: this and the instance id.
 const PREFIX: &str = "dm-";
-
-/// Asks a booting shop for its front page: whether it is up.
-pub type Ready = Arc<dyn Fn(SocketAddr) -> futures_util::future::BoxFuture<'static, bool> + Send + Sync>;
 
 /// Why a cold start failed.
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +48,8 @@ pub enum ColdStartError {
     #[error("the booted process cannot be found")]
     Process(#[source] io::Error),
     /// The shop did not come up.
-    #[error("the shop did not come up within {} s", .0.as_secs())]
-    Deadline(Duration),
+    #[error(transparent)]
+    Boot(BootError),
 }
 
 impl ColdStartError {
@@ -63,7 +58,7 @@ impl ColdStartError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Slot(error) => error.kind(),
-            Self::Podman(_) | Self::Process(_) | Self::Deadline(_) => ErrorKind::Unavailable,
+            Self::Podman(_) | Self::Process(_) | Self::Boot(_) => ErrorKind::Unavailable,
         }
     }
 }
@@ -127,16 +122,6 @@ impl PodmanEngine {
         cli::podman(&args).await.map_err(ColdStartError::Podman)?;
         cli::pid(&name).await.map_err(ColdStartError::Podman)
     }
-
-    async fn wait_until_up(&self, address: SocketAddr) -> Result<(), ColdStartError> {
-        let deadline = Duration::from_secs(self.recipe.ready.timeout_seconds);
-        let up = async {
-            while !(self.ready)(address).await {
-                tokio::time::sleep(POLL).await;
-            }
-        };
-        tokio::time::timeout(deadline, up).await.map_err(|_| ColdStartError::Deadline(deadline))
-    }
 }
 
 #[async_trait]
@@ -160,7 +145,7 @@ impl ContainerEngine for PodmanEngine {
     async fn launch(&self, id: &InstanceId) -> Result<Launched, LaunchError> {
         let begun = Instant::now();
         let mut phase = Phase::Slot;
-        let mut phases = Vec::with_capacity(3);
+        let mut phases = Vec::with_capacity(2);
         let result = async {
             let slot = self.slots.take(id).await.map_err(ColdStartError::Slot)?;
             phases.push((phase, begun.elapsed()));
@@ -169,11 +154,15 @@ impl ContainerEngine for PodmanEngine {
             // Podman opens the path once, while this process holds it.
             let netns = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), slot.netns.as_raw_fd()));
             let pid = self.boot(id, netns).await?;
-            let address = SocketAddr::from((slot.lease.address(), self.recipe.run.port));
-            self.wait_until_up(address).await?;
-            phases.push((phase, mark.elapsed()));
-            phase = Phase::Adopt;
             let start_ticks = process::start_ticks(pid).map_err(ColdStartError::Process)?;
+            let booting = Booting {
+                pid,
+                start_ticks,
+                address: SocketAddr::from((slot.lease.address(), self.recipe.run.port)),
+                within: Duration::from_secs(self.recipe.ready.timeout_seconds),
+            };
+            booting.until_up(&self.ready).await.map_err(ColdStartError::Boot)?;
+            phases.push((phase, mark.elapsed()));
             Ok::<_, ColdStartError>((slot, pid, start_ticks))
         };
         match result.await {
