@@ -23,6 +23,19 @@ help: ## print this
 demo: init build ## from nothing to a shop that answers: build, snapshot, serve, acquire one (PORT, PRESTASHOP_SRC, GOLDEN)
 	@podman/demo
 
+.PHONY: infra-up
+infra-up: init build ## start Valkey, NATS, MariaDB and Caddy for development, here or in the lab
+	@if tests/lab/needed; then tests/lab/up; fi
+	@host=$(ON_HOST); $$host podman/infra up
+
+.PHONY: infra-down
+infra-down: ## end them and remove their files
+	@host=$(ON_HOST); $$host podman/infra down
+
+.PHONY: dev
+dev: build ## serve on all of them and acquire one shop over HTTPS through Caddy (after infra-up; HTTPS_PORT=8443)
+	@STACK=full podman/demo
+
 .PHONY: init
 init: ## install what this machine lacks (apt-get or dnf)
 	@podman/host-packages
