@@ -175,11 +175,12 @@ impl App {
             provisioner: Arc::clone(&provisioner),
             pool: reconciler.status(),
             phase: phase.view(),
+            trusted_proxies: config.trusted_proxies.clone(),
             metrics: metrics::install(),
         });
         let edges = Edges {
             api,
-            proxy: Proxy::new(routes, public_face(&config)),
+            proxy: Proxy::new(routes, public_face(&config), config.trusted_proxies.clone()),
             base_domain: config.base_domain.as_str().into(),
         };
         Ok(Self { config, on_exit, lifecycle, provisioner, reconciler, reaper, listener, edges, phase, lock })

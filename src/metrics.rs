@@ -60,6 +60,10 @@ pub fn install() -> PrometheusHandle {
 fn describe() {
     describe_gauge!("demo_multiplexer_build_info", "1, labelled with the version");
     describe_counter!("demo_multiplexer_acquires_total", "Requests for an instance, by source and outcome");
+    describe_counter!(
+        "demo_multiplexer_rate_limited_total",
+        "Acquires refused because their client had had as many as it may, by window"
+    );
     describe_histogram!("demo_multiplexer_acquire_duration_seconds", "From request to answer, by source");
     describe_counter!(
         "demo_multiplexer_restores_total",
@@ -94,6 +98,11 @@ pub fn acquire_failed(golden: &GoldenName) {
     counter!("demo_multiplexer_acquires_total",
         "golden" => golden.to_string(), "source" => "none", "outcome" => Outcome::Failed.as_str())
     .increment(1);
+}
+
+/// A client was refused because this window is full for it.
+pub fn rate_limited(window: &'static str) {
+    counter!("demo_multiplexer_rate_limited_total", "window" => window).increment(1);
 }
 
 /// An instance was made, in these phases.

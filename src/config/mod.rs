@@ -14,10 +14,16 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+use crate::client::TrustedProxies;
+
 pub use self::settings::{SETTINGS, Setting};
 
 /// Names and raw values of settings, before they are checked.
 pub type Values = BTreeMap<String, String>;
+
+/// The largest limit: each counted acquire is kept while it counts, and a
+/// client that may have more needs none.
+const RATE_LIMIT_MAX: usize = 10_000;
 
 /// Which engine runs the containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +62,12 @@ pub struct Config {
     pub cold_start: ColdStart,
     /// Instances live at `<id>.<base_domain>`.
     pub base_domain: String,
+    /// The proxies whose word about their callers is taken.
+    pub trusted_proxies: TrustedProxies,
+    /// Acquires of one client in an hour at most; 0 is no limit.
+    pub rate_limit_hourly: u32,
+    /// The same in a day.
+    pub rate_limit_daily: u32,
     /// `http` or `https`, as visitors see it.
     pub public_scheme: String,
     /// The port visitors see; none when it is the scheme's own.
@@ -232,6 +244,10 @@ impl Reader<'_> {
         n
     }
 
+    fn limit(&mut self, name: &str) -> u32 {
+        u32::try_from(self.number(name, 0..=RATE_LIMIT_MAX)).unwrap_or(0)
+    }
+
     fn duration(&mut self, name: &str) -> SignedDuration {
         let text = self.text(name);
         match text.parse::<SignedDuration>() {
@@ -302,6 +318,10 @@ impl Config {
         if default_ttl > max_ttl {
             read.problems.push(format!("DEFAULT_TTL={default_ttl:#} is longer than MAX_TTL={max_ttl:#}"));
         }
+        let trusted_proxies = read.text("TRUSTED_PROXIES").parse().unwrap_or_else(|problem| {
+            read.problems.push(format!("TRUSTED_PROXIES: {problem}; further ones after a comma"));
+            TrustedProxies::default()
+        });
         let goldens: Vec<String> = read
             .text("GOLDEN")
             .split(',')
@@ -345,6 +365,9 @@ impl Config {
             cold_start: read
                 .choice("COLD_START", &[("allowed", ColdStart::Allowed), ("refused", ColdStart::Refused)]),
             base_domain,
+            trusted_proxies,
+            rate_limit_hourly: read.limit("RATE_LIMIT_HOURLY"),
+            rate_limit_daily: read.limit("RATE_LIMIT_DAILY"),
             public_scheme: public_scheme.to_owned(),
             public_port: public_port.filter(|port| *port != own_port),
             listen,
