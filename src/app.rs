@@ -39,6 +39,7 @@ use crate::route::RouteTable;
 use crate::shutdown::{Phase, PhaseSetter};
 use crate::store::StoreError;
 use crate::store::embedded::{EmbeddedStore, OpenStoreError};
+use crate::store::metered::MeteredStore;
 use crate::{metrics, notify};
 
 /// How long makings and other work under way may take on the way down. A
@@ -154,7 +155,7 @@ impl App {
         let (refill, reap) = (Nudge::default(), Nudge::default());
         let routes = Arc::new(RouteTable::default());
         let lifecycle = Arc::new(Lifecycle::new(Parts {
-            store: Arc::new(store),
+            store: Arc::new(MeteredStore::new(Arc::new(store))),
             routes: Arc::clone(&routes),
             goldens,
             max_instances: config.max_instances,

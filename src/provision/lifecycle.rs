@@ -273,6 +273,9 @@ impl Lifecycle {
             match self.store.update(ended).await {
                 Ok(ended) => {
                     self.events.changed(&ended);
+                    if ended.state == State::Expired && ended.is_due_at(Timestamp::now()) {
+                        metrics::lease_expired(&ended.golden);
+                    }
                     self.routes.remove(&id);
                     if instance.state == State::Ready {
                         self.refill.now();

@@ -2,7 +2,8 @@
 //!
 //! Every operation is atomic. A change names the generation it was based on; a
 //! stale writer is refused, not merged. The embedded store ([`embedded`]) is
-//! one file of this host; several daemons share a networked one.
+//! one file of this host; several daemons share a networked one. [`metered`]
+//! goes around either.
 //!
 //! Durability: when an operation has answered, the change survives the death
 //! of the daemon at the next instant. An admission survives with the next
@@ -12,6 +13,7 @@
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 pub mod embedded;
+pub mod metered;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -10,6 +10,7 @@ use redb::{Builder, StorageBackend};
 
 use super::*;
 use crate::store::conformance::{self, Fixture, at, claim, golden, instance};
+use crate::store::metered::MeteredStore;
 
 struct Files(tempfile::TempDir);
 
@@ -60,6 +61,25 @@ impl Fixture for Killed {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_embedded_store_conforms() {
     conformance::suite(&Files(tempfile::tempdir().unwrap())).await;
+}
+
+/// As [`Files`], with a meter around.
+struct Metered(Files);
+
+#[async_trait]
+impl Fixture for Metered {
+    async fn fresh(&self) -> Arc<dyn Store> {
+        Arc::new(MeteredStore::new(self.0.fresh().await))
+    }
+
+    async fn reopen(&self, store: Arc<dyn Store>) -> Arc<dyn Store> {
+        Arc::new(MeteredStore::new(self.0.reopen(store).await))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_metered_store_conforms_as_well() {
+    conformance::suite(&Metered(Files(tempfile::tempdir().unwrap()))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
