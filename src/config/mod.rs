@@ -92,6 +92,8 @@ pub struct Config {
     pub default_ttl: SignedDuration,
     /// The longest time an instance may live after it was handed out.
     pub max_ttl: SignedDuration,
+    /// The collector that traces are sent to.
+    pub otlp_url: Option<String>,
 }
 
 /// An IPv4 network.
@@ -259,6 +261,17 @@ impl Reader<'_> {
         }
     }
 
+    fn http_url(&mut self, name: &str) -> Option<String> {
+        let text = Some(self.text(name)).filter(|text| !text.is_empty())?;
+        let uri = text.parse::<http::Uri>().ok();
+        let whole = uri
+            .is_some_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.query().is_none());
+        if !whole {
+            self.problems.push(format!("{name}={text:?}: a URL such as http://127.0.0.1:4318, or empty"));
+        }
+        Some(text)
+    }
+
     fn choice<T: Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> T {
         let text = self.text(name);
         choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).unwrap_or_else(|| {
@@ -380,6 +393,7 @@ impl Config {
             cgroup_parent,
             default_ttl,
             max_ttl,
+            otlp_url: read.http_url("OTLP_URL"),
         };
         if read.problems.is_empty() { Ok(config) } else { Err(ConfigError { problems: read.problems }) }
     }

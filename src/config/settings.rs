@@ -76,5 +76,10 @@ pub const SETTINGS: &[Setting] = &[
         "Where the acquire, release, ls and extend commands find the daemon; empty takes LISTEN",
     ),
     setting("LOG_LEVEL", "info", "What is logged, in the form of tracing's EnvFilter"),
+    setting(
+        "OTLP_URL",
+        "",
+        "An OpenTelemetry collector that the daemon sends traces to, such as http://127.0.0.1:4318; empty sends none",
+    ),
     setting("LOG_FORMAT", "auto", "auto (text on a terminal, else json), text or json"),
 ];

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use tracing::Instrument as _;
 
 pub use self::cli::PodmanError;
 use super::{CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase};
@@ -162,18 +163,23 @@ impl ContainerEngine for PodmanEngine {
         let mut phase = Phase::Slot;
         let mut phases = Vec::with_capacity(3);
         let result = async {
-            let slot = self.slots.take(id).await.map_err(ColdStartError::Slot)?;
+            let slot = self.slots.take(id).instrument(phase.span()).await.map_err(ColdStartError::Slot)?;
             phases.push((phase, begun.elapsed()));
             phase = Phase::Restore;
             let mark = Instant::now();
             // Podman opens the path once, while this process holds it.
             let netns = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), slot.netns.as_raw_fd()));
-            let pid = self.boot(id, netns).await?;
             let address = SocketAddr::from((slot.lease.address(), self.recipe.run.port));
-            self.wait_until_up(address).await?;
+            let boot = async {
+                let pid = self.boot(id, netns).await?;
+                self.wait_until_up(address).await?;
+                Ok::<_, ColdStartError>(pid)
+            };
+            let pid = boot.instrument(phase.span()).await?;
             phases.push((phase, mark.elapsed()));
             phase = Phase::Adopt;
-            let start_ticks = process::start_ticks(pid).map_err(ColdStartError::Process)?;
+            let start_ticks =
+                phase.span().in_scope(|| process::start_ticks(pid)).map_err(ColdStartError::Process)?;
             Ok::<_, ColdStartError>((slot, pid, start_ticks))
         };
         match result.await {
