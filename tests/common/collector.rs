@@ -1,6 +1,9 @@
 //! An OpenTelemetry collector that keeps what it is sent: as much of OTLP's
 //! protobuf as tells spans, their parents and their attributes.
 
+// Each test binary uses its own part of this file.
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
