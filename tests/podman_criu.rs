@@ -225,6 +225,11 @@ async fn a_restore_is_traced_phase_by_phase() {
     let url = collector.url();
     let daemon = place.daemon(&[("OTLP_URL", &url)]).await;
     let restored = daemon.acquire("restore").await;
+    let metrics = daemon.get("/metrics").await;
+    for form in ["compressed", "raw"] {
+        let size = format!("demo_multiplexer_snapshot_size_bytes{{golden=\"wordpress\",form=\"{form}\"}} ");
+        assert!(metrics.text().contains(&size), "{}", metrics.text());
+    }
     daemon.stop().await;
     let spans = collector.spans();
     let made = making_of(&spans, restored.id());
