@@ -39,6 +39,7 @@ use crate::route::RouteTable;
 use crate::shutdown::{Phase, PhaseSetter};
 use crate::store::StoreError;
 use crate::store::embedded::{EmbeddedStore, OpenStoreError};
+use crate::store::metered::MeteredStore;
 use crate::{metrics, notify};
 
 /// How long makings and other work under way may take on the way down. A
@@ -154,7 +155,7 @@ impl App {
         let (refill, reap) = (Nudge::default(), Nudge::default());
         let routes = Arc::new(RouteTable::default());
         let lifecycle = Arc::new(Lifecycle::new(Parts {
-            store: Arc::new(store),
+            store: Arc::new(MeteredStore::new(Arc::new(store))),
             routes: Arc::clone(&routes),
             goldens,
             max_instances: config.max_instances,
@@ -175,11 +176,12 @@ impl App {
             provisioner: Arc::clone(&provisioner),
             pool: reconciler.status(),
             phase: phase.view(),
+            trusted_proxies: config.trusted_proxies.clone(),
             metrics: metrics::install(),
         });
         let edges = Edges {
             api,
-            proxy: Proxy::new(routes, public_face(&config)),
+            proxy: Proxy::new(routes, public_face(&config), config.trusted_proxies.clone()),
             base_domain: config.base_domain.as_str().into(),
         };
         Ok(Self { config, on_exit, lifecycle, provisioner, reconciler, reaper, listener, edges, phase, lock })

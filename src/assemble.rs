@@ -27,10 +27,11 @@ use crate::host::quota::Quota;
 use crate::host::slots::{Parts, Slots, make_private};
 use crate::id::GoldenName;
 use crate::identity::Supply;
+use crate::metrics;
 use crate::provision::GoldenRuntime;
 use crate::restore::{Make, Maker, probe};
 use crate::snapshot::catalog::Catalog;
-use crate::snapshot::manifest::{HostFacts, Manifest};
+use crate::snapshot::manifest::{Archive, HostFacts, Manifest};
 use crate::snapshot::prepare::{self, Prepared};
 
 /// One page of a booting shop; it is asked again at once.
@@ -239,6 +240,14 @@ async fn restored(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Re
             Err(error) => Err(Chain(&error).to_string()),
         },
     };
+    if let (Ok(_), Some(manifest)) = (&prepared, &newest) {
+        let sum = |size: fn(&Archive) -> u64| manifest.archives.values().map(size).sum();
+        metrics::snapshot_in_use(
+            &recipe.name,
+            sum(|archive| archive.bytes),
+            sum(|archive| archive.raw_bytes),
+        );
+    }
     let maker = |engine| -> Arc<dyn Make> {
         Arc::new(Maker::new(engine, Arc::clone(&recipe), Arc::clone(config), Arc::clone(&host.supply)))
     };

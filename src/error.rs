@@ -17,6 +17,8 @@ pub enum ErrorKind {
     Conflict,
     /// The instance existed and its time is over: 410.
     Gone,
+    /// The client has done this as often as it may: 429 with Retry-After.
+    Limited,
     /// No instance, address or slot is left for now: 503 with Retry-After.
     Exhausted,
     /// Something this service stands on does not answer: 503 with Retry-After.

@@ -5,7 +5,7 @@
 //! L3  api, proxy, pool::{reconciler, reaper} edges and workers
 //! L2  provision, checkpoint, restore, snapshot::{archive, catalog, prepare}   procedures
 //! L1  engine, store, route, host             ports with their adapters; the kernel
-//! L0  id, error, config, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
+//! L0  id, client, error, config, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
 //! ```
 //!
 //! Arrows point down only; adapters never import each other;
@@ -16,6 +16,7 @@ pub mod app;
 pub mod assemble;
 pub mod bench;
 pub mod checkpoint;
+pub mod client;
 pub mod commands;
 pub mod config;
 pub mod doctor;

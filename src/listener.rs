@@ -47,7 +47,7 @@ impl Edges {
     pub async fn answer(&self, request: http::Request<Body>, peer: SocketAddr) -> Response {
         let host = authority(request.uri(), request.headers()).to_owned();
         match target(&host, &self.base_domain) {
-            Target::Shop(label) => self.proxy.handle(request, label, &host, Some(peer.ip())).await,
+            Target::Shop(label) => self.proxy.handle(request, label, &host, peer.ip()).await,
             Target::Api => {
                 let mut request = request;
                 request.extensions_mut().insert(Peer(peer));

@@ -24,9 +24,18 @@ fn main() -> ExitCode {
         Ok(context) => context,
         Err(error) => return usage(&error),
     };
-    if let Err(error) = telemetry::start(context.value("LOG_LEVEL"), context.value("LOG_FORMAT")) {
-        return usage(&error);
-    }
+    // Only one provider is built in; without this the libraries would ask which.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let options = telemetry::Options {
+        level: context.value("LOG_LEVEL"),
+        format: context.value("LOG_FORMAT"),
+        // A command is over before its trace would be sent.
+        otlp_url: context.config.otlp_url.as_deref().filter(|_| invocation.serves()),
+    };
+    let telemetry = match telemetry::start(options) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return usage(&error),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -34,7 +43,9 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(invocation.run(context)) {
+    let ran = runtime.block_on(invocation.run(context));
+    telemetry.stop();
+    match ran {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");

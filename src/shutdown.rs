@@ -25,6 +25,9 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Starting, Self::Serving, Self::Draining, Self::Stopped];
+
     /// The word used in answers and logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, u8)] = &[
     // Pure, or used by every layer.
     ("id", 0),
+    ("client", 0),
     ("error", 0),
     ("config", 0),
     ("instance", 0),

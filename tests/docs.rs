@@ -7,11 +7,16 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use demo_multiplexer::config::{Config, SETTINGS, Values};
+use demo_multiplexer::metrics::families::FAMILIES;
 
-const BEGIN: &str = "<!-- settings: written by tests/docs.rs -->\n";
-const END: &str = "<!-- end of settings -->\n";
+/// Marks around a part of the README that is written here.
+const SETTINGS_MARKS: (&str, &str) =
+    ("<!-- settings: written by tests/docs.rs -->\n", "<!-- end of settings -->\n");
+const METRICS_MARKS: (&str, &str) =
+    ("<!-- metrics: written by tests/docs.rs -->\n", "<!-- end of metrics -->\n");
 
 /// Columns of a comment in `.env.example`.
 const WIDTH: usize = 100;
@@ -31,8 +36,31 @@ fn agree(name: &str, expected: &str) {
     }
     assert!(
         read(name) == expected,
-        "{name} is behind src/config/settings.rs: UPDATE_DOCS=1 cargo test --test docs"
+        "{name} is behind what the program says: UPDATE_DOCS=1 cargo test --test docs"
     );
+}
+
+/// One test at a time reads the README and writes it anew.
+static README: Mutex<()> = Mutex::new(());
+
+/// The README's part between the marks is this table.
+fn readme_has(marks: (&str, &str), table: &str) {
+    let _alone = README.lock().unwrap_or_else(PoisonError::into_inner);
+    let readme = read("README.md");
+    let (before, rest) = readme.split_once(marks.0).expect("README.md has the marker");
+    let (_, after) = rest.split_once(marks.1).expect("README.md has the end marker");
+    agree("README.md", &format!("{before}{}{table}{}{after}", marks.0, marks.1));
+}
+
+#[test]
+fn the_readme_has_every_metric() {
+    let mut table = String::from("| metric | kind | labels | what |\n|---|---|---|---|\n");
+    for family in FAMILIES {
+        let labels: Vec<String> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+        let (kind, labels) = (family.kind.as_str(), labels.join(" "));
+        writeln!(table, "| `{}` | {kind} | {labels} | {} |", family.name, family.help).unwrap();
+    }
+    readme_has(METRICS_MARKS, &table);
 }
 
 #[test]
@@ -44,10 +72,7 @@ fn the_readme_has_every_setting() {
         let help = setting.help.replace('|', "\\|").replace('<', "&lt;");
         writeln!(table, "| `{}` | {default} | {help} |", setting.name).unwrap();
     }
-    let readme = read("README.md");
-    let (before, rest) = readme.split_once(BEGIN).expect("README.md has the marker");
-    let (_, after) = rest.split_once(END).expect("README.md has the end marker");
-    agree("README.md", &format!("{before}{BEGIN}{table}{END}{after}"));
+    readme_has(SETTINGS_MARKS, &table);
 }
 
 #[test]

@@ -3,10 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "common/collector.rs"]
+mod collector;
 mod host;
 
 use std::collections::BTreeSet;
 
+use collector::{Collector, Span, below};
 use host::daemon::Shop;
 use host::{Place, golden};
 use serde_json::json;
@@ -213,4 +216,52 @@ async fn the_command_line_acquires_extends_lists_and_releases() {
     let said = place.cli(&["acquire", "--golden", "nowhere"]).await.refused();
     assert!(said.contains("golden \"nowhere\" is unknown; there are: wordpress"), "{said}");
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_restore_is_traced_phase_by_phase() {
+    let Some(place) = Place::beside_others("traced").await else { return };
+    let collector = Collector::start().await;
+    let url = collector.url();
+    let daemon = place.daemon(&[("OTLP_URL", &url)]).await;
+    let restored = daemon.acquire("restore").await;
+    let metrics = daemon.get("/metrics").await;
+    for form in ["compressed", "raw"] {
+        let size = format!("demo_multiplexer_snapshot_size_bytes{{golden=\"wordpress\",form=\"{form}\"}} ");
+        assert!(metrics.text().contains(&size), "{}", metrics.text());
+    }
+    daemon.stop().await;
+    let spans = collector.spans();
+    let made = making_of(&spans, restored.id());
+    let steps =
+        ["record", "restore slot", "restore restore", "restore adopt", "personalize", "route", "record"];
+    assert_eq!(steps_of(made, &spans), steps);
+    let acquire = spans.iter().find(|span| span.id == made.parent).expect("a client waited for it");
+    let request = spans.iter().find(|span| span.id == acquire.parent).expect("it asked over HTTP");
+    assert_eq!((acquire.name.as_str(), request.name.as_str()), ("acquire", "request"));
+
+    let daemon = place.daemon(&[("OTLP_URL", &url), ("POOL_TARGET_SIZE", "1")]).await;
+    daemon.pool_has(1).await;
+    let pooled = daemon.acquire("pool").await;
+    daemon.stop().await;
+    let spans = collector.spans();
+    let made = making_of(&spans, pooled.id());
+    assert!(made.parent.is_empty(), "nobody asked for it");
+    assert!(steps_of(made, &spans).contains(&"probe".to_owned()), "the pool looks at the first page");
+    let password = pooled.text("admin_password").as_bytes();
+    assert!(spans.iter().all(|span| !span.raw.windows(password.len()).any(|part| part == password)));
+}
+
+fn making_of<'a>(spans: &'a [Span], id: &str) -> &'a Span {
+    let made = |span: &&Span| span.name == "make" && span.attributes["instance_id"] == id;
+    spans.iter().find(made).unwrap_or_else(|| panic!("no making of {id}: {spans:#?}"))
+}
+
+/// The steps of a making in order, restores with their phase.
+fn steps_of(made: &Span, spans: &[Span]) -> Vec<String> {
+    let step = |span: &Span| match span.attributes.get("phase") {
+        Some(phase) => format!("{} {phase}", span.name),
+        None => span.name.clone(),
+    };
+    below(made, spans).into_iter().map(step).collect()
 }

@@ -49,7 +49,11 @@ async fn front() -> Front {
     let routes = Arc::new(RouteTable::default());
     let edges = Edges {
         api: Router::new().fallback(async || "the API"),
-        proxy: Proxy::new(Arc::clone(&routes), PublicFace { scheme: "https", port: 443 }),
+        proxy: Proxy::new(
+            Arc::clone(&routes),
+            PublicFace { scheme: "https", port: 443 },
+            "".parse().unwrap(),
+        ),
         base_domain: "demo.example".into(),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,8 +1,5 @@
 //! `/api/v1/demo`: acquire, list, show, extend, release.
 
-use std::net::IpAddr;
-
-use axum::Extension;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -11,9 +8,10 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::dto::{AcquireAnswer, AcquireBody, ExtendBody, InstanceAnswer, ListAnswer};
-use super::extract::{JsonBody, PathId};
+use super::extract::{Asker, JsonBody, PathId};
 use super::problem::Problem;
-use super::{ApiState, Peer};
+use super::{ApiState, limits};
+use crate::client::Client;
 use crate::error::ErrorKind;
 use crate::provision::errors::AcquireError;
 use crate::provision::ttl::{self, TtlError};
@@ -22,6 +20,7 @@ use crate::provision::{AcquireRequest, Handed};
 /// `POST /api/v1/demo/acquire`.
 pub(super) async fn acquire(
     State(api): State<ApiState>,
+    Asker(client): Asker,
     headers: HeaderMap,
     JsonBody(body): JsonBody<AcquireBody>,
 ) -> Result<Response, Problem> {
@@ -31,6 +30,7 @@ pub(super) async fn acquire(
         golden: body.golden,
         ttl: ttl.map_err(AcquireError::from)?,
         idempotency_key: key(&headers, body.idempotency_key)?,
+        client,
     };
     let acquired = api.provisioner.acquire(request).await?;
     let status = match acquired.handed {
@@ -40,7 +40,9 @@ pub(super) async fn acquire(
     let location = format!("/api/v1/demo/{}", acquired.instance.id);
     let answer =
         AcquireAnswer::of(&acquired).ok_or_else(|| Problem::of(ErrorKind::Bug, &AcquireError::Lost))?;
-    Ok((status, [(header::LOCATION, location)], Json(answer)).into_response())
+    let mut response = (status, [(header::LOCATION, location)], Json(answer)).into_response();
+    limits::tell(response.headers_mut(), &acquired.standings);
+    Ok(response)
 }
 
 /// The key of the header or of the body; both only if they agree.
@@ -61,23 +63,15 @@ fn key(headers: &HeaderMap, body: Option<String>) -> Result<Option<String>, Prob
 /// knows an instance's name can end it.
 pub(super) async fn list(
     State(api): State<ApiState>,
-    peer: Option<Extension<Peer>>,
-    headers: HeaderMap,
+    Asker(client): Asker,
 ) -> Result<Json<ListAnswer>, Problem> {
-    if !is_local(peer.map(|Extension(Peer(address))| address.ip()), &headers) {
+    if client != Client::Local {
         return Err(Problem::forbidden("the list of all instances is for this host's own clients"));
     }
     let now = Timestamp::now();
     let mut all = api.provisioner.lifecycle().store().list().await?;
     all.sort_by(|one, other| (one.created_at, &one.id).cmp(&(other.created_at, &other.id)));
     Ok(Json(ListAnswer { instances: all.iter().map(|instance| InstanceAnswer::of(instance, now)).collect() }))
-}
-
-/// Whether the client itself is on this host, and not a proxy for another one.
-fn is_local(peer: Option<IpAddr>, headers: &HeaderMap) -> bool {
-    let forwarded = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
-    peer.is_some_and(|ip| ip.to_canonical().is_loopback())
-        && !forwarded.iter().any(|name| headers.contains_key(*name))
 }
 
 /// `GET /api/v1/demo/{id}`.

@@ -1,6 +1,9 @@
 //! How requests are read: own extractors, so that whatever is wrong with a
 //! request is answered as every other error is.
 
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr};
+
 use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use http::HeaderMap;
@@ -9,6 +12,8 @@ use http::request::Parts;
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
+use super::{ApiState, Peer};
+use crate::client::Client;
 use crate::id::InstanceId;
 
 /// The largest body. The largest valid one is a few hundred bytes; an upload to
@@ -57,6 +62,21 @@ fn says_json(headers: &HeaderMap) -> bool {
     let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+/// Who asks.
+#[derive(Debug)]
+pub(super) struct Asker(pub(super) Client);
+
+impl FromRequestParts<ApiState> for Asker {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, api: &ApiState) -> Result<Self, Infallible> {
+        // Without a socket, as in some tests, it is nobody in particular.
+        let peer = parts.extensions.get::<Peer>().map(|peer| peer.0.ip());
+        let peer = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        Ok(Self(Client::of(peer, &parts.headers, &api.trusted_proxies)))
+    }
 }
 
 /// The instance that the path names.

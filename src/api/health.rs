@@ -133,6 +133,7 @@ pub(super) async fn prometheus(State(api): State<ApiState>) -> Result<Response, 
             counts.get(&state).copied().unwrap_or(0)
         });
     }
+    metrics::daemon_phase(*api.phase.borrow());
     metrics::instances_max(lifecycle.max_instances());
     let text = api.metrics.render();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())

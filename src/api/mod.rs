@@ -10,6 +10,7 @@ mod demo;
 mod dto;
 mod extract;
 mod health;
+mod limits;
 mod pool;
 pub mod problem;
 mod request;
@@ -24,6 +25,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
 use self::problem::Problem;
+use crate::client::TrustedProxies;
 use crate::pool::PoolStatus;
 use crate::provision::Provisioner;
 use crate::shutdown::Phase;
@@ -37,6 +39,8 @@ pub struct ApiState {
     pub pool: watch::Receiver<PoolStatus>,
     /// Where the daemon stands.
     pub phase: watch::Receiver<Phase>,
+    /// Whose word about their callers is taken.
+    pub trusted_proxies: TrustedProxies,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
 }

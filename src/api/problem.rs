@@ -11,8 +11,10 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 
+use super::limits;
 use crate::error::{Chain, ErrorKind};
 use crate::provision::errors::{AcquireError, LeaseError};
+use crate::provision::limits::{Standing, seconds};
 use crate::store::StoreError;
 
 /// When a place may be free again: instances end all the time.
@@ -33,6 +35,8 @@ pub struct Problem {
     /// For the log: the error with its sources.
     chain: Option<String>,
     retry_after: Option<u32>,
+    /// How the client stands in the limits, when that is why.
+    standings: Box<[Standing]>,
 }
 
 /// How a problem is logged.
@@ -60,6 +64,12 @@ fn face(kind: ErrorKind) -> Face {
         ErrorKind::NotFound => (StatusCode::NOT_FOUND, "not-found", "There is no such thing", None),
         ErrorKind::Conflict => (StatusCode::CONFLICT, "conflict", "Not possible in the present state", None),
         ErrorKind::Gone => (StatusCode::GONE, "gone", "The instance's time is over", None),
+        ErrorKind::Limited => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "limited",
+            "You have had as many instances as one client may",
+            None,
+        ),
         ErrorKind::Exhausted => (
             StatusCode::SERVICE_UNAVAILABLE,
             "exhausted",
@@ -102,6 +112,7 @@ impl Problem {
             detail,
             chain: Some(chain),
             retry_after: face.retry_after,
+            standings: Box::default(),
         }
     }
 
@@ -142,7 +153,15 @@ impl Problem {
     }
 
     fn plain(status: StatusCode, name: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, name, title, detail: detail.into(), chain: None, retry_after: None }
+        Self {
+            status,
+            name,
+            title,
+            detail: detail.into(),
+            chain: None,
+            retry_after: None,
+            standings: Box::default(),
+        }
     }
 
     /// How it is logged.
@@ -181,6 +200,7 @@ impl IntoResponse for Problem {
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        limits::tell(headers, &self.standings);
         response.extensions_mut().insert(self);
         response
     }
@@ -188,7 +208,13 @@ impl IntoResponse for Problem {
 
 impl From<AcquireError> for Problem {
     fn from(error: AcquireError) -> Self {
-        Self::of(error.kind(), &error)
+        let problem = Self::of(error.kind(), &error);
+        match error {
+            AcquireError::Limited { retry_after, standings } => {
+                Self { retry_after: Some(seconds(retry_after)), standings: standings.into(), ..problem }
+            }
+            _ => problem,
+        }
     }
 }
 

@@ -161,6 +161,12 @@ impl Invocation {
         Ok(Context { config, values, flags: self.flags.clone(), output: self.output })
     }
 
+    /// Whether it is the daemon.
+    #[must_use]
+    pub const fn serves(&self) -> bool {
+        matches!(self.command, Command::Serve(_))
+    }
+
     /// Runs the command.
     ///
     /// # Errors

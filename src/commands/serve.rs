@@ -9,6 +9,7 @@ use super::Context;
 use crate::app::{App, OnExit, StateLock};
 use crate::assemble::{self, Host};
 use crate::error::Chain;
+use crate::metrics;
 use crate::provision::GoldenRuntime;
 
 /// `serve`
@@ -25,6 +26,8 @@ impl Serve {
         // Before anything else, so that no signal finds a half-built daemon.
         let signals = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         tokio::spawn(on_signal(signals, stop.clone()));
+        // Before anything happens that counts.
+        metrics::install();
         let config = context.config;
         let lock = StateLock::take(&config)?;
         let host = Host::open(&config).await?;

@@ -15,10 +15,16 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+use crate::client::TrustedProxies;
+
 pub use self::settings::{SETTINGS, Setting};
 
 /// Names and raw values of settings, before they are checked.
 pub type Values = BTreeMap<String, String>;
+
+/// The largest limit: each counted acquire is kept while it counts, and a
+/// client that may have more needs none.
+const RATE_LIMIT_MAX: usize = 10_000;
 
 /// Which engine runs the containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +65,12 @@ pub struct Config {
     pub cold_start: ColdStart,
     /// Instances live at `<id>.<base_domain>`.
     pub base_domain: String,
+    /// The proxies whose word about their callers is taken.
+    pub trusted_proxies: TrustedProxies,
+    /// Acquires of one client in an hour at most; 0 is no limit.
+    pub rate_limit_hourly: u32,
+    /// The same in a day.
+    pub rate_limit_daily: u32,
     /// `http` or `https`, as visitors see it.
     pub public_scheme: String,
     /// The port visitors see; none when it is the scheme's own.
@@ -87,6 +99,8 @@ pub struct Config {
     pub default_ttl: SignedDuration,
     /// The longest time an instance may live after it was handed out.
     pub max_ttl: SignedDuration,
+    /// The collector that traces are sent to.
+    pub otlp_url: Option<String>,
 }
 
 /// An IPv4 network.
@@ -239,6 +253,10 @@ impl Reader<'_> {
         n
     }
 
+    fn limit(&mut self, name: &str) -> u32 {
+        u32::try_from(self.number(name, 0..=RATE_LIMIT_MAX)).unwrap_or(0)
+    }
+
     fn duration(&mut self, name: &str) -> SignedDuration {
         let text = self.text(name);
         match text.parse::<SignedDuration>() {
@@ -248,6 +266,17 @@ impl Reader<'_> {
                 SignedDuration::from_hours(1)
             }
         }
+    }
+
+    fn http_url(&mut self, name: &str) -> Option<String> {
+        let text = Some(self.text(name)).filter(|text| !text.is_empty())?;
+        let uri = text.parse::<http::Uri>().ok();
+        let whole = uri
+            .is_some_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.query().is_none());
+        if !whole {
+            self.problems.push(format!("{name}={text:?}: a URL such as http://127.0.0.1:4318, or empty"));
+        }
+        Some(text)
     }
 
     fn choice<T: Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> T {
@@ -309,6 +338,10 @@ impl Config {
         if default_ttl > max_ttl {
             read.problems.push(format!("DEFAULT_TTL={default_ttl:#} is longer than MAX_TTL={max_ttl:#}"));
         }
+        let trusted_proxies = read.text("TRUSTED_PROXIES").parse().unwrap_or_else(|problem| {
+            read.problems.push(format!("TRUSTED_PROXIES: {problem}; further ones after a comma"));
+            TrustedProxies::default()
+        });
         let goldens: Vec<String> = read
             .text("GOLDEN")
             .split(',')
@@ -387,6 +420,9 @@ impl Config {
             docker_socket,
             cold_start,
             base_domain,
+            trusted_proxies,
+            rate_limit_hourly: read.limit("RATE_LIMIT_HOURLY"),
+            rate_limit_daily: read.limit("RATE_LIMIT_DAILY"),
             public_scheme: public_scheme.to_owned(),
             public_port: public_port.filter(|port| *port != own_port),
             listen,
@@ -401,6 +437,7 @@ impl Config {
             cgroup_parent,
             default_ttl,
             max_ttl,
+            otlp_url: read.http_url("OTLP_URL"),
         };
         if read.problems.is_empty() { Ok(config) } else { Err(ConfigError { problems: read.problems }) }
     }

@@ -43,6 +43,17 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("COLD_START", "allowed", "allowed or refused: boot the golden when it cannot be restored"),
     setting("BASE_DOMAIN", "localhost", "Instances live at <id>.<this>; *.localhost needs no DNS"),
+    setting(
+        "TRUSTED_PROXIES",
+        "127.0.0.0/8,::1/128",
+        "Proxies in front, as networks: the client is the last address of X-Forwarded-For that is none of them; empty trusts nobody",
+    ),
+    setting(
+        "RATE_LIMIT_HOURLY",
+        "10",
+        "Acquires of one client in an hour at most; 0 is no limit; clients on this host have none",
+    ),
+    setting("RATE_LIMIT_DAILY", "30", "The same in a day"),
     setting("PUBLIC_SCHEME", "http", "http or https, as visitors see it"),
     setting("PUBLIC_PORT", "", "The port visitors see; empty takes the one of LISTEN"),
     setting("LISTEN", "127.0.0.1:8080", "Where API and built-in proxy listen"),
@@ -76,5 +87,10 @@ pub const SETTINGS: &[Setting] = &[
         "Where the acquire, release, ls and extend commands find the daemon; empty takes LISTEN",
     ),
     setting("LOG_LEVEL", "info", "What is logged, in the form of tracing's EnvFilter"),
+    setting(
+        "OTLP_URL",
+        "",
+        "An OpenTelemetry collector that the daemon sends traces to, such as http://127.0.0.1:4318; empty sends none",
+    ),
     setting("LOG_FORMAT", "auto", "auto (text on a terminal, else json), text or json"),
 ];

@@ -69,6 +69,20 @@ impl Phase {
             Self::Record => "record",
         }
     }
+
+    /// The span of this phase, below that of the making it is part of.
+    #[must_use]
+    pub fn span(self) -> tracing::Span {
+        match self {
+            Self::Slot | Self::Restore | Self::Adopt => {
+                tracing::info_span!("restore", phase = self.as_str())
+            }
+            Self::Personalize => tracing::info_span!("personalize"),
+            Self::Probe => tracing::info_span!("probe"),
+            Self::Route => tracing::info_span!("route"),
+            Self::Record => tracing::info_span!("record"),
+        }
+    }
 }
 
 impl fmt::Display for Phase {

@@ -2,7 +2,7 @@
 //! of what is tried.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::oneshot;
@@ -11,7 +11,9 @@ use tracing::Instrument as _;
 use super::errors::{AcquireError, MakeError};
 use super::gate::Rank;
 use super::lifecycle::Order;
+use super::limits::Counted;
 use super::{AcquireRequest, Acquired, GoldenRuntime, Handed, Provisioner};
+use crate::client::Client;
 use crate::config::ColdStart;
 use crate::error::{Chain, ErrorKind};
 use crate::instance::{Instance, Source, State};
@@ -27,7 +29,16 @@ const KEY_MAX: usize = 255;
 struct Wish {
     golden: GoldenRuntime,
     ttl: jiff::SignedDuration,
+    /// The client's key, within what is this client's alone.
     key: Option<String>,
+    client: Client,
+}
+
+/// What became of it.
+struct Given {
+    instance: Instance,
+    handed: Handed,
+    counted: Option<Counted>,
 }
 
 /// Tells whether the client still waits.
@@ -76,7 +87,9 @@ impl Provisioner {
             return Err(AcquireError::Key);
         }
         let ttl = request.ttl.unwrap_or(self.terms.default_ttl);
-        Ok(Wish { golden, ttl, key: request.idempotency_key })
+        let client = request.client;
+        let key = request.idempotency_key.map(|key| format!("{} {key}", client.scope()));
+        Ok(Wish { golden, ttl, key, client })
     }
 
     /// The work of one acquire, which ends whether its client waits or not.
@@ -93,15 +106,20 @@ impl Provisioner {
         let answer = if client.is_closed() {
             return;
         } else {
-            self.obtain(&wish, &|| !client.is_closed()).await
+            self.serve(&wish, &|| !client.is_closed()).await
         };
         drop(turn);
         let took = began.elapsed();
-        let answer = match answer {
+        let (answer, counted) = match answer {
             // Nobody waited for it any more, and it went to the pool.
-            Ok((instance, _)) if instance.state != State::Assigned => return,
-            Ok((instance, handed)) => Ok(Acquired { instance, handed, took }),
-            Err(error) => Err(error),
+            Ok(given) if given.instance.state != State::Assigned => {
+                return self.untaken(took, given.counted).await;
+            }
+            Ok(Given { instance, handed, counted }) => {
+                let standings = counted.as_ref().map(|it| it.standings.clone()).unwrap_or_default();
+                (Ok(Acquired { instance, handed, took, standings }), counted)
+            }
+            Err(error) => (Err(error), None),
         };
         match &answer {
             Ok(Acquired { handed: Handed::Now(source), .. }) => {
@@ -116,6 +134,39 @@ impl Provisioner {
         {
             // Nobody knows its name, so nobody can come for it.
             self.put_back(unwanted.instance).await;
+            self.untaken(took, counted).await;
+        }
+    }
+
+    /// A client that hung up has had the work done; one that was told that it
+    /// takes too long has had nothing.
+    async fn untaken(&self, took: Duration, counted: Option<Counted>) {
+        if took >= self.terms.patience {
+            self.forgive(counted).await;
+        }
+    }
+
+    /// Answers what the key has already, else counts and gets one.
+    async fn serve(&self, wish: &Wish, waits: Waits<'_>) -> Result<Given, AcquireError> {
+        let now = Timestamp::now();
+        if let Some(key) = &wish.key
+            && let Some(held) = self.lifecycle.store.held(key, now).await.map_err(AcquireError::Store)?
+        {
+            let (instance, handed) = again(held, wish)?;
+            return Ok(Given { instance, handed, counted: None });
+        }
+        let counted = self.count(&wish.client, now).await?;
+        match self.obtain(wish, waits).await {
+            Ok((instance, handed @ Handed::Now(_))) => Ok(Given { instance, handed, counted }),
+            // Another daemon was quicker with the same key.
+            Ok((instance, handed @ Handed::Before)) => {
+                self.forgive(counted).await;
+                Ok(Given { instance, handed, counted: None })
+            }
+            Err(error) => {
+                self.forgive(counted).await;
+                Err(error)
+            }
         }
     }
 
@@ -179,10 +230,7 @@ impl Provisioner {
                 self.lifecycle.events.changed(&instance);
                 Ok(Some((instance, Handed::Now(Source::Pool))))
             }
-            Claimed::Again(instance) if instance.golden == wish.golden.name => {
-                Ok(Some((instance, Handed::Before)))
-            }
-            Claimed::Again(instance) => Err(AcquireError::KeyReused { golden: instance.golden }),
+            Claimed::Again(instance) => again(instance, wish).map(Some),
             Claimed::Empty => {
                 self.lifecycle.refill.now();
                 Ok(None)
@@ -239,6 +287,15 @@ impl Provisioner {
             tracing::warn!(instance_id = %id, error = %Chain(&error), "instance not taken down yet");
             self.lifecycle.reap.now();
         }
+    }
+}
+
+/// What the key has already; a key is for one wish.
+fn again(held: Instance, wish: &Wish) -> Result<(Instance, Handed), AcquireError> {
+    if held.golden == wish.golden.name {
+        Ok((held, Handed::Before))
+    } else {
+        Err(AcquireError::KeyReused { golden: held.golden })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::limits::{Reached, Standing, seconds};
 use super::ttl::TtlError;
 use crate::engine::{DestroyError, LaunchError};
 use crate::error::{Chain, ErrorKind};
@@ -86,6 +87,18 @@ pub enum AcquireError {
         /// That instance's golden.
         golden: GoldenName,
     },
+    /// The client has had as many as it may.
+    #[error(
+        "this client has had as many instances as it may, {}: the next one in {:#}",
+        Reached(.standings),
+        SignedDuration::from_secs(seconds(*.retry_after).into())
+    )]
+    Limited {
+        /// Until it may have the next one.
+        retry_after: SignedDuration,
+        /// How it stands in each window.
+        standings: Vec<Standing>,
+    },
     /// Nothing is ready and there is no way to make one.
     #[error("no instance of {golden} is ready, and it cannot be made: {reason}")]
     NoWay {
@@ -139,6 +152,7 @@ impl AcquireError {
             Self::UnknownGolden { .. } | Self::Key => ErrorKind::Invalid,
             Self::Ttl(error) => error.kind(),
             Self::KeyReused { .. } => ErrorKind::Conflict,
+            Self::Limited { .. } => ErrorKind::Limited,
             Self::NoWay { .. } | Self::TooSlow { .. } | Self::Stopping => ErrorKind::Unavailable,
             Self::Make { source, .. } => source.kind(),
             Self::Neither { cold, .. } => cold.kind(),

@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use super::GoldenRuntime;
 use super::errors::{EndError, MakeError};
@@ -35,7 +36,7 @@ use super::events::Events;
 use super::gate::{Gate, Permit};
 use super::ledger::{Doing, Ledger};
 use super::tally::Tally;
-use crate::engine::{ContainerEngine, LaunchError};
+use crate::engine::{ContainerEngine, LaunchError, Phase};
 use crate::error::Chain;
 use crate::id::{GoldenName, InstanceId};
 use crate::instance::event::Happened;
@@ -152,10 +153,23 @@ impl Lifecycle {
             engine.unused(&id);
             return Err(MakeError::Full { max: self.ledger.max() });
         }
+        let source = engine.source().as_str();
+        let span = tracing::info_span!("make", instance_id = %id, golden = %order.golden, source);
+        self.make_in_place(id, order, hand_over).instrument(span).await
+    }
+
+    /// Makes the instance that has its place in the ledger.
+    async fn make_in_place(
+        &self,
+        id: InstanceId,
+        order: Order<'_>,
+        hand_over: impl FnOnce(&mut Instance) + Send,
+    ) -> Result<Instance, MakeError> {
+        let engine = order.maker.engine();
         let mut record = Instance::warming(id.clone(), order.golden.clone(), Timestamp::now());
         record.made_by = order.maker.engine().source();
         record.idempotency_key = order.idempotency_key;
-        let mut record = match self.store.insert(record).await {
+        let mut record = match self.store.insert(record).instrument(Phase::Record.span()).await {
             Ok(record) => record,
             Err(error) => {
                 self.ledger.forget(&id);
@@ -171,13 +185,13 @@ impl Lifecycle {
         metrics::made(order.golden, made.made_by, &made.phases);
         self.tally.made(order.golden, made.made_by);
         let upstream = SocketAddr::from((made.container.address, made.container.port));
-        self.routes.ensure(&id, upstream);
+        Phase::Route.span().in_scope(|| self.routes.ensure(&id, upstream));
         record.snapshot = made.snapshot;
         record.made_by = made.made_by;
         record.container = Some(made.container);
         record.access = Some(made.access);
         hand_over(&mut record);
-        let stored = self.store.update(record.clone()).await;
+        let stored = self.store.update(record.clone()).instrument(Phase::Record.span()).await;
         // Not before: a client that waited at the gate claims first, and shall
         // find this one.
         drop(order.permit);
@@ -273,6 +287,9 @@ impl Lifecycle {
             match self.store.update(ended).await {
                 Ok(ended) => {
                     self.events.changed(&ended);
+                    if ended.state == State::Expired && ended.is_due_at(Timestamp::now()) {
+                        metrics::lease_expired(&ended.golden);
+                    }
                     self.routes.remove(&id);
                     if instance.state == State::Ready {
                         self.refill.now();

@@ -4,7 +4,8 @@
 //! answer, the metrics and the log say which one it was:
 //!
 //! ```text
-//! key held -> the same instance again
+//! key held -> the same instance again, also for a client at its limit
+//!   (from here on the acquire is counted: limits)
 //! pool     -> one atomic claim in the store
 //! restore  -> made while the client waits (clients go before the pool)
 //! cold     -> booted while the client waits, if COLD_START allows
@@ -25,6 +26,7 @@ pub mod gate;
 mod lease;
 mod ledger;
 mod lifecycle;
+pub mod limits;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -39,7 +41,9 @@ use jiff::SignedDuration;
 pub use self::events::Events;
 pub use self::ledger::Doing;
 pub use self::lifecycle::{Ended, Lifecycle, Order, Parts};
+use self::limits::{Limits, Standing};
 pub use self::tally::{Failure, GoldenTally, Quantiles, Tally};
+use crate::client::Client;
 use crate::config::{ColdStart, Config};
 use crate::engine::ContainerEngine;
 use crate::id::GoldenName;
@@ -82,8 +86,11 @@ pub struct AcquireRequest {
     pub golden: Option<String>,
     /// For how long; none takes DEFAULT_TTL.
     pub ttl: Option<SignedDuration>,
-    /// The same key gets the same instance for as long as it lives.
+    /// The same key of the same client gets the same instance for as long as it
+    /// lives.
     pub idempotency_key: Option<String>,
+    /// Who asks.
+    pub client: Client,
 }
 
 /// What a client gets.
@@ -95,6 +102,8 @@ pub struct Acquired {
     pub handed: Handed,
     /// How long it took.
     pub took: Duration,
+    /// How the client stands in the limits, if this was counted.
+    pub standings: Vec<Standing>,
 }
 
 /// Whether this answer handed the instance over.
@@ -117,6 +126,8 @@ pub struct Terms {
     pub cold_start: ColdStart,
     /// How long a client waits at most; the work goes on after it.
     pub patience: Duration,
+    /// How often one client may acquire.
+    pub limits: Limits,
 }
 
 impl Terms {
@@ -131,6 +142,7 @@ impl Terms {
             max_ttl: config.max_ttl,
             cold_start: config.cold_start,
             patience: config.restore_deadline() * 2,
+            limits: Limits { hourly: config.rate_limit_hourly, daily: config.rate_limit_daily },
         }
     }
 }

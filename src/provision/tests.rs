@@ -41,8 +41,13 @@ fn world(max_instances: usize, cold_start: ColdStart) -> World {
         refill: Nudge::default(),
         reap: Nudge::default(),
     });
-    let terms =
-        Terms { default_ttl: MINUTE, max_ttl: MINUTE * 60, cold_start, patience: Duration::from_secs(10) };
+    let terms = Terms {
+        default_ttl: MINUTE,
+        max_ttl: MINUTE * 60,
+        cold_start,
+        patience: Duration::from_secs(10),
+        limits: Limits { hourly: 2, daily: 0 },
+    };
     let provisioner = Arc::new(Provisioner::new(Arc::new(lifecycle), terms));
     World { provisioner, store, routes, restore, cold, _dir: dir }
 }
@@ -318,4 +323,48 @@ async fn nothing_is_taken_in_while_stopping() {
     let world = world(4, ColdStart::Allowed);
     world.provisioner.stop_intake();
     assert!(matches!(world.acquire().await, Err(AcquireError::Stopping)));
+}
+
+/// A request of a client that has limits: two in an hour.
+fn remote() -> AcquireRequest {
+    let client = Client::Remote(crate::client::ClientKey::of_address([203, 0, 113, 5].into()));
+    AcquireRequest { client, ..AcquireRequest::default() }
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_is_counted_once_the_work_has_begun() {
+    let world = world(9, ColdStart::Refused);
+    world.restore.hold();
+    for attempt in 1..=2 {
+        let provisioner = Arc::clone(&world.provisioner);
+        let client = tokio::spawn(async move { provisioner.acquire(remote()).await });
+        eventually("the restore begins", async || (world.restore.attempts() == attempt).then_some(())).await;
+        client.abort();
+        let _ = client.await;
+    }
+    world.restore.let_go();
+    let error = world.provisioner.acquire(remote()).await.unwrap_err();
+    assert!(matches!(error, AcquireError::Limited { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_client_that_was_told_it_takes_too_long_is_not_counted() {
+    let world = world(9, ColdStart::Refused);
+    let terms = Terms { patience: Duration::from_millis(50), ..world.provisioner.terms() };
+    let hasty = Arc::new(Provisioner::new(Arc::clone(world.provisioner.lifecycle()), terms));
+    world.restore.hold();
+    // On a busy machine the work may not have begun within its patience.
+    while world.restore.attempts() < 2 {
+        let error = hasty.acquire(remote()).await.unwrap_err();
+        assert!(matches!(error, AcquireError::TooSlow { .. }), "{error}");
+    }
+    world.restore.let_go();
+    eventually("they go to the pool", async || {
+        let all = world.store.list().await.unwrap();
+        (all.iter().filter(|it| it.state == State::Ready).count() == 2).then_some(())
+    })
+    .await;
+    for _ in 0..2 {
+        world.provisioner.acquire(remote()).await.unwrap();
+    }
 }

@@ -2,7 +2,9 @@
 //!
 //! Host passes unchanged. What a client says about who forwarded its request is
 //! removed, since anybody can write it; what this proxy knows is written
-//! instead. Hop-by-hop headers, and those that Connection names, end here.
+//! instead: the client and the trusted proxies after it, and the scheme and port
+//! that the last of them names. Hop-by-hop headers, and those that Connection
+//! names, end here.
 
 use std::net::IpAddr;
 
@@ -11,6 +13,8 @@ use http::header::{
     TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::client::Hops;
 
 /// What visitors see of this service.
 #[derive(Debug, Clone)]
@@ -48,12 +52,8 @@ pub(super) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// Rewrites a request's headers for the upstream.
-pub(super) fn to_upstream(
-    headers: &mut HeaderMap,
-    host: &HeaderValue,
-    peer: Option<IpAddr>,
-    face: &PublicFace,
-) {
+pub(super) fn to_upstream(headers: &mut HeaderMap, host: &HeaderValue, hops: &Hops, face: &PublicFace) {
+    let (scheme, port) = seen_by_visitor(headers, hops, face);
     let upgrade = upgrade_of(headers);
     remove_hop_by_hop(headers);
     // The body is sent without waiting, and the client was answered by us.
@@ -65,17 +65,38 @@ pub(super) fn to_upstream(
     for name in claimed {
         headers.remove(name);
     }
-    if let Some(value) = peer.and_then(|peer| HeaderValue::from_str(&peer.to_canonical().to_string()).ok()) {
-        headers.insert(FORWARDED_FOR, value.clone());
-        headers.insert(REAL_IP, value);
+    let way: Vec<String> =
+        std::iter::once(&hops.client).chain(&hops.proxies).map(IpAddr::to_string).collect();
+    for (name, value) in [(FORWARDED_FOR, way.join(", ")), (REAL_IP, hops.client.to_string())] {
+        // Addresses only.
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.insert(name, value);
+        }
     }
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(face.scheme));
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    // Not the proxy's: the shop was found by this one.
     headers.insert(FORWARDED_HOST, host.clone());
-    headers.insert(FORWARDED_PORT, HeaderValue::from(face.port));
+    headers.insert(FORWARDED_PORT, HeaderValue::from(port));
     headers.insert(HOST, host.clone());
     if let Some(protocol) = upgrade {
         ask_for_upgrade(headers, protocol);
     }
+}
+
+/// Scheme and port in the visitor's address bar: as the trusted proxy says, else
+/// as the settings do.
+fn seen_by_visitor(headers: &HeaderMap, hops: &Hops, face: &PublicFace) -> (&'static str, u16) {
+    if hops.proxies.is_empty() {
+        return (face.scheme, face.port);
+    }
+    let said = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let (scheme, own_port) = match said(FORWARDED_PROTO) {
+        Some("https") => ("https", 443),
+        Some("http") => ("http", 80),
+        _ => (face.scheme, face.port),
+    };
+    let port = if scheme == face.scheme { face.port } else { own_port };
+    (scheme, said(FORWARDED_PORT).and_then(|port| port.parse().ok()).unwrap_or(port))
 }
 
 /// Rewrites an answer's headers for the visitor.
@@ -122,11 +143,53 @@ mod tests {
     }
 
     fn sent(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        sent_by("192.0.2.7", pairs)
+    }
+
+    fn sent_by(peer: &str, pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = map(pairs);
         let face = PublicFace { scheme: "https", port: 443 };
         let host = HeaderValue::from_static("abc.demo.example:8080");
-        to_upstream(&mut headers, &host, Some([192, 0, 2, 7].into()), &face);
+        let trusted = "10.0.0.0/24".parse().unwrap();
+        let hops = crate::client::hops(peer.parse().unwrap(), &headers, &trusted);
+        to_upstream(&mut headers, &host, &hops, &face);
         headers
+    }
+
+    #[test]
+    fn what_a_trusted_proxy_says_is_kept_and_extended() {
+        let headers = sent_by(
+            "10.0.0.1",
+            &[
+                ("x-forwarded-for", "6.6.6.6, 198.51.100.1, 10.0.0.9"),
+                ("x-forwarded-proto", "http"),
+                ("x-forwarded-port", "8080"),
+                ("x-forwarded-host", "elsewhere.example"),
+                ("x-real-ip", "6.6.6.6"),
+            ],
+        );
+        assert_eq!(
+            headers["x-forwarded-for"], "198.51.100.1, 10.0.0.9, 10.0.0.1",
+            "what the client wrote is not passed on, even so"
+        );
+        assert_eq!(headers["x-real-ip"], "198.51.100.1");
+        assert_eq!(
+            (&headers["x-forwarded-proto"], &headers["x-forwarded-port"]),
+            (&"http".parse().unwrap(), &"8080".parse().unwrap())
+        );
+        assert_eq!(headers["x-forwarded-host"], "abc.demo.example:8080");
+        for (proto, port, expected) in [("gopher", "x", ("https", "443")), ("http", "", ("http", "80"))] {
+            let headers = sent_by(
+                "10.0.0.1",
+                &[
+                    ("x-forwarded-for", "198.51.100.1"),
+                    ("x-forwarded-proto", proto),
+                    ("x-forwarded-port", port),
+                ],
+            );
+            assert_eq!(headers["x-forwarded-proto"], expected.0);
+            assert_eq!(headers["x-forwarded-port"], expected.1);
+        }
     }
 
     #[test]

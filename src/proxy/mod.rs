@@ -8,7 +8,8 @@
 //! unknown label 404   ended 410   no answer 502   else the shop's own answer
 //! ```
 //!
-//! Invariants: nothing a client writes about forwarding reaches a shop; no
+//! Invariants: nothing a client writes about forwarding reaches a shop, through
+//! trusted proxies or not; no
 //! connection outlives its instance ([`connect`]).
 
 mod connect;
@@ -32,6 +33,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use self::connect::Connector;
 pub use self::headers::PublicFace;
 use self::pages::Page;
+use crate::client::{TrustedProxies, hops};
 use crate::id::InstanceId;
 use crate::metrics;
 use crate::route::{Lookup, RouteTable};
@@ -49,43 +51,32 @@ const IDLE_PER_SHOP: usize = 8;
 pub struct Proxy {
     routes: Arc<RouteTable>,
     face: PublicFace,
+    trusted: TrustedProxies,
     client: Client<Connector, Body>,
 }
 
 impl Proxy {
     /// A proxy on these routes.
     #[must_use]
-    pub fn new(routes: Arc<RouteTable>, face: PublicFace) -> Self {
+    pub fn new(routes: Arc<RouteTable>, face: PublicFace, trusted: TrustedProxies) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(IDLE_PER_SHOP)
             .set_host(false)
             .build(Connector::new(Arc::clone(&routes)));
-        Self { routes, face, client }
+        Self { routes, face, trusted, client }
     }
 
     /// Answers a request to the shop with this label; `host` is the authority
     /// as the client wrote it.
-    pub async fn handle(
-        &self,
-        request: Request<Body>,
-        label: &str,
-        host: &str,
-        peer: Option<IpAddr>,
-    ) -> Response {
+    pub async fn handle(&self, request: Request<Body>, label: &str, host: &str, peer: IpAddr) -> Response {
         let response = self.answer(request, label, host, peer).await;
         metrics::proxied(response.status().as_u16());
         response
     }
 
-    async fn answer(
-        &self,
-        mut request: Request<Body>,
-        label: &str,
-        host: &str,
-        peer: Option<IpAddr>,
-    ) -> Response {
+    async fn answer(&self, mut request: Request<Body>, label: &str, host: &str, peer: IpAddr) -> Response {
         // With two Hosts the shop might read the other one.
         let one_host = request.headers().get_all(HOST).iter().count() <= 1;
         let Ok(host_value) = HeaderValue::from_str(host) else { return Page::BadRequest.answer(host) };
@@ -99,7 +90,8 @@ impl Proxy {
         };
         let wants_upgrade = headers::upgrade_of(request.headers()).is_some();
         let visitor = wants_upgrade.then(|| hyper::upgrade::on(&mut request));
-        headers::to_upstream(request.headers_mut(), &host_value, peer, &self.face);
+        let hops = hops(peer, request.headers(), &self.trusted);
+        headers::to_upstream(request.headers_mut(), &host_value, &hops, &self.face);
         *request.uri_mut() = upstream_uri(&route.id, request.uri());
         *request.version_mut() = Version::HTTP_11;
         match self.client.request(request).await {

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret as _;
+use tracing::Instrument as _;
 
 pub use self::port::Make;
 use self::values::Values;
@@ -136,11 +137,13 @@ impl Maker {
         phases: &mut Vec<(Phase, Duration)>,
     ) -> Result<Access, (Phase, UnfitError)> {
         let begun = Instant::now();
-        let access = self.personalize(id, container).await.map_err(|error| (Phase::Personalize, error))?;
+        let personalized = self.personalize(id, container).instrument(Phase::Personalize.span()).await;
+        let access = personalized.map_err(|error| (Phase::Personalize, error))?;
         phases.push((Phase::Personalize, begun.elapsed()));
         if first_page == FirstPage::Fetched {
             let begun = Instant::now();
-            self.probe(id, container).await.map_err(|error| (Phase::Probe, error))?;
+            let probed = self.probe(id, container).instrument(Phase::Probe.span()).await;
+            probed.map_err(|error| (Phase::Probe, error))?;
             phases.push((Phase::Probe, begun.elapsed()));
         }
         Ok(access)

@@ -2,21 +2,24 @@
 //!
 //! Every operation is atomic. A change names the generation it was based on; a
 //! stale writer is refused, not merged. The embedded store ([`embedded`]) is
-//! one file of this host; several daemons share a networked one.
+//! one file of this host; several daemons share a networked one. [`metered`]
+//! goes around either.
 //!
 //! Durability: when an operation has answered, the change survives the death
-//! of the daemon at the next instant. Cancel safety: a dropped call may or may
-//! not have taken effect, never half.
+//! of the daemon at the next instant. An admission survives with the next
+//! change after it, which is the record of what the client was admitted for.
+//! Cancel safety: a dropped call may or may not have taken effect, never half.
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 pub mod embedded;
+pub mod metered;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::error::ErrorKind;
 use crate::id::{GoldenName, InstanceId};
@@ -124,6 +127,51 @@ pub enum Claimed {
     Empty,
 }
 
+/// One sliding window of a client's acquires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// How long it is.
+    pub length: SignedDuration,
+    /// Acquires in it at most.
+    pub limit: u32,
+}
+
+/// What a window leaves a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    /// Acquires in the window at most.
+    pub limit: u32,
+    /// How many of them are left.
+    pub remaining: u32,
+    /// Until the oldest counted acquire leaves the window; zero when none is
+    /// counted.
+    pub resets_in: SignedDuration,
+}
+
+/// Whether a client may acquire; the allowances stand in the order of the
+/// windows asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// It may, and is counted.
+    Admitted {
+        /// Takes it back.
+        ticket: Ticket,
+        /// With this acquire counted.
+        allowances: Vec<Allowance>,
+    },
+    /// It may not, and is not counted.
+    Refused {
+        /// When every window has room again, if nobody else takes it.
+        retry_after: SignedDuration,
+        /// As they stand.
+        allowances: Vec<Allowance>,
+    },
+}
+
+/// Names one counted acquire of a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ticket(pub String);
+
 /// The port.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug {
@@ -143,6 +191,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// long as its instance is somebody's and not due at `claim.now`.
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError>;
 
+    /// Reads the instance that [`Store::claim`] would answer again under that
+    /// key.
+    async fn held(&self, key: &str, now: Timestamp) -> Result<Option<Instance>, StoreError> {
+        let all = self.list().await?;
+        Ok(all.into_iter().find(|instance| instance.is_held_under(key, now)))
+    }
+
     /// Forgets a record; absent is fine.
     async fn remove(&self, id: &InstanceId) -> Result<(), StoreError>;
 
@@ -155,6 +210,14 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Counts a golden's records by state, in O(states).
     async fn counts(&self, golden: &GoldenName) -> Result<BTreeMap<State, usize>, StoreError>;
+
+    /// Counts an acquire of `client` in all windows, or in none when one is
+    /// full; exact at any `now`, also under concurrency. What was counted at
+    /// `now - length` has just left the window.
+    async fn admit(&self, client: &str, windows: &[Window], now: Timestamp) -> Result<Admission, StoreError>;
+
+    /// Takes back a counted acquire that came to nothing; absent is fine.
+    async fn forgive(&self, client: &str, ticket: &Ticket) -> Result<(), StoreError>;
 
     /// Answers when the store works.
     async fn ping(&self) -> Result<(), StoreError>;

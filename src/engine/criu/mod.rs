@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use tracing::Instrument as _;
 
 use self::loaded::{Ahead, Loaded};
 use self::plan::{External, StandIn};
@@ -312,14 +313,17 @@ impl ContainerEngine for CriuEngine {
         let mut phase = Phase::Slot;
         let mut phases = Vec::with_capacity(3);
         let result = async {
-            let loaded = self.take(id).await?;
+            let loaded = self.take(id).instrument(phase.span()).await?;
             phases.push((phase, begun.elapsed()));
             phase = Phase::Restore;
             let mark = Instant::now();
-            let (slot, pid) = self.restore(loaded).await?;
+            let (slot, pid) = self.restore(loaded).instrument(phase.span()).await?;
             phases.push((phase, mark.elapsed()));
             phase = Phase::Adopt;
-            let start_ticks = process::start_ticks(pid).map_err(io_at("find the restored process"))?;
+            let start_ticks = phase
+                .span()
+                .in_scope(|| process::start_ticks(pid))
+                .map_err(io_at("find the restored process"))?;
             Ok::<_, RestoreError>((slot, pid, start_ticks))
         };
         match result.await {

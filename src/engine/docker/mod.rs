@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
+use tracing::Instrument as _;
 
 pub use self::api::{Docker, DockerError};
 use super::cold::{BootError, Booting, Ready};
@@ -272,11 +273,11 @@ impl ContainerEngine for DockerEngine {
         let (mut phase, mut left) = (Phase::Slot, Left::Nothing);
         let mut phases = Vec::with_capacity(2);
         let result = async {
-            let slot = self.slots.take(id).await.map_err(StartError::Slot)?;
+            let slot = self.slots.take(id).instrument(phase.span()).await.map_err(StartError::Slot)?;
             phases.push((phase, begun.elapsed()));
             phase = Phase::Restore;
             let mark = Instant::now();
-            let (pid, start_ticks) = self.boot(&slot, &mut left).await?;
+            let (pid, start_ticks) = self.boot(&slot, &mut left).instrument(phase.span()).await?;
             phases.push((phase, mark.elapsed()));
             Ok::<_, StartError>((slot, pid, start_ticks))
         };

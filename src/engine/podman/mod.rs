@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use tracing::Instrument as _;
 
 pub use self::cli::PodmanError;
 use super::cold::{BootError, Booting, Ready};
@@ -147,21 +148,22 @@ impl ContainerEngine for PodmanEngine {
         let mut phase = Phase::Slot;
         let mut phases = Vec::with_capacity(2);
         let result = async {
-            let slot = self.slots.take(id).await.map_err(ColdStartError::Slot)?;
+            let slot = self.slots.take(id).instrument(phase.span()).await.map_err(ColdStartError::Slot)?;
             phases.push((phase, begun.elapsed()));
             phase = Phase::Restore;
             let mark = Instant::now();
             // Podman opens the path once, while this process holds it.
             let netns = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), slot.netns.as_raw_fd()));
-            let pid = self.boot(id, netns).await?;
-            let start_ticks = process::start_ticks(pid).map_err(ColdStartError::Process)?;
-            let booting = Booting {
-                pid,
-                start_ticks,
-                address: SocketAddr::from((slot.lease.address(), self.recipe.run.port)),
-                within: Duration::from_secs(self.recipe.ready.timeout_seconds),
+            let address = SocketAddr::from((slot.lease.address(), self.recipe.run.port));
+            let boot = async {
+                let pid = self.boot(id, netns).await?;
+                let start_ticks = process::start_ticks(pid).map_err(ColdStartError::Process)?;
+                let within = Duration::from_secs(self.recipe.ready.timeout_seconds);
+                let booting = Booting { pid, start_ticks, address, within };
+                booting.until_up(&self.ready).await.map_err(ColdStartError::Boot)?;
+                Ok::<_, ColdStartError>((pid, start_ticks))
             };
-            booting.until_up(&self.ready).await.map_err(ColdStartError::Boot)?;
+            let (pid, start_ticks) = boot.instrument(phase.span()).await?;
             phases.push((phase, mark.elapsed()));
             Ok::<_, ColdStartError>((slot, pid, start_ticks))
         };

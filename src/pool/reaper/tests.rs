@@ -12,6 +12,7 @@ use crate::error::ErrorKind;
 use crate::instance::EngineKind;
 use crate::pool::adopt::{Found, adopt_all};
 use crate::pool::reconciler::{Reconciler, Target};
+use crate::provision::limits::Limits;
 use crate::provision::{AcquireRequest, Parts, Provisioner, Terms};
 use crate::route::RouteTable;
 use crate::store::Store;
@@ -44,6 +45,7 @@ fn daemon(dir: &Path, script: &Arc<Script>, max_instances: usize) -> World {
         max_ttl: SignedDuration::from_hours(1),
         cold_start: ColdStart::Refused,
         patience: Duration::from_secs(10),
+        limits: Limits::default(),
     };
     let provisioner = Arc::new(Provisioner::new(Arc::clone(&lifecycle), terms));
     World { lifecycle, provisioner, store, refill, reap }

@@ -27,6 +27,7 @@ use crate::config::ColdStart;
 use crate::error::Chain;
 use crate::id::GoldenName;
 use crate::instance::State;
+use crate::metrics;
 use crate::provision::errors::MakeError;
 use crate::provision::gate::Rank;
 use crate::provision::{GoldenRuntime, Lifecycle, Order};
@@ -114,11 +115,13 @@ impl Reconciler {
 
     /// One look at the world and what follows from it.
     pub(super) async fn pass(&mut self) {
+        let begun = Instant::now();
         match self.views().await {
             Ok(views) => self.act(&views).await,
             Err(error) => tracing::warn!(error = %Chain(&error), "pool not looked at"),
         }
         self.publish();
+        metrics::reconciled(begun.elapsed());
     }
 
     async fn views(&self) -> Result<Vec<View>, StoreError> {

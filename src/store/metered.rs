@@ -1,0 +1,87 @@
+//! A store that counts and times what it is asked; any store may be inside.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::{Admission, Claim, Claimed, Store, StoreError, Ticket, Window};
+use crate::id::{GoldenName, InstanceId};
+use crate::instance::{Instance, State};
+use crate::metrics;
+
+/// The store and its meter.
+#[derive(Debug)]
+pub struct MeteredStore(Arc<dyn Store>);
+
+impl MeteredStore {
+    /// Puts a meter around a store.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self(store)
+    }
+}
+
+/// Waits for one call and counts it.
+async fn metered<T>(
+    op: &'static str,
+    call: impl Future<Output = Result<T, StoreError>> + Send,
+) -> Result<T, StoreError> {
+    let begun = Instant::now();
+    let answer = call.await;
+    metrics::port_asked("store", op, answer.as_ref().err().map(StoreError::kind), begun.elapsed());
+    answer
+}
+
+#[async_trait]
+impl Store for MeteredStore {
+    async fn insert(&self, instance: Instance) -> Result<Instance, StoreError> {
+        metered("insert", self.0.insert(instance)).await
+    }
+
+    async fn get(&self, id: &InstanceId) -> Result<Option<Instance>, StoreError> {
+        metered("get", self.0.get(id)).await
+    }
+
+    async fn update(&self, instance: Instance) -> Result<Instance, StoreError> {
+        metered("update", self.0.update(instance)).await
+    }
+
+    async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+        metered("claim", self.0.claim(claim)).await
+    }
+
+    async fn held(&self, key: &str, now: Timestamp) -> Result<Option<Instance>, StoreError> {
+        metered("held", self.0.held(key, now)).await
+    }
+
+    async fn remove(&self, id: &InstanceId) -> Result<(), StoreError> {
+        metered("remove", self.0.remove(id)).await
+    }
+
+    async fn list(&self) -> Result<Vec<Instance>, StoreError> {
+        metered("list", self.0.list()).await
+    }
+
+    async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Instance>, StoreError> {
+        metered("due", self.0.due(now, limit)).await
+    }
+
+    async fn counts(&self, golden: &GoldenName) -> Result<BTreeMap<State, usize>, StoreError> {
+        metered("counts", self.0.counts(golden)).await
+    }
+
+    async fn admit(&self, client: &str, windows: &[Window], now: Timestamp) -> Result<Admission, StoreError> {
+        metered("admit", self.0.admit(client, windows, now)).await
+    }
+
+    async fn forgive(&self, client: &str, ticket: &Ticket) -> Result<(), StoreError> {
+        metered("forgive", self.0.forgive(client, ticket)).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        metered("ping", self.0.ping()).await
+    }
+}
