@@ -4,6 +4,7 @@
 //! [`SETTINGS`] is the one list of names, defaults and explanations: flags,
 //! `.env.example` and the README are checked against it.
 
+mod database;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+pub use self::database::{DatabaseMode, DatabaseServer};
 pub use self::settings::{SETTINGS, Setting};
 
 /// Names and raw values of settings, before they are checked.
@@ -54,6 +56,8 @@ pub struct Config {
     pub container_mode: ContainerMode,
     /// Whether a cold start is an acceptable last resort.
     pub cold_start: ColdStart,
+    /// The server that shops share; none when each brings its own.
+    pub database: Option<DatabaseServer>,
     /// Instances live at `<id>.<base_domain>`.
     pub base_domain: String,
     /// `http` or `https`, as visitors see it.
@@ -335,6 +339,19 @@ impl Config {
         if container_mode == ContainerMode::Docker {
             read.problems.push("CONTAINER_MODE=docker: not in this version, only podman".into());
         }
+        let mode = read.choice(
+            "DATABASE_MODE",
+            &[("bundled", DatabaseMode::Bundled), ("shared", DatabaseMode::Shared)],
+        );
+        let database = match mode {
+            DatabaseMode::Bundled => None,
+            DatabaseMode::Shared => {
+                let [url, file, prefix] =
+                    ["DATABASE_URL", "DATABASE_PASSWORD_FILE", "DATABASE_PREFIX"].map(|name| read.text(name));
+                let checked = DatabaseServer::check(&url, &file, &prefix, &state_dir);
+                checked.map_err(|problems| read.problems.extend(problems)).ok()
+            }
+        };
         let config = Self {
             goldens,
             pool_target_size: read.number("POOL_TARGET_SIZE", 0..=10_000),
@@ -344,6 +361,7 @@ impl Config {
             container_mode,
             cold_start: read
                 .choice("COLD_START", &[("allowed", ColdStart::Allowed), ("refused", ColdStart::Refused)]),
+            database,
             base_domain,
             public_scheme: public_scheme.to_owned(),
             public_port: public_port.filter(|port| *port != own_port),
@@ -367,6 +385,15 @@ impl Config {
         match self.public_port {
             Some(port) => format!("{label}.{}:{port}", self.base_domain),
             None => format!("{label}.{}", self.base_domain),
+        }
+    }
+
+    /// Where the shops' databases are.
+    #[must_use]
+    pub const fn database_mode(&self) -> DatabaseMode {
+        match self.database {
+            None => DatabaseMode::Bundled,
+            Some(_) => DatabaseMode::Shared,
         }
     }
 

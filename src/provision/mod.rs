@@ -4,6 +4,7 @@
 //! answer, the metrics and the log say which one it was:
 //!
 //! ```text
+//! (something that the shops stand on is down: refused, there is no use in any)
 //! key held -> the same instance again
 //! pool     -> one atomic claim in the store
 //! restore  -> made while the client waits (clients go before the pool)
@@ -65,6 +66,14 @@ impl GoldenRuntime {
     #[must_use]
     pub fn engines(&self) -> Vec<Arc<dyn ContainerEngine>> {
         self.restore.iter().chain(&self.cold).map(|maker| Arc::clone(maker.engine())).collect()
+    }
+
+    /// What its restored shops stand on and that does not answer now: its name,
+    /// and why.
+    #[must_use]
+    pub fn outage(&self) -> Option<(&'static str, String)> {
+        let dependency = self.restore.as_ref().ok()?.engine().dependency()?;
+        Some((dependency.name, dependency.outage?))
     }
 }
 

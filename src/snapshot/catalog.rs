@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::archive::{self, ArchiveError};
 use super::manifest::{Manifest, ManifestError, SIZE_MAX};
+use crate::config::DatabaseMode;
 use crate::error::ErrorKind;
 use crate::host::slots::make_private;
 use crate::id::{GoldenName, SnapshotId};
@@ -92,6 +93,11 @@ impl Entry {
         let id = self.id.as_str();
         id.rsplitn(3, '-').nth(2).unwrap_or(id)
     }
+
+    /// What only one snapshot is the newest of.
+    fn kind(&self) -> (&str, DatabaseMode) {
+        (self.golden(), self.manifest.as_ref().map(|manifest| manifest.database).unwrap_or_default())
+    }
 }
 
 /// The directory of snapshots.
@@ -151,14 +157,19 @@ impl Catalog {
         Manifest::parse(&bytes).map_err(|source| CatalogError::Manifest { id: id.clone(), source })
     }
 
-    /// The newest usable snapshot of a golden, if there is one.
+    /// The newest usable snapshot of a golden whose clones have their databases
+    /// there, if there is one.
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn newest(&self, golden: &GoldenName) -> Result<Option<Manifest>, CatalogError> {
+    pub fn newest(
+        &self,
+        golden: &GoldenName,
+        database: DatabaseMode,
+    ) -> Result<Option<Manifest>, CatalogError> {
         let usable = self.list()?.into_iter().filter_map(|entry| entry.manifest.ok());
         Ok(usable
-            .filter(|manifest| manifest.recipe.name == *golden)
+            .filter(|manifest| manifest.recipe.name == *golden && manifest.database == database)
             .max_by(|a, b| a.created_at.cmp(&b.created_at)))
     }
 
@@ -205,7 +216,7 @@ impl Catalog {
         Ok(Writer { target: self.path(&id), parent: self.dir.clone(), dir, _lock: lock, done: false })
     }
 
-    /// Removes all but the newest `keep` snapshots of each golden, those in
+    /// Removes all but the newest `keep` snapshots of each golden and place of its database, those in
     /// `in_use` aside; answers what was removed.
     ///
     /// # Errors
@@ -215,7 +226,7 @@ impl Catalog {
         let entries = self.list()?;
         for (position, entry) in entries.iter().enumerate() {
             let newer =
-                entries[position + 1..].iter().filter(|other| other.golden() == entry.golden()).count();
+                entries[position + 1..].iter().filter(|other| other.kind() == entry.kind()).count();
             if newer >= keep && !in_use.contains(&entry.id) {
                 self.remove(&entry.id)?;
                 removed.push(entry.id.clone());
@@ -309,7 +320,7 @@ mod tests {
         let manifest = write(&catalog, "2026-01-01T00:00:00Z");
         assert_eq!(catalog.list().unwrap().len(), 1);
         assert_eq!(catalog.verify(&manifest.id).unwrap(), manifest);
-        assert_eq!(catalog.newest(&manifest.recipe.name).unwrap(), Some(manifest));
+        assert_eq!(catalog.newest(&manifest.recipe.name, DatabaseMode::Bundled).unwrap(), Some(manifest));
     }
 
     #[test]
@@ -342,7 +353,7 @@ mod tests {
             .unwrap();
         let error = catalog.verify(&manifest.id).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
-        assert_eq!(catalog.newest(&manifest.recipe.name).unwrap(), None, "not chosen");
+        assert_eq!(catalog.newest(&manifest.recipe.name, DatabaseMode::Bundled).unwrap(), None, "not chosen");
         assert_eq!(catalog.list().unwrap().len(), 1, "but listed");
         let why = catalog.why_unusable(&manifest.recipe.name).unwrap().unwrap();
         assert_eq!(why.kind(), ErrorKind::Incompatible, "{why}");

@@ -110,7 +110,7 @@ fn write_recipe() {
     let path = recipes().join(NAME).join("golden.toml");
     let recipe = std::fs::read_to_string(&path).unwrap();
     let script = format!(
-        "cp /golden/admin-password {PASSWORD_FILE}; mariadb --user=root {NAME} --execute=\\\"\
+        "cp /golden/admin-password {PASSWORD_FILE}; /golden/database sql \\\"\
          CREATE TABLE before_the_checkpoint (id INT PRIMARY KEY, note VARCHAR(200)); \
          INSERT INTO before_the_checkpoint SELECT seq, REPEAT('x', 200) FROM seq_1_to_{ROWS};\\\""
     );
