@@ -2,7 +2,7 @@
 //! a snapshot's, from which clones are copied.
 //!
 //! ```text
-//! create -> user -> import -> user dropped -> comment says whose it is: whole
+//! create -> user -> import -> user locked out -> comment says whose it is: whole
 //! ```
 //!
 //! A death before the last step leaves a template without its comment: the next
@@ -124,10 +124,11 @@ impl Template {
             tracing::info!(snapshot_id = %self.snapshot, "template database is being made");
             self.server.remove(&name).await?;
             import(&self.server, &self.mover, &name, &self.dump).await?;
-            // Its content stays, nobody but the administrator comes in.
+            // Nobody but the administrator comes in. The user stays: what a view
+            // of nobody's says of itself cannot be made again elsewhere.
             let doing = "mark the template";
             let statements = [
-                format!("DROP USER {}@localhost", quoted(&name)),
+                format!("ALTER USER {}@localhost ACCOUNT LOCK", quoted(&name)),
                 format!("ALTER DATABASE {} COMMENT = '{}'", quoted(&name), self.snapshot),
             ];
             self.server

@@ -12,6 +12,7 @@
 pub(crate) mod census;
 pub(crate) mod daemon;
 pub(crate) mod golden;
+pub(crate) mod mariadb;
 pub(crate) mod place;
 pub(crate) mod web;
 

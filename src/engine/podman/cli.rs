@@ -177,7 +177,7 @@ pub fn run_args(spec: &RunSpec<'_>) -> Vec<String> {
         args.push(format!("--annotation=org.criu.config={}", config.display()));
     }
     if let (Some(host), Some(inside)) = (spec.database, run.socket_directory()) {
-        args.push(format!("--volume={}:{inside}:ro,rprivate", host.display()));
+        args.push(format!("--volume={}:{inside}:ro,rprivate,noexec,nosuid,nodev", host.display()));
         args.push("--env=DATABASE_MODE=shared".to_owned());
     }
     args.push(spec.image.to_owned());
