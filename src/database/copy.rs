@@ -69,11 +69,10 @@ struct Program {
 }
 
 impl Plan {
-    /// Reads a template.
-    pub(super) async fn read(connection: &mut Conn, template: &str) -> Result<Self, DatabaseError> {
+    /// Reads the template that is the connection's database: descriptions then
+    /// do not repeat its name.
+    pub(super) async fn read(connection: &mut Conn) -> Result<Self, DatabaseError> {
         let failed = refused("describe the template");
-        // Descriptions then do not repeat its name.
-        connection.query_drop(format!("USE {}", quoted(template))).await.map_err(&failed)?;
         let charset: Option<(String, String)> = connection
             .query_first(
                 "SELECT default_character_set_name, default_collation_name \

@@ -274,12 +274,17 @@ impl Server {
             connection.query_drop(format!("CREATE DATABASE {}", quoted(name))).await.map_err(refused(doing))
         })
         .await?;
-        Ok(OwnDatabase {
+        Ok(self.own(name))
+    }
+
+    /// Who a database's user is going to be, with a new password.
+    pub(super) fn own(&self, name: &str) -> OwnDatabase {
+        OwnDatabase {
             name: name.to_owned(),
             user: name.to_owned(),
             password: identity::alnum(PASSWORD_LEN).into(),
             socket: self.settings.socket.clone(),
-        })
+        }
     }
 
     /// Makes the user of a database, who may do everything in it and nothing

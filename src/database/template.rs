@@ -2,7 +2,7 @@
 //! a snapshot's, from which clones are copied.
 //!
 //! ```text
-//! create -> user -> import -> user locked out -> comment says whose it is: whole
+//! create -> user -> import -> described -> user locked out -> comment says whose it is: whole
 //! ```
 //!
 //! A death before the last step leaves a template without its comment: the next
@@ -123,26 +123,39 @@ impl Template {
         if !whole {
             tracing::info!(snapshot_id = %self.snapshot, "template database is being made");
             self.server.remove(&name).await?;
-            import(&self.server, &self.mover, &name, &self.dump).await?;
-            // Nobody but the administrator comes in. The user stays: what a view
-            // of nobody's says of itself cannot be made again elsewhere.
-            let doing = "mark the template";
-            let statements = [
-                format!("ALTER USER {}@localhost ACCOUNT LOCK", quoted(&name)),
-                format!("ALTER DATABASE {} COMMENT = '{}'", quoted(&name), self.snapshot),
-            ];
-            self.server
-                .ask(doing, async |connection| {
-                    for statement in statements {
-                        connection.query_drop(statement).await.map_err(refused(doing))?;
-                    }
-                    Ok(())
-                })
-                .await?;
+            let own = self.server.create(&name).await?;
+            self.server.let_in(&own).await?;
+            self.mover.import(&self.server, &own, &self.dump).await?;
         }
-        let doing = "describe the template";
-        let read = self.server.ask(doing, async |connection| Plan::read(connection, &name).await).await?;
+        let read = self.describe(&name).await?;
+        // Nobody but the administrator comes in; and now it is whole.
+        let doing = "mark the template";
+        let statements = [
+            format!("ALTER USER {}@localhost ACCOUNT LOCK", quoted(&name)),
+            format!("ALTER DATABASE {} COMMENT = '{}'", quoted(&name), self.snapshot),
+        ];
+        self.server
+            .ask(doing, async |connection| {
+                for statement in statements {
+                    connection.query_drop(statement).await.map_err(refused(doing))?;
+                }
+                Ok(())
+            })
+            .await?;
         Ok(Arc::clone(plan.insert(Arc::new(read))))
+    }
+
+    /// Reads how it is copied as the user who made all that is in it: a routine
+    /// is shown to nobody else.
+    async fn describe(&self, name: &str) -> Result<Plan, DatabaseError> {
+        let own = self.server.own(name);
+        self.server.let_in(&own).await?;
+        let mut connection = self.server.connect_as(&own).await?;
+        let doing = "describe the template";
+        let read = tokio::time::timeout(COPY_DEADLINE, Plan::read(&mut connection)).await;
+        let read = read.map_err(|_| DatabaseError::Deadline { doing, deadline: COPY_DEADLINE })?;
+        drop(connection.disconnect().await);
+        read
     }
 
     async fn is_whole(&self) -> Result<bool, DatabaseError> {
@@ -159,19 +172,6 @@ impl Template {
         let kept: Vec<String> = keep.iter().map(|snapshot| hashed(snapshot)).collect();
         drop_all(server, TEMPLATE, |rest| !kept.iter().any(|kept| kept == rest)).await
     }
-}
-
-/// Makes a database and its user and fills it from a dump.
-async fn import(
-    server: &Server,
-    mover: &Mover,
-    name: &str,
-    dump: &Path,
-) -> Result<OwnDatabase, DatabaseError> {
-    let own = server.create(name).await?;
-    server.let_in(&own).await?;
-    mover.import(server, &own, dump).await?;
-    Ok(own)
 }
 
 async fn drop_all(
@@ -211,9 +211,12 @@ impl Scratch {
         let name = server.name(&format!("{SCRATCH}{}", hashed(snapshot)));
         let made = async {
             mover.export_built(&dump).await?;
-            import(server, mover, &name, &dump).await
+            let own = server.create(&name).await?;
+            server.let_in(&own).await?;
+            mover.import(server, &own, &dump).await?;
+            Ok(own)
         };
-        let made = made.await;
+        let made: Result<_, DatabaseError> = made.await;
         let removed = match std::fs::remove_file(&dump) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             other => other.map_err(io_at("remove", &dump)),
