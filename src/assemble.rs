@@ -205,11 +205,7 @@ pub async fn golden(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::
 }
 
 /// The driver that restores a prepared snapshot.
-fn restorer(
-    prepared: &Prepared,
-    config: &Config,
-    host: &Host,
-) -> anyhow::Result<Arc<dyn ContainerEngine>> {
+fn restorer(prepared: &Prepared, config: &Config, host: &Host) -> anyhow::Result<Arc<dyn ContainerEngine>> {
     let recipe = &prepared.manifest.recipe;
     let mut source = prepared.source.clone();
     if let (Some(server), Some(inside)) = (&host.database, recipe.run.socket_directory()) {

@@ -67,7 +67,12 @@ async fn each_has_a_database_of_its_own(name: &'static str, kind: Kind) {
     assert!(!place.log().contains(&passwords[0]), "a password in the log");
 
     // What one writes is the one's alone.
-    sql(&place, &shops[0], "UPDATE wp_posts SET post_title = 'Changed by one' WHERE post_name = 'how-we-pack'").await;
+    sql(
+        &place,
+        &shops[0],
+        "UPDATE wp_posts SET post_title = 'Changed by one' WHERE post_name = 'how-we-pack'",
+    )
+    .await;
     assert!(shops[0].get("/how-we-pack/").await.text().contains("Changed by one"));
     assert!(!shops[1].get("/how-we-pack/").await.text().contains("Changed by one"));
 
@@ -121,7 +126,12 @@ async fn is_a_whole_shop(place: &Place, shop: &Shop) {
     assert!(browser.log_in(shop.text("admin_password")).await, "the password of the answer");
     let rows = sql(place, shop, "SELECT COUNT(*), SUM(LENGTH(note)) FROM before_the_checkpoint").await;
     assert!(rows.ends_with(&format!("{}\t{}", golden::ROWS, golden::ROWS * 200)), "{rows}");
-    let checked = place.inside(shop.id(), &["/golden/database", "sql", "CHECK TABLE wp_posts, wp_options, before_the_checkpoint EXTENDED"]).await;
+    let checked = place
+        .inside(
+            shop.id(),
+            &["/golden/database", "sql", "CHECK TABLE wp_posts, wp_options, before_the_checkpoint EXTENDED"],
+        )
+        .await;
     assert_eq!(checked.matches("\tstatus\tOK").count(), 3, "{checked}");
 }
 
@@ -206,10 +216,7 @@ async fn killing_the_server_under_load_loses_no_instance_and_all_answer_within_f
     server.go_on().await;
     let back = Instant::now();
     for shop in &shops {
-        eventually("the shop answers again", 5, async || {
-            same(&shop.get("/").await.status, &200)
-        })
-        .await;
+        eventually("the shop answers again", 5, async || same(&shop.get("/").await.status, &200)).await;
     }
     eventually("instances are handed out again", 5, async || {
         let reply = daemon.try_acquire(&json!({ "idempotency_key": "after" })).await;

@@ -1,9 +1,8 @@
 <?php
 // Takes what belongs to one shop alone out of its files. PrestaShop keeps its secrets and where its database is in
 // app/config/parameters.php, in a cached copy and compiled into its Symfony containers, and its address in cached pieces
-// of pages. Each place gets an
-// expression that reads the clone's own identity (keys.php). So a clone needs one small file rewritten, and everything
-// compiled and cached stays valid.
+// of pages. Each place gets an expression that reads the clone's own identity (keys.php). So a clone needs one small file
+// rewritten, and everything compiled and cached stays valid.
 //
 //   identity.php parameters SHOP   right after the installation, before anything is compiled
 //   identity.php cache SHOP        when everything is compiled and cached; does no harm a second time
@@ -55,12 +54,13 @@ function without_database(string $code): string
     // Doctrine's connection.
     $text = "'[^']*'";
     $code = preg_replace(
-        "/('dbname' => )$text(, 'host' => $text, 'port' => $text, 'user' => )$text(, 'password' => )$text/",
+        "/('dbname' => )$text(, 'user' => )$text(, 'password' => )$text/",
         "\$1\\INSTANCE['database']\$2\\INSTANCE['database_user']\$3\\INSTANCE['database_password']",
         $code,
     );
-    // Beside the shop it has a name like many other words; on a shared server one of its own.
-    if (INSTANCE['database_password'] !== '' && str_contains($code, INSTANCE['database'])) {
+    // On a shared server its name is like no other word; beside the shop it is, and only the key tells.
+    $shared = INSTANCE['database_password'] !== '';
+    if (str_contains($code, "'dbname' => '") || ($shared && str_contains($code, INSTANCE['database']))) {
         throw new RuntimeException('the database is named in a form not known');
     }
     return $code;

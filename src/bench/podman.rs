@@ -26,8 +26,16 @@ pub async fn cold(recipe: &Recipe, image: &str, devices: &Path) -> Result<Timing
     cli::remove(NAME).await?;
     let netns = net::lone_namespace().await?;
     let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd()));
-    let spec =
-        RunSpec { name: NAME, image, netns: &path, recipe, controllers: &[], devices, criu_config: None, database: None };
+    let spec = RunSpec {
+        name: NAME,
+        image,
+        netns: &path,
+        recipe,
+        controllers: &[],
+        devices,
+        criu_config: None,
+        database: None,
+    };
     let args = cli::run_args(&spec);
     let begun = Instant::now();
     let timing = async {

@@ -39,9 +39,7 @@ use crate::golden::recipe::Recipe;
 use crate::id::SnapshotId;
 use crate::snapshot::archive::{self, ArchiveError};
 use crate::snapshot::catalog::{Catalog, CatalogError};
-use crate::snapshot::manifest::{
-    self, DATABASE_ARCHIVE, FILES_ARCHIVE, MEMORY_ARCHIVE, Manifest,
-};
+use crate::snapshot::manifest::{self, DATABASE_ARCHIVE, FILES_ARCHIVE, MEMORY_ARCHIVE, Manifest};
 use crate::snapshot::prepare::{self, FactsError};
 
 /// The snapshot could not be taken; nothing of it is left.

@@ -51,7 +51,9 @@ impl Logs {
 /// The log files of a golden: from its newest snapshot, else from its recipe.
 fn log_files(context: &Context, golden: &str) -> anyhow::Result<Vec<String>> {
     let name = golden.parse()?;
-    if let Some(manifest) = Catalog::open(&context.config.snapshot_dir)?.newest(&name, context.config.database_mode())? {
+    if let Some(manifest) =
+        Catalog::open(&context.config.snapshot_dir)?.newest(&name, context.config.database_mode())?
+    {
         return Ok(manifest.recipe.run.logs);
     }
     Ok(Recipe::load(golden, &context.config.recipe_dir)?.1.run.logs)

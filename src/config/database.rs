@@ -119,7 +119,7 @@ struct Address {
 fn address(url: &str) -> Result<Address, String> {
     let rest = url.strip_prefix("mysql://").ok_or_else(|| format!("it is not of the form {FORM}"))?;
     let (login, place) = rest.rsplit_once('@').unwrap_or(("", rest));
-    let (host, query) = place.split_once("/?").unwrap_or((place.trim_end_matches('/'), ""));
+    let (host, query) = place.split_once("/?").unwrap_or_else(|| (place.trim_end_matches('/'), ""));
     let socket = match query.split('&').find_map(|pair| pair.strip_prefix("socket=")) {
         Some(socket) => decoded(socket)?,
         None if !matches!(host, "" | "localhost") => {

@@ -339,10 +339,8 @@ impl Config {
         if container_mode == ContainerMode::Docker {
             read.problems.push("CONTAINER_MODE=docker: not in this version, only podman".into());
         }
-        let mode = read.choice(
-            "DATABASE_MODE",
-            &[("bundled", DatabaseMode::Bundled), ("shared", DatabaseMode::Shared)],
-        );
+        let mode = read
+            .choice("DATABASE_MODE", &[("bundled", DatabaseMode::Bundled), ("shared", DatabaseMode::Shared)]);
         let database = match mode {
             DatabaseMode::Bundled => None,
             DatabaseMode::Shared => {

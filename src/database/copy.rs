@@ -83,8 +83,7 @@ impl Plan {
         let (charset, collation) = charset.unwrap_or_default();
         let mut plan =
             Self { database: format!("CHARACTER SET {charset} COLLATE {collation}"), ..Self::default() };
-        let all: Vec<(String, String)> =
-            connection.query("SHOW FULL TABLES").await.map_err(&failed)?;
+        let all: Vec<(String, String)> = connection.query("SHOW FULL TABLES").await.map_err(&failed)?;
         let mut columns: Vec<(String, String)> = connection
             .query(
                 "SELECT table_name, column_name FROM information_schema.columns \
@@ -117,7 +116,8 @@ impl Plan {
         }
         // Behind the functions that they may call.
         for name in views {
-            let create = column(connection, &format!("SHOW CREATE VIEW {}", quoted(&name)), "Create View").await?;
+            let create =
+                column(connection, &format!("SHOW CREATE VIEW {}", quoted(&name)), "Create View").await?;
             plan.programs.push(Program { sql_mode: None, create: without_definer(&create).into_owned() });
         }
         Ok(plan)
@@ -198,7 +198,8 @@ impl Program {
 
 /// One field of the one row that a statement answers; empty when it is not there.
 async fn column(connection: &mut Conn, statement: &str, field: &str) -> Result<String, DatabaseError> {
-    let row: Option<Row> = connection.query_first(statement).await.map_err(refused("describe the template"))?;
+    let row: Option<Row> =
+        connection.query_first(statement).await.map_err(refused("describe the template"))?;
     let value = row.and_then(|mut row| row.take_opt::<String, _>(field));
     Ok(value.and_then(Result::ok).unwrap_or_default())
 }
@@ -236,11 +237,9 @@ mod tests {
 
     #[test]
     fn a_description_loses_its_maker_and_nothing_else() {
-        let made = "CREATE DEFINER=`a ``b`@`localhost` TRIGGER `t` BEFORE INSERT ON `x` FOR EACH ROW SET @a = 1";
-        assert_eq!(
-            without_definer(made),
-            "CREATE TRIGGER `t` BEFORE INSERT ON `x` FOR EACH ROW SET @a = 1"
-        );
+        let made =
+            "CREATE DEFINER=`a ``b`@`localhost` TRIGGER `t` BEFORE INSERT ON `x` FOR EACH ROW SET @a = 1";
+        assert_eq!(without_definer(made), "CREATE TRIGGER `t` BEFORE INSERT ON `x` FOR EACH ROW SET @a = 1");
         let view = "CREATE ALGORITHM=UNDEFINED DEFINER=`r`@`%` SQL SECURITY DEFINER VIEW `v` AS select 1";
         assert_eq!(
             without_definer(view),

@@ -247,7 +247,10 @@ impl Server {
             self.ask("make a table", async |connection| {
                 let doing = "make a table";
                 let table = format!("{}.t", quoted(&name));
-                connection.query_drop(format!("CREATE TABLE {table} (n INT)")).await.map_err(refused(doing))?;
+                connection
+                    .query_drop(format!("CREATE TABLE {table} (n INT)"))
+                    .await
+                    .map_err(refused(doing))?;
                 let fill = format!("INSERT INTO {table} SELECT 1 FROM information_schema.schemata LIMIT 1");
                 connection.query_drop(fill).await.map_err(refused(doing))
             })

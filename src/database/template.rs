@@ -104,9 +104,9 @@ impl Template {
         *self.plan.lock().await = None;
         let statement = format!("ALTER DATABASE {} COMMENT = ''", quoted(&self.name()));
         let doing = "mark the template";
-        let marked = self.server.ask(doing, async |connection| {
-            connection.query_drop(statement).await.map_err(refused(doing))
-        });
+        let marked = self
+            .server
+            .ask(doing, async |connection| connection.query_drop(statement).await.map_err(refused(doing)));
         // It is not there at all, then.
         drop(marked.await);
     }
@@ -174,11 +174,7 @@ impl Template {
     }
 }
 
-async fn drop_all(
-    server: &Server,
-    kind: &str,
-    unwanted: impl Fn(&str) -> bool,
-) -> Result<(), DatabaseError> {
+async fn drop_all(server: &Server, kind: &str, unwanted: impl Fn(&str) -> bool) -> Result<(), DatabaseError> {
     for (name, _) in server.databases().await? {
         if name.strip_prefix(kind).is_some_and(&unwanted) {
             server.remove(&server.name(&name)).await?;

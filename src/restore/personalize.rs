@@ -15,8 +15,8 @@ use std::path::Path;
 
 use mysql_async::OptsBuilder;
 use mysql_async::prelude::Queryable as _;
-use secrecy::ExposeSecret as _;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, openat2, renameat, unlinkat};
+use secrecy::ExposeSecret as _;
 
 use super::values::{RenderError, Values};
 use crate::engine::OwnDatabase;

@@ -225,8 +225,7 @@ impl Catalog {
         let mut removed = Vec::new();
         let entries = self.list()?;
         for (position, entry) in entries.iter().enumerate() {
-            let newer =
-                entries[position + 1..].iter().filter(|other| other.kind() == entry.kind()).count();
+            let newer = entries[position + 1..].iter().filter(|other| other.kind() == entry.kind()).count();
             if newer >= keep && !in_use.contains(&entry.id) {
                 self.remove(&entry.id)?;
                 removed.push(entry.id.clone());

@@ -176,7 +176,10 @@ pub(super) mod tests {
     fn another_version_is_refused_before_its_fields_are_looked_at() {
         let error = Manifest::parse(br#"{"format_version": 3, "new": true}"#).unwrap_err();
         assert!(matches!(error, ManifestError::Version { found: 3 }));
-        assert!(matches!(Manifest::parse(br#"{"format_version": 0}"#), Err(ManifestError::Version { found: 0 })));
+        assert!(matches!(
+            Manifest::parse(br#"{"format_version": 0}"#),
+            Err(ManifestError::Version { found: 0 })
+        ));
         assert!(Manifest::parse(b"{").is_err());
         assert!(Manifest::parse(br#"{"format_version": 1}"#).is_err());
         assert!(Manifest::parse(br#"{"format_version": 99999999999999999999}"#).is_err());

@@ -218,7 +218,12 @@ impl ContainerEngine for ScriptedEngine {
             address: *state.upstream.ip(),
             port: state.upstream.port(),
         };
-        Ok(Launched { container, snapshot: None, database: None, phases: vec![(Phase::Restore, Duration::from_millis(1))] })
+        Ok(Launched {
+            container,
+            snapshot: None,
+            database: None,
+            phases: vec![(Phase::Restore, Duration::from_millis(1))],
+        })
     }
 
     async fn destroy(&self, id: &InstanceId, _: Option<&Container>) -> Result<(), DestroyError> {

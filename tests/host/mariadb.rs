@@ -42,7 +42,8 @@ impl MariaDb {
         let name = format!("dmux-test-mariadb-{name}");
         let mut server = Self { kind, name, dir, child: None };
         server.quietly("podman", &["rm", "--force", "--time=0", "--ignore", &server.name]);
-        let install = "--no-defaults --user=mysql --force --skip-test-db --auth-root-authentication-method=socket";
+        let install =
+            "--no-defaults --user=mysql --force --skip-test-db --auth-root-authentication-method=socket";
         match kind {
             Kind::Host => {
                 for sub in ["data", "run"] {
@@ -80,7 +81,9 @@ impl MariaDb {
             Kind::Host => {
                 let mut command = Command::new("mariadbd");
                 command.args(["--no-defaults", "--user=mysql", "--skip-networking"]);
-                for (option, path) in [("datadir", "data"), ("socket", "run/mysqld.sock"), ("log-error", "log")] {
+                for (option, path) in
+                    [("datadir", "data"), ("socket", "run/mysqld.sock"), ("log-error", "log")]
+                {
                     command.arg(format!("--{option}={}", self.dir.join(path).display()));
                 }
                 command.arg(format!("--pid-file={}", self.dir.join("data/pid").display()));
@@ -113,9 +116,10 @@ impl MariaDb {
         let reference = format!("reference=localhost/demo-multiplexer-golden-{}", golden::NAME);
         let images = run("podman", &["images", "--quiet", "--no-trunc", "--filter", &reference]).await.ok();
         let image = images.lines().next().expect("the golden's image").to_owned();
-        let mut args: Vec<String> = ["run", "--network=none", "--log-driver=none", "--entrypoint=", "--name", &self.name]
-            .map(str::to_owned)
-            .into();
+        let mut args: Vec<String> =
+            ["run", "--network=none", "--log-driver=none", "--entrypoint=", "--name", &self.name]
+                .map(str::to_owned)
+                .into();
         args.extend(more.iter().map(|arg| (*arg).to_owned()));
         for (sub, inside) in [("data", "/data"), ("run", "/run/mysqld")] {
             args.push(format!("--volume={}:{inside}", self.dir.join(sub).display()));
@@ -186,7 +190,8 @@ impl MariaDb {
             mysql_async::Value::Bytes(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             other => other.as_sql(true),
         };
-        let rows = rows.into_iter().map(|row| row.unwrap().into_iter().map(text).collect::<Vec<_>>().join("\t"));
+        let rows =
+            rows.into_iter().map(|row| row.unwrap().into_iter().map(text).collect::<Vec<_>>().join("\t"));
         let rows = rows.collect();
         connection.disconnect().await?;
         Ok(rows)
@@ -221,7 +226,7 @@ impl Drop for MariaDb {
 
 /// A program that tests of a shared server need beside those of all end-to-end tests.
 pub(crate) fn is_installed() -> bool {
-    let found = Path::new("/usr/sbin/mariadbd").exists();
+    let found = Path::new("/usr/sbin/mariadbd").is_file();
     let required = std::env::var("REQUIRE").is_ok_and(|names| names.split(',').any(|name| name == "mariadb"));
     let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
     assert!(found || !(required || ci), "these tests need mariadbd: install mariadb-server");

@@ -117,10 +117,8 @@ async fn run<S: AsRef<OsStr>>(
 ) -> Result<String, PodmanError> {
     let verb: Vec<_> = args.iter().take(2).map(|arg| arg.as_ref().to_string_lossy()).collect();
     let verb = verb.join(" ");
-    let child = command
-        .stderr(stderr)
-        .spawn()
-        .map_err(|source| PodmanError::Start { verb: verb.clone(), source })?;
+    let child =
+        command.stderr(stderr).spawn().map_err(|source| PodmanError::Start { verb: verb.clone(), source })?;
     let output = match tokio::time::timeout(deadline, child.wait_with_output()).await {
         Ok(output) => output.map_err(|source| PodmanError::Start { verb: verb.clone(), source })?,
         Err(_) => return Err(PodmanError::Start { verb, source: io::ErrorKind::TimedOut.into() }),
