@@ -151,7 +151,7 @@ async fn keys_views_triggers_counters_and_odd_rows_survive_the_way_into_a_clone(
     let settings = server.settings();
     let daemon = place.daemon(&with(&settings, &[])).await;
     let shop = daemon.acquire("restore").await;
-    let answer = async |statement: &str| sql(&place, &shop, &format!("{statement}")).await;
+    let answer = async |statement: &str| sql(&place, &shop, statement).await;
     let rows = answer("SELECT id, HEX(name), len FROM object_parent ORDER BY id").await;
     assert!(rows.ends_with("0\t5A6FEB\t3\n7\t736576656E\t5"), "{rows}");
     assert!(answer("SELECT name FROM object_a").await.ends_with("seven"));
