@@ -3,7 +3,7 @@
 //! ```text
 //! L4  main, commands, app                    name concrete adapters, wire them
 //! L3  api, proxy, pool::{reconciler, reaper} edges and workers
-//! L2  provision, checkpoint, restore, snapshot::{archive, catalog, prepare}   procedures
+//! L2  provision, checkpoint, restore, database, snapshot::{archive, catalog, prepare}   procedures
 //! L1  engine, store, route, host             ports with their adapters; the kernel
 //! L0  id, client, error, config, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
 //! ```
@@ -19,6 +19,7 @@ pub mod checkpoint;
 pub mod client;
 pub mod commands;
 pub mod config;
+pub mod database;
 pub mod doctor;
 pub mod engine;
 pub mod error;

@@ -37,6 +37,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("restore", 2),
     ("identity", 2),
     ("checkpoint", 2),
+    ("database", 2),
     ("snapshot", 2),
     ("golden::build", 2),
     ("golden::images", 2),
@@ -66,6 +67,8 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("restore", "snapshot", "a shop comes from a prepared snapshot"),
     ("checkpoint", "snapshot", "taking one is what a checkpoint is for"),
     ("checkpoint", "restore", "a golden is probed as its clones are"),
+    ("checkpoint", "database", "a golden is frozen with the database it is to have"),
+    ("database", "identity", "a user's password is random"),
     ("checkpoint", "golden::build", "a golden is built before it is frozen"),
 ];
 

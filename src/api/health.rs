@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::ApiState;
 use super::dto::ms;
 use super::problem::Problem;
+use crate::engine::Dependency;
 use crate::error::Chain;
 use crate::instance::State as InstanceState;
 use crate::metrics;
@@ -45,7 +46,8 @@ pub(super) async fn health(State(api): State<ApiState>) -> Response {
     let (store_up, store) = store_health(&api).await;
     let (engines_up, engines) = engine_health(&api).await;
     let (pools_well, pool) = pool_health(&api);
-    let (status, word) = match (store_up, phase, pools_well && engines_up) {
+    let (dependencies_up, dependencies) = dependencies_health(&api);
+    let (status, word) = match (store_up && dependencies_up, phase, pools_well && engines_up) {
         (false, ..) => (StatusCode::SERVICE_UNAVAILABLE, "down"),
         (_, Phase::Starting | Phase::Draining | Phase::Stopped, _) => {
             (StatusCode::SERVICE_UNAVAILABLE, phase.as_str())
@@ -53,7 +55,7 @@ pub(super) async fn health(State(api): State<ApiState>) -> Response {
         (true, Phase::Serving, false) => (StatusCode::OK, "degraded"),
         (true, Phase::Serving, true) => (StatusCode::OK, "ok"),
     };
-    let body = json!({
+    let mut body = json!({
         "status": word,
         "phase": phase.as_str(),
         "version": env!("CARGO_PKG_VERSION"),
@@ -61,6 +63,9 @@ pub(super) async fn health(State(api): State<ApiState>) -> Response {
         "engines": engines,
         "pool": pool,
     });
+    if let Some(body) = body.as_object_mut() {
+        body.extend(dependencies);
+    }
     (status, Json(body)).into_response()
 }
 
@@ -95,6 +100,24 @@ async fn engine_health(api: &ApiState) -> (bool, Value) {
         }
     }
     (all_up, Value::Object(engines))
+}
+
+/// What shops stand on beside the host, by its name.
+fn dependencies_health(api: &ApiState) -> (bool, serde_json::Map<String, Value>) {
+    let engines = api.provisioner.lifecycle().engines();
+    let mut all_up = true;
+    let entry = |dependency: Dependency| {
+        let entry = match dependency.outage {
+            None => json!({ "status": "ok" }),
+            Some(error) => {
+                all_up = false;
+                json!({ "status": "down", "error": error })
+            }
+        };
+        (dependency.name.to_owned(), entry)
+    };
+    let all = engines.iter().filter_map(|engine| engine.dependency()).map(entry).collect();
+    (all_up, all)
 }
 
 /// A golden is well when it can be restored and the pool's last attempt worked.

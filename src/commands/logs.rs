@@ -51,7 +51,7 @@ impl Logs {
 /// The log files of a golden: from its newest snapshot, else from its recipe.
 fn log_files(context: &Context, golden: &str) -> anyhow::Result<Vec<String>> {
     let name = golden.parse()?;
-    if let Some(manifest) = Catalog::of(&context.config)?.newest(&name)? {
+    if let Some(manifest) = Catalog::of(&context.config)?.newest(&name, context.config.database_mode())? {
         return Ok(manifest.recipe.run.logs);
     }
     Ok(Recipe::load(golden, &context.config.recipe_dir)?.1.run.logs)

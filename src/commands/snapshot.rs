@@ -8,7 +8,8 @@ use serde_json::json;
 use super::client::print_json;
 use super::progress::Progress;
 use super::{Context, Output, golden};
-use crate::checkpoint;
+use crate::checkpoint::{self, Checkpoint};
+use crate::database::{Server, Template};
 use crate::error::Chain;
 use crate::golden::recipe::Recipe;
 use crate::id::SnapshotId;
@@ -82,7 +83,7 @@ impl Snapshot {
                     }
                 }
             }
-            Verb::Prune { keep } => prune(context, &catalog, keep),
+            Verb::Prune { keep } => prune(context, &catalog, keep).await,
         }
     }
 }
@@ -96,7 +97,7 @@ async fn create(
     let (folder, recipe) = Recipe::load(context.golden(name), &context.config.recipe_dir)?;
     let image = golden::build_image(context, &folder, &recipe).await?;
     if if_missing
-        && let Some(newest) = catalog.newest(&recipe.name)?
+        && let Some(newest) = catalog.newest(&recipe.name, context.config.database_mode())?
         && newest.recipe == recipe
         && newest.image_id == image.id
         && crate::snapshot::compat::check(&newest.host, &prepare::host_facts().await?).is_ok()
@@ -105,9 +106,9 @@ async fn create(
     }
     let progress = Progress::start();
     let state_dir = &context.config.state_dir;
-    let manifest =
-        checkpoint::create(&recipe, &image, catalog, state_dir, &|step| progress.say(step)).await?;
-    Ok(manifest)
+    let server = context.config.database.clone().map(Server::open).transpose()?;
+    let from = Checkpoint { recipe: &recipe, image: &image, catalog, state_dir, server: server.as_ref() };
+    Ok(checkpoint::create(&from, &|step| progress.say(step)).await?)
 }
 
 fn print_manifest(context: &Context, manifest: &Manifest) -> anyhow::Result<()> {
@@ -175,13 +176,17 @@ fn verify(context: &Context, catalog: &Catalog, id: Option<SnapshotId>) -> anyho
     anyhow::bail!("damaged: {}; take them anew (`snapshot create`) and remove them", broken.join(", "))
 }
 
-fn prune(context: &Context, catalog: &Catalog, keep: usize) -> anyhow::Result<()> {
+async fn prune(context: &Context, catalog: &Catalog, keep: usize) -> anyhow::Result<()> {
     // A running daemon restores from what is prepared.
     let lock =
         crate::app::StateLock::take(&context.config).context("nothing is pruned while the daemon runs")?;
     let removed = catalog.prune(keep, &[])?;
     let kept: Vec<Manifest> = catalog.list()?.into_iter().filter_map(|entry| entry.manifest.ok()).collect();
     prepare::forget(&context.config.state_dir, &kept.iter().collect::<Vec<_>>())?;
+    if let Some(server) = context.config.database.clone() {
+        let ids: Vec<&SnapshotId> = kept.iter().map(|manifest| &manifest.id).collect();
+        Template::forget(&*Server::open(server)?, &ids).await?;
+    }
     drop(lock);
     if context.output == Output::Json {
         return print_json(&serde_json::to_value(&removed)?);

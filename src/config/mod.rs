@@ -4,6 +4,7 @@
 //! [`SETTINGS`] is the one list of names, defaults and explanations: flags,
 //! `.env.example` and the README are checked against it.
 
+mod database;
 mod settings;
 pub mod units;
 
@@ -15,9 +16,9 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
-use crate::client::TrustedProxies;
-
+pub use self::database::{DatabaseMode, DatabaseServer};
 pub use self::settings::{SETTINGS, Setting};
+use crate::client::TrustedProxies;
 
 /// Names and raw values of settings, before they are checked.
 pub type Values = BTreeMap<String, String>;
@@ -63,6 +64,8 @@ pub struct Config {
     pub docker_socket: PathBuf,
     /// Whether a cold start is an acceptable last resort.
     pub cold_start: ColdStart,
+    /// The server that shops share; none when each brings its own.
+    pub database: Option<DatabaseServer>,
     /// Instances live at `<id>.<base_domain>`.
     pub base_domain: String,
     /// The proxies whose word about their callers is taken.
@@ -410,6 +413,17 @@ impl Config {
                     .into(),
             );
         }
+        let mode = read
+            .choice("DATABASE_MODE", &[("bundled", DatabaseMode::Bundled), ("shared", DatabaseMode::Shared)]);
+        let database = match mode {
+            DatabaseMode::Bundled => None,
+            DatabaseMode::Shared => {
+                let [url, file, prefix] =
+                    ["DATABASE_URL", "DATABASE_PASSWORD_FILE", "DATABASE_PREFIX"].map(|name| read.text(name));
+                let checked = DatabaseServer::check(&url, &file, &prefix, &state_dir);
+                checked.map_err(|problems| read.problems.extend(problems)).ok()
+            }
+        };
         let config = Self {
             goldens,
             pool_target_size: read.number("POOL_TARGET_SIZE", 0..=10_000),
@@ -419,6 +433,7 @@ impl Config {
             container_mode,
             docker_socket,
             cold_start,
+            database,
             base_domain,
             trusted_proxies,
             rate_limit_hourly: read.limit("RATE_LIMIT_HOURLY"),
@@ -448,6 +463,15 @@ impl Config {
         match self.public_port {
             Some(port) => format!("{label}.{}:{port}", self.base_domain),
             None => format!("{label}.{}", self.base_domain),
+        }
+    }
+
+    /// Where the shops' databases are.
+    #[must_use]
+    pub const fn database_mode(&self) -> DatabaseMode {
+        match self.database {
+            None => DatabaseMode::Bundled,
+            Some(_) => DatabaseMode::Shared,
         }
     }
 

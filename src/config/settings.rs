@@ -42,6 +42,22 @@ pub const SETTINGS: &[Setting] = &[
         "The Docker engine of CONTAINER_MODE=docker: a unix socket of this host",
     ),
     setting("COLD_START", "allowed", "allowed or refused: boot the golden when it cannot be restored"),
+    setting(
+        "DATABASE_MODE",
+        "bundled",
+        "bundled: each shop has its own MariaDB, frozen with it; shared: a database of its own on one server",
+    ),
+    setting(
+        "DATABASE_URL",
+        "mysql://root@localhost/?socket=/run/mysqld/mysqld.sock",
+        "The shared server (MariaDB 10.11 or newer) and its administrator, mysql://USER:PASSWORD@localhost/?socket=PATH",
+    ),
+    setting("DATABASE_PASSWORD_FILE", "", "A file with that administrator's password"),
+    setting(
+        "DATABASE_PREFIX",
+        "",
+        "What this daemon's databases and users are named with; empty takes dmux_ and a hash of STATE_DIR",
+    ),
     setting("BASE_DOMAIN", "localhost", "Instances live at <id>.<this>; *.localhost needs no DNS"),
     setting(
         "TRUSTED_PROXIES",

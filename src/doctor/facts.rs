@@ -61,6 +61,9 @@ pub(super) struct Facts {
     pub(super) routes: Vec<Route>,
     /// `nft list tables`.
     pub(super) nftables: Answer,
+    /// The shared database server: its version, when all that a daemon asks of
+    /// it works.
+    pub(super) database: Tried<String>,
     /// LISTEN.
     pub(super) listen: Listen,
     /// Programs that building a golden takes and that are not there.

@@ -3,6 +3,7 @@
 //! One function a finding, in the order in which they are printed: what stands
 //! first is what the rest stands on.
 
+use super::database;
 use super::facts::{Answer, Bridge, Facts, Listen, StateDir};
 use super::trial::without_harmless;
 use super::{Finding, Status};
@@ -52,7 +53,7 @@ const SYS_RESOURCE: u8 = 24;
 /// Controllers with what is not limited when they are missing.
 const CONTROLLERS: &[&str] = &["memory", "pids", "cpu", "io"];
 
-fn ok(name: &'static str, seen: impl Into<String>) -> Finding {
+pub(super) fn ok(name: &'static str, seen: impl Into<String>) -> Finding {
     Finding { name, status: Status::Ok, seen: seen.into(), advice: None }
 }
 
@@ -60,7 +61,7 @@ fn warn(name: &'static str, seen: impl Into<String>, advice: impl Into<String>) 
     Finding { name, status: Status::Warn, seen: seen.into(), advice: Some(advice.into()) }
 }
 
-fn fail(name: &'static str, seen: impl Into<String>, advice: impl Into<String>) -> Finding {
+pub(super) fn fail(name: &'static str, seen: impl Into<String>, advice: impl Into<String>) -> Finding {
     Finding { name, status: Status::Fail, seen: seen.into(), advice: Some(advice.into()) }
 }
 
@@ -88,6 +89,7 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         network(facts),
         Some(bridge(facts, config)),
         Some(nftables(facts)),
+        database::judge(facts, config),
         Some(listen(facts, config)),
         Some(golden_tools(facts)),
         Some(recipes(facts, config)),

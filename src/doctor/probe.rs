@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
+use super::database;
 use super::docker;
 use super::facts::{Answer, Bridge, Facts, Listen, Runtime, StateDir, field, parse_routes};
 use super::packages::Family;
@@ -52,7 +53,7 @@ pub(super) async fn probe(config: &Config) -> Facts {
     let restores = docker.is_none();
     let criu = if restores { criu_version().await } else { Answer::Missing };
     let has_criu = matches!(criu, Answer::Said(_));
-    let (criu_check, userfaultfd, checkpoint, podman, runtime, network, nftables, listen) = tokio::join!(
+    let (criu_check, userfaultfd, checkpoint, podman, runtime, network, nftables, listen, database) = tokio::join!(
         ask_if(restores, "criu", &["check"]),
         ask_if(restores, "criu", &["check", "--feature", "uffd-noncoop"]),
         async { if root && has_criu { Some(trial::checkpoint().await) } else { None } },
@@ -63,6 +64,7 @@ pub(super) async fn probe(config: &Config) -> Facts {
         },
         ask("nft", &["list", "tables"]),
         listen(config.listen),
+        database::trial(config),
     );
     Facts {
         family: Family::of(&read("/etc/os-release")),
@@ -86,6 +88,7 @@ pub(super) async fn probe(config: &Config) -> Facts {
         bridge: bridge(&config.bridge_name),
         routes: parse_routes(&read("/proc/net/route")),
         nftables,
+        database,
         listen,
         tools_missing: TOOLS.iter().copied().filter(|tool| find_program(tool).is_none()).collect(),
         recipes_unread: recipes(config),

@@ -39,6 +39,7 @@ fn fit() -> Facts {
         bridge: Bridge::Absent,
         routes: vec![route("eth0", "0.0.0.0", 0), route("eth0", "192.168.1.0", 24)],
         nftables: Answer::Said(String::new()),
+        database: None,
         listen: Listen::Free,
         tools_missing: Vec::new(),
         recipes_unread: Vec::new(),

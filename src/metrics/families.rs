@@ -87,7 +87,7 @@ pub const FAMILIES: &[Family] = &[
         "demo_multiplexer_restore_phase_duration_seconds",
         Histogram,
         &["source", "phase"],
-        "One phase of making an instance: slot, restore, adopt, personalize, probe",
+        "One phase of making an instance: slot, database, restore, adopt, personalize, probe",
     ),
     family(
         "demo_multiplexer_restore_failures_total",

@@ -172,6 +172,11 @@ impl Provisioner {
 
     /// Takes the first way that works.
     async fn obtain(&self, wish: &Wish, waits: Waits<'_>) -> Result<(Instance, Handed), AcquireError> {
+        if let Some((dependency, reason)) = wish.golden.outage() {
+            // One from the pool would answer every page with an error.
+            let golden = wish.golden.name.clone();
+            return Err(AcquireError::Outage { golden, dependency, reason });
+        }
         if let Some(got) = self.claim(wish).await? {
             return Ok(got);
         }

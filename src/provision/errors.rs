@@ -107,6 +107,16 @@ pub enum AcquireError {
         /// Why it cannot be restored, and that no cold start is allowed.
         reason: String,
     },
+    /// What the shops stand on does not answer.
+    #[error("the shops of {golden} need the shared {dependency}, which is down: {reason}")]
+    Outage {
+        /// Of which golden.
+        golden: GoldenName,
+        /// Its name in `/health`.
+        dependency: &'static str,
+        /// Why it does not answer.
+        reason: String,
+    },
     /// Nothing was ready and making one failed.
     #[error("no instance of {golden} was ready and making one failed")]
     Make {
@@ -153,7 +163,9 @@ impl AcquireError {
             Self::Ttl(error) => error.kind(),
             Self::KeyReused { .. } => ErrorKind::Conflict,
             Self::Limited { .. } => ErrorKind::Limited,
-            Self::NoWay { .. } | Self::TooSlow { .. } | Self::Stopping => ErrorKind::Unavailable,
+            Self::NoWay { .. } | Self::Outage { .. } | Self::TooSlow { .. } | Self::Stopping => {
+                ErrorKind::Unavailable
+            }
             Self::Make { source, .. } => source.kind(),
             Self::Neither { cold, .. } => cold.kind(),
             Self::Store(error) => error.kind(),

@@ -4,6 +4,7 @@
 //! answer, the metrics and the log say which one it was:
 //!
 //! ```text
+//! (something that the shops stand on is down: refused, there is no use in any)
 //! key held -> the same instance again, also for a client at its limit
 //!   (from here on the acquire is counted: limits)
 //! pool     -> one atomic claim in the store
@@ -76,6 +77,14 @@ impl GoldenRuntime {
     #[must_use]
     pub fn may_be_booted(&self) -> bool {
         self.engines().iter().any(|engine| engine.source() == Source::Cold)
+    }
+
+    /// What its restored shops stand on and that does not answer now: its name,
+    /// and why.
+    #[must_use]
+    pub fn outage(&self) -> Option<(&'static str, String)> {
+        let dependency = self.restore.as_ref().ok()?.engine().dependency()?;
+        Some((dependency.name, dependency.outage?))
     }
 }
 

@@ -137,6 +137,19 @@ async fn a_refused_cold_start_is_an_error() {
 }
 
 #[tokio::test]
+async fn while_what_the_shops_stand_on_is_down_none_is_handed_out_and_none_is_lost() {
+    let world = world(4, ColdStart::Allowed);
+    let warm = world.warm().await;
+    world.restore.outage(Some("connection refused"));
+    let error = world.acquire().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("database, which is down: connection refused"), "{error}");
+    assert_eq!((world.restore.attempts(), world.cold.attempts()), (1, 0), "nothing is made either");
+    world.restore.outage(None);
+    assert_eq!(world.acquire().await.unwrap().instance.id, warm.id);
+}
+
+#[tokio::test]
 async fn a_failure_in_any_phase_leaves_nothing() {
     let world = world(4, ColdStart::Allowed);
     for phase in [Phase::Slot, Phase::Restore, Phase::Adopt, Phase::Personalize, Phase::Probe] {

@@ -16,8 +16,8 @@ use tokio::process::Command;
 use super::archive::{self, ArchiveError};
 use super::catalog::{Catalog, CatalogError};
 use super::compat::{self, Incompatible};
-use super::manifest::{FILES_ARCHIVE, HostFacts, MEMORY_ARCHIVE, Manifest};
-use crate::config::units;
+use super::manifest::{DATABASE_ARCHIVE, FILES_ARCHIVE, HostFacts, MEMORY_ARCHIVE, Manifest};
+use crate::config::{DatabaseMode, units};
 use crate::engine::criu::{self, RestoreSource, plan};
 use crate::engine::podman::cli::{self, PodmanError};
 use crate::error::ErrorKind;
@@ -31,6 +31,9 @@ pub const SPEC: &str = "config.json";
 
 /// CRIU's images in the memory archive.
 pub const IMAGES: &str = "images";
+
+/// The database as SQL, alone in its archive.
+pub const DUMP: &str = "database.sql";
 
 /// A snapshot could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +144,10 @@ pub struct Prepared {
     pub manifest: Arc<Manifest>,
     /// What the restore driver needs.
     pub source: RestoreSource,
+    /// The image's files.
+    pub image: PathBuf,
+    /// The database as SQL, of a snapshot whose clones share a server.
+    pub dump: PathBuf,
 }
 
 /// Prepares a snapshot, or finds it prepared.
@@ -172,8 +179,8 @@ pub async fn prepare(
             return Err(error);
         }
     }
-    let source = restore_source(&manifest, &dir, image, deadline)?;
-    Ok(Prepared { manifest: Arc::new(manifest), source })
+    let source = restore_source(&manifest, &dir, image.clone(), deadline)?;
+    Ok(Prepared { manifest: Arc::new(manifest), source, image, dump: dir.join(DUMP) })
 }
 
 /// Removes what a prepare that died has left.
@@ -190,7 +197,11 @@ fn unpack(archives: &Path, manifest: &Manifest, to: &Path) -> Result<(), Prepare
     let upper = to.join("upper");
     make_private(to).map_err(at("make", to))?;
     make_private(&upper).map_err(at("make", &upper))?;
-    for (name, into) in [(MEMORY_ARCHIVE, to), (FILES_ARCHIVE, &upper)] {
+    let mut archives_of = vec![(MEMORY_ARCHIVE, to), (FILES_ARCHIVE, upper.as_path())];
+    if manifest.database == DatabaseMode::Shared {
+        archives_of.push((DATABASE_ARCHIVE, to));
+    }
+    for (name, into) in archives_of {
         let archived = |source| PrepareError::Archive { id: manifest.id.clone(), source };
         let Some(expected) = manifest.archives.get(name) else {
             let missing = io::Error::other("the manifest does not name it");

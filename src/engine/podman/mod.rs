@@ -117,6 +117,8 @@ impl PodmanEngine {
             controllers: self.slots.cgroups().controllers(),
             devices: self.slots.devices(),
             criu_config: None,
+            // The image has a server of its own, whatever its snapshots share.
+            database: None,
         };
         let mut args = cli::run_args(&spec);
         args.insert(1, format!("--label={}", self.label()));
@@ -177,6 +179,7 @@ impl ContainerEngine for PodmanEngine {
                     port: self.recipe.run.port,
                 },
                 snapshot: None,
+                database: None,
                 phases,
             }),
             Err(error) => {

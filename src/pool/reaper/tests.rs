@@ -71,6 +71,20 @@ impl World {
 }
 
 #[tokio::test]
+async fn the_pool_waits_for_the_end_of_an_outage_and_counts_no_failure() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let mut reconciler = world.reconciler(1);
+    script.outage(Some("connection refused"));
+    reconciler.pass().await;
+    assert_eq!(script.attempts(), 0);
+    assert!(reconciler.status().borrow().values().all(|golden| golden.failures_in_a_row == 0));
+    script.outage(None);
+    reconciler.pass().await;
+    eventually("one is made", async || (script.attempts() == 1).then_some(())).await;
+}
+
+#[tokio::test]
 async fn an_instance_expires_without_a_visit() {
     let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
     let world = daemon(dir.path(), &script, 8);

@@ -130,7 +130,7 @@ impl Reconciler {
         for (index, golden) in self.lifecycle.goldens().iter().enumerate() {
             let counts = self.lifecycle.store().counts(&golden.name).await?;
             let attempts = match self.backoff.get(&index) {
-                _ if self.maker(golden).is_none() => Attempts::None,
+                _ if self.maker(golden).is_none() || golden.outage().is_some() => Attempts::None,
                 Some(backoff) if backoff.pause_at(now).is_some() => Attempts::None,
                 Some(backoff) if backoff.failures() > 0 => Attempts::One,
                 _ => Attempts::Free,
