@@ -76,7 +76,14 @@ fn describe() {
     describe_counter!("demo_multiplexer_reaped_total", "Instances taken down, by why");
     describe_counter!("demo_multiplexer_cleanup_failures_total", "Instances not taken down at an attempt");
     describe_counter!("demo_multiplexer_proxied_requests_total", "Requests to instances, by class of answer");
+    describe_histogram!("demo_multiplexer_route_write_duration_seconds", "One change of the routes in Caddy");
     gauge!("demo_multiplexer_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// The router was told of changes, many at once or one.
+pub fn routes_written(ok: bool, took: Duration) {
+    let outcome = if ok { Outcome::Ok } else { Outcome::Failed };
+    histogram!("demo_multiplexer_route_write_duration_seconds", "outcome" => outcome.as_str()).record(took);
 }
 
 /// A client got an instance.

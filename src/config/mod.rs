@@ -4,6 +4,7 @@
 //! [`SETTINGS`] is the one list of names, defaults and explanations: flags,
 //! `.env.example` and the README are checked against it.
 
+mod router;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,9 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+pub use self::router::{AdminAddress, Router};
 pub use self::settings::{SETTINGS, Setting};
+use crate::id::NodeName;
 
 /// Names and raw values of settings, before they are checked.
 pub type Values = BTreeMap<String, String>;
@@ -62,6 +65,10 @@ pub struct Config {
     pub public_port: Option<u16>,
     /// Where API and proxy listen.
     pub listen: SocketAddr,
+    /// What leads visitors to instances.
+    pub router: Router,
+    /// This daemon's name among others.
+    pub node_name: NodeName,
     /// Where the embedded store lies.
     pub store_path: PathBuf,
     /// All of the daemon's own files.
@@ -323,6 +330,8 @@ impl Config {
             read.problems.push(format!("BRIDGE_SUBNET: {problem}"));
             Subnet { network: Ipv4Addr::new(10, 77, 0, 0), prefix: 16 }
         });
+        let router = router::read(&mut read);
+        let node_name = router::node_name(&mut read);
         let cgroup_parent = read.text("CGROUP_PARENT");
         if cgroup_parent.is_empty() || cgroup_parent.split('/').any(|part| part.is_empty() || part == "..") {
             read.problems
@@ -348,6 +357,8 @@ impl Config {
             public_scheme: public_scheme.to_owned(),
             public_port: public_port.filter(|port| *port != own_port),
             listen,
+            router,
+            node_name,
             store_path,
             snapshot_dir: read.directory("SNAPSHOT_DIR"),
             recipe_dir: read.directory("RECIPE_DIR"),

@@ -29,9 +29,12 @@ fn every_problem_is_reported_at_once() {
         ("STORE_URL", "postgres://"),
         ("BASE_DOMAIN", "a b"),
         ("CGROUP_PARENT", "../x"),
+        ("ROUTER", "caddy"),
+        ("CADDY_ADMIN_URL", "2019"),
+        ("NODE_NAME", "a/b"),
     ]))
     .unwrap_err();
-    assert_eq!(error.problems.len(), 8, "{error}");
+    assert_eq!(error.problems.len(), 10, "{error}");
     assert!(error.to_string().contains("CONTAINER_MODE=\"lxc\": one of podman, docker"), "{error}");
 }
 

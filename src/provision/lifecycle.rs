@@ -20,8 +20,8 @@
 //!
 //! Invariants: a record is written before anything of its instance exists and
 //! removed after all of it is gone, so whatever the daemon's death leaves
-//! behind has a record; a failed destroy keeps the record, and the reaper comes
-//! again.
+//! behind has a record; what fails to be removed keeps the record, and the
+//! reaper comes again; an address is given up only after nothing leads to it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ use crate::instance::{Instance, State};
 use crate::metrics;
 use crate::pool::Nudge;
 use crate::restore::{FirstPage, Make};
-use crate::route::RouteTable;
+use crate::route::Routes;
 use crate::store::{Store, StoreError};
 
 /// How often a change is tried again after somebody else's. Each round has
@@ -54,7 +54,7 @@ const STALE_ROUNDS: usize = 5;
 #[derive(Debug)]
 pub struct Lifecycle {
     pub(super) store: Arc<dyn Store>,
-    pub(super) routes: Arc<RouteTable>,
+    pub(super) routes: Arc<Routes>,
     pub(super) goldens: Vec<GoldenRuntime>,
     pub(super) gate: Gate,
     pub(super) tally: Tally,
@@ -74,7 +74,7 @@ pub struct Parts {
     /// The state.
     pub store: Arc<dyn Store>,
     /// The routes.
-    pub routes: Arc<RouteTable>,
+    pub routes: Arc<Routes>,
     /// What is served.
     pub goldens: Vec<GoldenRuntime>,
     /// Instances of all states this host holds at most.
@@ -172,6 +172,9 @@ impl Lifecycle {
         self.tally.made(order.golden, made.made_by);
         let upstream = SocketAddr::from((made.container.address, made.container.port));
         self.routes.ensure(&id, upstream);
+        // If the router does not take it, its keeper tells and tries again; the
+        // built-in proxy serves the instance until then.
+        let _ = self.routes.settle().await;
         record.snapshot = made.snapshot;
         record.made_by = made.made_by;
         record.container = Some(made.container);
@@ -250,7 +253,8 @@ impl Lifecycle {
     /// end, or `still` no longer holds.
     ///
     /// # Errors
-    /// [`EndError::Store`].
+    /// [`EndError::Store`]; [`EndError::Route`]: it is marked, and the router
+    /// may still lead to it.
     pub(super) async fn mark(
         &self,
         mut instance: Instance,
@@ -261,7 +265,7 @@ impl Lifecycle {
         let failed = |source| EndError::Store { id: id.clone(), source };
         for _ in 0..STALE_ROUNDS {
             if instance.state.is_final() {
-                self.routes.remove(&id);
+                self.withdraw(&id).await?;
                 return Ok(Some(instance));
             }
             if !still(&instance) {
@@ -273,10 +277,10 @@ impl Lifecycle {
             match self.store.update(ended).await {
                 Ok(ended) => {
                     self.events.changed(&ended);
-                    self.routes.remove(&id);
                     if instance.state == State::Ready {
                         self.refill.now();
                     }
+                    self.withdraw(&id).await?;
                     return Ok(Some(ended));
                 }
                 Err(StoreError::Unknown { .. }) => return Ok(None),
@@ -291,6 +295,11 @@ impl Lifecycle {
         }
         // Others are at it; the next pass finds it again.
         Ok(None)
+    }
+
+    async fn withdraw(&self, id: &InstanceId) -> Result<(), EndError> {
+        let withdrawn = self.routes.withdraw(id).await;
+        withdrawn.map_err(|source| EndError::Route { id: id.clone(), source })
     }
 
     /// Takes a marked instance down; see the module's second diagram.
@@ -392,6 +401,12 @@ impl Lifecycle {
     #[must_use]
     pub fn goldens(&self) -> &[GoldenRuntime] {
         &self.goldens
+    }
+
+    /// The routes.
+    #[must_use]
+    pub const fn routes(&self) -> &Arc<Routes> {
+        &self.routes
     }
 
     /// The state.
