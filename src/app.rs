@@ -178,6 +178,7 @@ impl App {
             provisioner: Arc::clone(&provisioner),
             pool: reconciler.status(),
             phase: phase.view(),
+            base_domain: config.base_domain.as_str().into(),
             metrics: metrics::install(),
         });
         let edges = Edges {

@@ -74,7 +74,7 @@ pub(super) async fn list(
 }
 
 /// Whether the client itself is on this host, and not a proxy for another one.
-fn is_local(peer: Option<IpAddr>, headers: &HeaderMap) -> bool {
+pub(super) fn is_local(peer: Option<IpAddr>, headers: &HeaderMap) -> bool {
     let forwarded = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
     peer.is_some_and(|ip| ip.to_canonical().is_loopback())
         && !forwarded.iter().any(|name| headers.contains_key(*name))

@@ -44,7 +44,8 @@ pub(super) async fn health(State(api): State<ApiState>) -> Response {
     let phase = *api.phase.borrow();
     let (store_up, store) = store_health(&api).await;
     let (pools_well, pool) = pool_health(&api);
-    let (status, word) = match (store_up, phase, pools_well) {
+    let (router_well, router) = router_health(&api);
+    let (status, word) = match (store_up, phase, pools_well && router_well) {
         (false, ..) => (StatusCode::SERVICE_UNAVAILABLE, "down"),
         (_, Phase::Starting | Phase::Draining | Phase::Stopped, _) => {
             (StatusCode::SERVICE_UNAVAILABLE, phase.as_str())
@@ -58,6 +59,7 @@ pub(super) async fn health(State(api): State<ApiState>) -> Response {
         "version": env!("CARGO_PKG_VERSION"),
         "store": store,
         "pool": pool,
+        "router": router,
     });
     (status, Json(body)).into_response()
 }
@@ -93,6 +95,16 @@ fn pool_health(api: &ApiState) -> (bool, Value) {
         goldens.insert(golden.name.to_string(), entry);
     }
     (all_well, Value::Object(goldens))
+}
+
+/// A router without routes is no more than slower: the built-in proxy serves.
+fn router_health(api: &ApiState) -> (bool, Value) {
+    let routes = api.provisioner.lifecycle().routes();
+    match (routes.router(), routes.trouble()) {
+        (None, _) => (true, json!({ "status": "ok", "kind": "embedded" })),
+        (Some(_), None) => (true, json!({ "status": "ok", "kind": "caddy" })),
+        (Some(_), Some(error)) => (false, json!({ "status": "degraded", "kind": "caddy", "error": error })),
+    }
 }
 
 /// `GET /metrics`, in Prometheus' text format.

@@ -13,6 +13,7 @@ mod health;
 mod pool;
 pub mod problem;
 mod request;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub struct ApiState {
     pub pool: watch::Receiver<PoolStatus>,
     /// Where the daemon stands.
     pub phase: watch::Receiver<Phase>,
+    /// BASE_DOMAIN.
+    pub base_domain: Arc<str>,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
 }
@@ -60,6 +63,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/api/v1/demo/{id}", delete(demo::release).get(demo::show))
         .route("/api/v1/demo/{id}/extend", post(demo::extend))
         .route("/api/v1/pool/stats", get(pool::stats))
+        .route("/api/v1/tls/ask", get(tls::ask))
         .route("/health", get(health::health))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
