@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-mod common;
 #[path = "common/caddy.rs"]
 mod caddy;
+mod common;
 
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use demo_multiplexer::route::caddy::CaddyRoutes;
 use demo_multiplexer::route::{RouteTable, conformance};
 use demo_multiplexer::testing::eventually;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use self::caddy::Caddy;
@@ -118,10 +119,21 @@ impl Front {
     }
 
     /// A visitor's request to a shop.
+    ///
+    /// With each change of its routes Caddy closes the connections that have no
+    /// request under way, new ones too; a browser then tries again.
     async fn visit(&self, id: &str, path: &str) -> reqwest::Response {
         let host = format!("{id}.localhost");
         let url = format!("https://{host}:{}{path}", self.caddy.https.port());
-        self.caddy.browser(&[&host]).get(url).send().await.unwrap_or_else(|error| panic!("{error:?}"))
+        let browser = self.caddy.browser(&[&host]);
+        for _ in 0..3 {
+            match browser.get(&url).send().await {
+                Ok(answer) => return answer,
+                Err(error) if error.is_request() => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        browser.get(url).send().await.unwrap()
     }
 }
 
@@ -156,7 +168,10 @@ fn the_caddyfile_is_formatted_and_valid_in_each_form() {
     let validate = &["validate", "--adapter", "caddyfile", "--config"];
     run(validate, &[]);
     run(validate, &[("CADDY_TLS", "on-demand"), ("BASE_DOMAIN", "demo.example.com")]);
-    run(validate, &[("CADDY_ADMIN", "unix//run/caddy/admin.sock"), ("PROXIES_BEFORE", "10.0.0.0/8 fd00::/8")]);
+    run(
+        validate,
+        &[("CADDY_ADMIN", "unix//run/caddy/admin.sock"), ("PROXIES_BEFORE", "10.0.0.0/8 fd00::/8")],
+    );
     let dir = tempfile::tempdir().unwrap();
     let (cert, key) = certificate(dir.path(), "demo.example.com");
     let files = [("CADDY_TLS", "files"), ("TLS_CERT", cert.as_str()), ("TLS_KEY", key.as_str())];
@@ -168,7 +183,17 @@ fn certificate(dir: &std::path::Path, domain: &str) -> (String, String) {
     let path = |name: &str| dir.join(name).display().to_string();
     let (cert, key) = (path("cert.pem"), path("key.pem"));
     let made = std::process::Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ])
         .args(["-subj", "/CN=test", "-addext", &format!("subjectAltName=DNS:{domain},DNS:*.{domain}")])
         .args(["-keyout", &key, "-out", &cert])
         .output()
@@ -301,7 +326,8 @@ async fn a_caddy_killed_under_load_has_its_routes_again_within_five_seconds() {
         lasting.push(front.acquire().await);
     }
     let address = front.daemon.address;
-    let (stop, load) = (tokio_util::sync::CancellationToken::new(), Arc::new(tokio::sync::Mutex::new((0, 0))));
+    let (stop, load) =
+        (tokio_util::sync::CancellationToken::new(), Arc::new(tokio::sync::Mutex::new((0, 0))));
     let mut clients = tokio::task::JoinSet::new();
     for _ in 0..4 {
         let (stop, load) = (stop.clone(), Arc::clone(&load));
@@ -368,20 +394,20 @@ async fn changes_by_hand_are_repaired_and_foreign_routes_stay() {
     }
     let front = Front::start(shops(plain_shops()).await, &[]).await;
     let (one, other) = (front.acquire().await, front.acquire().await);
-    let server = "/config/apps/http/servers/srv0/routes/0";
+    let (_, servers) = front.caddy.admin("GET", "/config/apps/http/servers", None).await;
+    let (name, _) =
+        servers.as_object().unwrap().iter().find(|(_, it)| it.to_string().contains("dmux-one")).unwrap();
+    let first = format!("/config/apps/http/servers/{name}/routes/0");
     let foreign = json!({
         "@id": "by-hand",
         "match": [{ "host": ["hand.localhost"] }],
         "handle": [{ "handler": "static_response", "body": "by hand" }],
         "terminal": true,
     });
-    assert_eq!(front.caddy.admin("PUT", server, Some(&foreign)).await.0, 200);
+    assert_eq!(front.caddy.admin("PUT", &first, Some(&foreign)).await.0, 200);
     // Another daemon on the same Caddy.
-    let second = CaddyRoutes::new(
-        front.caddy.admin_url().parse().unwrap(),
-        &"one.two".parse().unwrap(),
-        "localhost",
-    );
+    let second =
+        CaddyRoutes::new(front.caddy.admin_url().parse().unwrap(), &"one.two".parse().unwrap(), "localhost");
     let (second, theirs) = (second.unwrap(), demo_multiplexer::id::InstanceId::random());
     second.ensure(&theirs, SocketAddr::from(([10, 77, 9, 9], 80)));
     second.settle().await.unwrap();
@@ -396,7 +422,7 @@ async fn changes_by_hand_are_repaired_and_foreign_routes_stay() {
     let handler = format!("/id/dmux-one_{one}/handle/0");
     assert_eq!(front.caddy.admin("PATCH", &handler, Some(&bent)).await.0, 200);
     eventually("the bent route is right again", async || {
-        (front.route(&one).await? ["handle"][0] != bent).then_some(())
+        (front.route(&one).await?["handle"][0] != bent).then_some(())
     })
     .await;
     assert_eq!(front.visit(&one, "/").await.status(), 200);
@@ -404,14 +430,170 @@ async fn changes_by_hand_are_repaired_and_foreign_routes_stay() {
     assert_eq!(second.list().await.unwrap().len(), 1, "another daemon's");
     assert_eq!(second.repair().await.unwrap(), 0);
     // Loading the Caddyfile anew takes everybody's routes away.
-    let config = caddy::caddyfile();
-    let (_, whole) = front.caddy.admin("GET", "/config/", None).await;
-    let mut whole = whole;
-    let routes = whole["apps"]["http"]["servers"]["srv0"]["routes"].as_array_mut().unwrap();
-    routes.retain(|route| route.get("@id").is_none());
-    assert_eq!(front.caddy.admin("POST", "/load", Some(&whole)).await.0, 200, "{config:?}");
+    let (_, mut whole) = front.caddy.admin("GET", "/config/", None).await;
+    for server in whole["apps"]["http"]["servers"].as_object_mut().unwrap().values_mut() {
+        server["routes"].as_array_mut().unwrap().retain(|route| route.get("@id").is_none());
+    }
+    assert_eq!(front.caddy.admin("POST", "/load", Some(&whole)).await.0, 200);
     eventually("they are back", async || front.route(&other).await).await;
     assert_eq!(second.repair().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_caddy_that_hangs_holds_nobody_up_and_keeps_the_address() {
+    if !caddy::is_there("caddy") {
+        return;
+    }
+    let front = Front::start(shops(plain_shops()).await, &[]).await;
+    let id = front.acquire().await;
+    front.caddy.hang();
+    // The first change finds out; what comes after does not wait.
+    let born = front.acquire().await;
+    front.router_is("degraded").await;
+    let released = front.daemon.delete(&format!("/api/v1/demo/{id}")).await;
+    assert!(released.problem(503).contains("not out of reach yet"));
+    assert_eq!(front.daemon.get(&format!("/api/v1/demo/{id}")).await.status, 410, "it is over all the same");
+    let traces = front.host.restore.traces();
+    assert!(
+        traces.contains(&id.parse().unwrap()),
+        "its address is nobody else's: Caddy may still lead there"
+    );
+    front.caddy.go_on();
+    front.router_is("ok").await;
+    eventually("the reaper comes again", async || {
+        (!front.host.restore.traces().contains(&id.parse().unwrap())).then_some(())
+    })
+    .await;
+    assert_eq!(front.routed().await, [born]);
+}
+
+#[tokio::test]
+async fn what_a_visitor_claims_about_forwarding_ends_at_caddy() {
+    if !caddy::is_there("caddy") {
+        return;
+    }
+    let front = Front::start(shops(plain_shops()).await, &[]).await;
+    let id = front.acquire().await;
+    let host = format!("{id}.localhost");
+    let (port, browser) = (front.caddy.https.port(), front.caddy.browser(&[&host]));
+    let shown = browser
+        .get(format!("https://{host}:{port}/headers"))
+        .header("x-forwarded-for", "203.0.113.9")
+        .header("x-forwarded-proto", "gopher")
+        .header("x-forwarded-server", "evil")
+        .header("x-real-ip", "203.0.113.9")
+        .header("forwarded", "for=203.0.113.9")
+        .send();
+    let shown = shown.await.unwrap().text().await.unwrap();
+    for line in [
+        format!("host: {host}:{port}"),
+        "x-forwarded-for: 127.0.0.1".into(),
+        "x-real-ip: 127.0.0.1".into(),
+        "x-forwarded-proto: https".into(),
+        format!("x-forwarded-host: {host}:{port}"),
+        format!("x-forwarded-port: {port}"),
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} is not in\n{shown}");
+    }
+    for claimed in ["203.0.113.9", "gopher", "evil"] {
+        assert!(!shown.contains(claimed), "{claimed} is in\n{shown}");
+    }
+}
+
+#[tokio::test]
+async fn a_dead_shop_gets_the_daemons_page_and_no_request_twice() {
+    if !caddy::is_there("caddy") {
+        return;
+    }
+    // Nobody listens there.
+    let nowhere = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, caddy::free_port());
+    let front = Front::start(nowhere, &[]).await;
+    let id = front.acquire().await;
+    let page = front.visit(&id, "/").await;
+    assert_eq!((page.status().as_u16(), &page.headers()["retry-after"]), (502, &"5".parse().unwrap()));
+    assert!(page.text().await.unwrap().contains("This shop does not answer"));
+    let host = format!("{id}.localhost");
+    let url = format!("https://{host}:{}/order", front.caddy.https.port());
+    let posted = front.caddy.browser(&[&host]).post(url).body("buy").send().await.unwrap();
+    assert_eq!(posted.status(), 502);
+    assert!(posted.text().await.unwrap().starts_with("This does not answer"));
+}
+
+#[tokio::test]
+async fn streams_pass_as_they_come_and_outlive_other_shops_routes() {
+    if !caddy::is_there("caddy") {
+        return;
+    }
+    let (pieces, receiver) = tokio::sync::mpsc::channel::<&str>(1);
+    let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
+    let events = get(async move || {
+        let stream = futures_util::stream::unfold(receiver, async |receiver| {
+            let piece = receiver.lock().await.recv().await?;
+            Some((Ok::<_, std::io::Error>(piece), receiver))
+        });
+        let body = axum::body::Body::from_stream(stream);
+        ([("content-type", "text/event-stream")], body)
+    });
+    let large = get(async || ([("content-type", "text/html")], "many words ".repeat(1000)));
+    let shop = Router::new().route("/events", events).route("/large", large).route("/ws", any(echo));
+    let front = Front::start(shops(shop).await, &[]).await;
+    let id = front.acquire().await;
+    let host = format!("{id}.localhost");
+    let url = format!("https://{host}:{}", front.caddy.https.port());
+    let browser = front.caddy.browser(&[&host]);
+    pieces.send("first").await.unwrap();
+    let asked = browser.get(format!("{url}/events")).header("accept-encoding", "gzip");
+    let mut stream = asked.send().await.unwrap();
+    assert!(!stream.headers().contains_key("content-encoding"), "events are not held back to be compressed");
+    assert_eq!(stream.chunk().await.unwrap().unwrap(), "first");
+    let upgraded = browser.get(format!("{url}/ws")).header("connection", "upgrade").header("upgrade", "echo");
+    let mut socket = upgraded.send().await.unwrap().upgrade().await.unwrap();
+    for _ in 0..3 {
+        let other = front.acquire().await;
+        assert_eq!(front.daemon.delete(&format!("/api/v1/demo/{other}")).await.status, 204);
+    }
+    pieces.send("second").await.unwrap();
+    assert_eq!(stream.chunk().await.unwrap().unwrap(), "second");
+    socket.write_all(b"still").await.unwrap();
+    let mut said = [0; 5];
+    socket.read_exact(&mut said).await.unwrap();
+    assert_eq!(&said, b"still");
+    let compressed =
+        browser.get(format!("{url}/large")).header("accept-encoding", "gzip").send().await.unwrap();
+    assert_eq!(compressed.headers()["content-encoding"], "gzip");
+}
+
+/// A shop's websocket, as far as a proxy sees one.
+async fn echo(mut request: Request) -> impl axum::response::IntoResponse {
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let mut io = hyper_util::rt::TokioIo::new(upgrade.await.unwrap());
+        let mut buffer = [0; 64];
+        while let Ok(n @ 1..) = io.read(&mut buffer).await {
+            io.write_all(&buffer[..n]).await.unwrap();
+        }
+    });
+    (http::StatusCode::SWITCHING_PROTOCOLS, [("connection", "upgrade"), ("upgrade", "echo")])
+}
+
+#[tokio::test]
+async fn the_access_log_holds_no_secrets() {
+    if !caddy::is_there("caddy") {
+        return;
+    }
+    let front = Front::start(shops(plain_shops()).await, &[]).await;
+    let id = front.acquire().await;
+    let host = format!("{id}.localhost");
+    let url = format!("https://{host}:{}/?token=s3cret-query", front.caddy.https.port());
+    let request = front.caddy.browser(&[&host]).get(url).header("cookie", "a=s3cret-cookie");
+    let request = request.header("x-token", "s3cret-header");
+    assert_eq!(request.send().await.unwrap().status(), 200);
+    let line = eventually("the request is logged", async || {
+        front.caddy.log().lines().find(|line| line.contains("handled request")).map(str::to_owned)
+    })
+    .await;
+    assert!(line.contains(&host), "{line}");
+    assert!(!front.caddy.log().contains("s3cret"), "{line}");
 }
 
 #[tokio::test]
@@ -459,7 +641,7 @@ async fn unknown_hosts_get_the_daemons_page() {
     caddy.start();
     let name = "aaaaaaaaaaaa.demo.example";
     let browser = reqwest::Client::builder()
-        .tls_certs_only([reqwest::Certificate::from_pem(&std::fs::read(&cert).unwrap()).unwrap()])
+        .tls_danger_accept_invalid_certs(true)
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .resolve(name, caddy.https);

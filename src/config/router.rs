@@ -30,7 +30,11 @@ impl FromStr for AdminAddress {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         if let Some(path) = text.strip_prefix("unix/") {
-            return if path.starts_with('/') && path.len() > 1 { Ok(Self::Unix(path.into())) } else { Err(()) };
+            return if path.starts_with('/') && path.len() > 1 {
+                Ok(Self::Unix(path.into()))
+            } else {
+                Err(())
+            };
         }
         let uri: http::Uri = text.parse().map_err(|_| ())?;
         let bare = uri.path() == "/" && uri.query().is_none();
@@ -95,7 +99,9 @@ mod tests {
 
     #[test]
     fn what_is_no_admin_address_is_refused() {
-        for text in ["", "unix/", "unix//", "127.0.0.1:2019", "https://x:1", "http://u:p@x:1", "http://x:1/config"] {
+        for text in
+            ["", "unix/", "unix//", "127.0.0.1:2019", "https://x:1", "http://u:p@x:1", "http://x:1/config"]
+        {
             assert_eq!(text.parse::<AdminAddress>(), Err(()), "{text:?}");
         }
     }

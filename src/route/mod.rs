@@ -93,7 +93,9 @@ pub enum RouteError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The router does not serve BASE_DOMAIN.
-    #[error("the router has no site for *.{base_domain}: start it with this project's Caddyfile and BASE_DOMAIN")]
+    #[error(
+        "the router has no site for *.{base_domain}: start it with this project's Caddyfile and BASE_DOMAIN"
+    )]
     NoSite {
         /// BASE_DOMAIN.
         base_domain: String,

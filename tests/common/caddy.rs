@@ -158,11 +158,19 @@ impl Caddy {
         let Admin::Tcp(port) = self.admin else { panic!("only over TCP") };
         let client = reqwest::Client::builder().pool_max_idle_per_host(0).no_proxy().build().unwrap();
         let url = format!("http://127.0.0.1:{port}{path}");
-        let mut request = client.request(method.parse().unwrap(), url).timeout(Duration::from_secs(10));
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let answer = request.send().await.unwrap();
+        let ask = async || {
+            let request = client.request(method.parse().unwrap(), &url).timeout(Duration::from_secs(10));
+            match body {
+                Some(body) => request.json(body).send().await,
+                None => request.send().await,
+            }
+        };
+        // A change that somebody else makes at the same moment may end the connection.
+        let answer = match ask().await {
+            Err(error) if method == "GET" && error.is_request() => ask().await,
+            other => other,
+        };
+        let answer = answer.unwrap();
         let status = answer.status().as_u16();
         (status, serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap_or_default())
     }

@@ -58,7 +58,11 @@ impl Admin {
         Ok(Self { client, base, address })
     }
 
-    /// Asks once; an answer of any status is one.
+    /// Asks; an answer of any status is one.
+    ///
+    /// When the connection breaks it is asked once more: Caddy was killed, and
+    /// whether it is there again or not is another answer. No request does harm
+    /// when it comes twice.
     ///
     /// # Errors
     /// [`RouteError::Absent`], [`RouteError::Unavailable`].
@@ -73,19 +77,23 @@ impl Admin {
         body: Option<&Value>,
         unchanged: Option<&HeaderValue>,
     ) -> Result<Answer, RouteError> {
-        let mut request = self.client.request(method, format!("{}{path}", self.base));
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        if let Some(etag) = unchanged {
-            request = request.header(header::IF_MATCH, etag);
-        }
-        let answer = async {
+        let ask = async || {
+            let mut request = self.client.request(method.clone(), format!("{}{path}", self.base));
+            if let Some(body) = body {
+                request = request.json(body);
+            }
+            if let Some(etag) = unchanged {
+                request = request.header(header::IF_MATCH, etag);
+            }
             let response = request.send().await?;
             let (status, etag) = (response.status(), response.headers().get(header::ETAG).cloned());
             Ok(Answer { status, etag, body: response.bytes().await? })
         };
-        let answer = answer.await.map_err(|source: reqwest::Error| self.failed(source))?;
+        let mut answer: Result<_, reqwest::Error> = ask().await;
+        if answer.as_ref().is_err_and(|error| !error.is_connect() && !error.is_timeout()) {
+            answer = ask().await;
+        }
+        let answer = answer.map_err(|source| self.failed(source))?;
         tracing::debug!(doing, status = answer.status.as_u16(), "caddy asked");
         Ok(answer)
     }

@@ -111,11 +111,11 @@ impl CaddyRoutes {
     async fn replace(&self, container: &Value) -> Result<(), RouteError> {
         let path = self.shape.container_path();
         let doing = "replacing the routes";
-        let answer = self.admin.call(doing, Method::PATCH, &path, Some(container), None).await?;
-        if answer.status != StatusCode::NOT_FOUND {
-            return answer.accepted(doing);
-        }
         for _ in 0..ROUNDS {
+            let answer = self.admin.call(doing, Method::PATCH, &path, Some(container), None).await?;
+            if answer.status != StatusCode::NOT_FOUND {
+                return answer.accepted(doing);
+            }
             if self.put_in_place(container).await? {
                 return Ok(());
             }

@@ -138,10 +138,7 @@ mod tests {
         assert_eq!(shape().targets(&container), two());
         assert_eq!(shape().targets(&Value::Null), Targets::new());
         assert_eq!(container["handle"][0]["routes"][0]["@id"], "dmux-node-1.example_aaaaaaaaaaaa");
-        assert_eq!(
-            container["handle"][0]["routes"][0]["match"][0]["host"][0],
-            "aaaaaaaaaaaa.demo.example"
-        );
+        assert_eq!(container["handle"][0]["routes"][0]["match"][0]["host"][0], "aaaaaaaaaaaa.demo.example");
     }
 
     #[test]
