@@ -177,17 +177,18 @@ impl Caddy {
 
     /// A browser that trusts this Caddy's CA and finds `hosts` at its port.
     pub(crate) fn browser(&self, hosts: &[&str]) -> reqwest::Client {
+        self.browser_builder(hosts).build().unwrap()
+    }
+
+    pub(crate) fn browser_builder(&self, hosts: &[&str]) -> reqwest::ClientBuilder {
         let root = std::fs::read(self.dir.path().join("data/caddy/pki/authorities/local/root.crt")).unwrap();
         let root = reqwest::Certificate::from_pem(&root).unwrap();
-        let mut client = reqwest::Client::builder()
+        let client = reqwest::Client::builder()
             .tls_certs_only([root])
             .redirect(reqwest::redirect::Policy::none())
             .timeout(Duration::from_secs(20))
             .no_proxy();
-        for host in hosts {
-            client = client.resolve(host, self.https);
-        }
-        client.build().unwrap()
+        hosts.iter().fold(client, |client, host| client.resolve(host, self.https))
     }
 }
 
