@@ -13,7 +13,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::routing::get;
 use demo_multiplexer::config::AdminAddress;
+use demo_multiplexer::id::InstanceId;
 use demo_multiplexer::route::caddy::CaddyRoutes;
 use demo_multiplexer::route::{RouteTable as _, conformance};
 use demo_multiplexer::testing::eventually;
@@ -71,7 +74,7 @@ async fn a_shop_is_acquired_visited_and_released_through_caddy_over_https() {
     let acquired: Value = acquired.json().await.unwrap();
     let id = acquired["id"].as_str().unwrap();
     let route = front.route(id).await.expect("in force when the answer is there");
-    assert_eq!(route["match"][0]["host"][0], format!("{id}.localhost"));
+    assert_eq!(route["input"], format!("{id}.localhost"));
     let page = front.visit(id, "/").await;
     assert_eq!(page.headers()["x-robots-tag"], "noindex");
     assert_eq!(page.headers()["x-content-type-options"], "nosniff");
@@ -228,7 +231,7 @@ async fn changes_by_hand_are_repaired_and_foreign_routes_stay() {
     // Another daemon on the same Caddy.
     let second =
         CaddyRoutes::new(front.caddy.admin_url().parse().unwrap(), &"one.two".parse().unwrap(), "localhost");
-    let (second, theirs) = (second.unwrap(), demo_multiplexer::id::InstanceId::random());
+    let (second, theirs) = (second.unwrap(), InstanceId::random());
     second.ensure(&theirs, SocketAddr::from(([10, 77, 9, 9], 80)));
     second.settle().await.unwrap();
     for (method, path) in [("DELETE", format!("/id/dmux-one_{one}")), ("DELETE", "/id/dmux-one".to_owned())] {
@@ -238,11 +241,11 @@ async fn changes_by_hand_are_repaired_and_foreign_routes_stay() {
         })
         .await;
     }
-    let bent = json!({ "handler": "vars", "shop": "192.0.2.1:80" });
-    let handler = format!("/id/dmux-one_{one}/handle/0");
-    assert_eq!(front.caddy.admin("PATCH", &handler, Some(&bent)).await.0, 200);
+    let bent = json!(["192.0.2.1:80"]);
+    let outputs = format!("/id/dmux-one_{one}/outputs");
+    assert_eq!(front.caddy.admin("PATCH", &outputs, Some(&bent)).await.0, 200);
     eventually("the bent route is right again", async || {
-        (front.route(&one).await?["handle"][0] != bent).then_some(())
+        (front.route(&one).await?["outputs"] != bent).then_some(())
     })
     .await;
     assert_eq!(front.visit(&one, "/").await.status(), 200);
@@ -285,4 +288,39 @@ async fn a_caddy_that_hangs_holds_nobody_up_and_keeps_the_address() {
     })
     .await;
     assert_eq!(front.routed().await, [born]);
+}
+
+#[tokio::test]
+async fn two_daemons_share_one_caddy() {
+    if !caddy::is_there("caddy") {
+        return;
+    }
+    // It approves every certificate, and is who answers for what has no route.
+    let daemon = shops(Router::new().fallback(get(async || "the daemon"))).await;
+    let mut caddy = Caddy::new(daemon.into(), &[]);
+    caddy.start();
+    let mut tables = Vec::new();
+    for (node, says) in [("one", "a shop of one"), ("two", "a shop of two")] {
+        let shop = shops(Router::new().fallback(get(async move || says))).await;
+        let address: AdminAddress = caddy.admin_url().parse().unwrap();
+        let table = CaddyRoutes::new(address, &node.parse().unwrap(), "localhost").unwrap();
+        let id = InstanceId::random();
+        table.ensure(&id, shop.into());
+        table.settle().await.unwrap();
+        tables.push((table, id, says));
+    }
+    let visit = async |id: &InstanceId| {
+        let host = format!("{id}.localhost");
+        let url = format!("https://{host}:{}/", caddy.https.port());
+        caddy.browser(&[&host]).get(url).send().await.unwrap().text().await.unwrap()
+    };
+    for (_, id, says) in &tables {
+        assert_eq!(visit(id).await, *says);
+    }
+    assert_eq!(visit(&InstanceId::random()).await, "the daemon");
+    let (first, id, _) = &tables[0];
+    first.remove(id);
+    first.settle().await.unwrap();
+    assert_eq!(visit(id).await, "the daemon");
+    assert_eq!(visit(&tables[1].1).await, tables[1].2, "the other daemon's stays");
 }

@@ -101,7 +101,7 @@ impl Front {
     /// The instances that Caddy has routes for.
     pub(crate) async fn routed(&self) -> Vec<String> {
         let (_, container) = self.caddy.admin("GET", "/id/dmux-one", None).await;
-        let routes = container["handle"][0]["routes"].as_array().cloned().unwrap_or_default();
+        let routes = container["handle"][0]["mappings"].as_array().cloned().unwrap_or_default();
         let ids = routes.iter().map(|route| route["@id"].as_str().unwrap().replace("dmux-one_", ""));
         ids.collect()
     }

@@ -2,7 +2,8 @@
 //!
 //! All routes of one daemon lie in one container, a route of Caddy's with the
 //! `@id` `dmux-<node>` that stands in front of the site for `*.BASE_DOMAIN`;
-//! each instance has a route of its own in it, `dmux-<node>_<id>` ([`shape`]).
+//! each instance has an entry in it with an `@id` of its own, `dmux-<node>_<id>`
+//! ([`shape`]).
 //! The rest (TLS, headers, what happens when a shop is dead) is the Caddyfile's.
 //!
 //! ```text

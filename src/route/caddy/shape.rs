@@ -1,8 +1,10 @@
 //! What the routes look like in Caddy's configuration. Pure.
 //!
-//! An instance's route only names its address, in a variable of the request;
-//! the Caddyfile's one `reverse_proxy` reads it. A route with a proxy of its own
-//! would cost Caddy three times as much at each change.
+//! The container maps host names to addresses, one entry an instance, and puts
+//! the address into a variable of the request; the Caddyfile's one
+//! `reverse_proxy` reads it. Of the forms that were tried with 1,000 instances,
+//! a proxy for each costs Caddy seven times as much at each change, a route for
+//! each twice as much and 0.7 ms more at each request.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -47,22 +49,34 @@ impl Shape {
 
     /// The container with these routes.
     ///
-    /// Not terminal: what follows is the site that reads the variable.
+    /// Not terminal: what follows is the site that reads the variable. A host
+    /// that is not here keeps what another daemon's container has said of it.
     pub(super) fn container(&self, routes: &Targets) -> Value {
-        let routes: Vec<Value> = routes
+        let entries: Vec<Value> = routes
             .iter()
             .map(|(id, upstream)| {
                 json!({
                     "@id": self.route_id(id),
-                    "match": [{ "host": [format!("{id}.{}", self.base_domain)] }],
-                    "handle": [{ "handler": "vars", VARIABLE: upstream.to_string() }],
+                    "input": format!("{id}.{}", self.base_domain),
+                    "outputs": [upstream.to_string()],
                 })
             })
             .collect();
+        // Two maps with one placeholder would hide each other.
+        let placeholder = format!("{{{}}}", self.container);
         json!({
             "@id": self.container,
             "match": [{ "host": [self.wildcard()] }],
-            "handle": [{ "handler": "subroute", "routes": routes }],
+            "handle": [
+                {
+                    "handler": "map",
+                    "source": "{http.request.host}",
+                    "destinations": [placeholder],
+                    "mappings": entries,
+                    "defaults": [format!("{{http.vars.{VARIABLE}}}")],
+                },
+                { "handler": "vars", VARIABLE: placeholder },
+            ],
         })
     }
 
@@ -74,14 +88,14 @@ impl Shape {
     pub(super) fn targets(&self, container: &Value) -> Targets {
         self.routes_in(container)
             .filter_map(|(id, route)| {
-                let upstream: SocketAddr = route["handle"][0][VARIABLE].as_str()?.parse().ok()?;
+                let upstream: SocketAddr = route["outputs"][0].as_str()?.parse().ok()?;
                 Some((id, upstream))
             })
             .collect()
     }
 
     fn routes_in<'a>(&'a self, container: &'a Value) -> impl Iterator<Item = (InstanceId, &'a Value)> {
-        let routes = container["handle"][0]["routes"].as_array();
+        let routes = container["handle"][0]["mappings"].as_array();
         routes.into_iter().flatten().filter_map(|route| {
             let own = route["@id"].as_str()?.strip_prefix(&self.container)?.strip_prefix('_')?;
             Some((own.parse().ok()?, route))
@@ -137,8 +151,9 @@ mod tests {
         let container = shape().container(&two());
         assert_eq!(shape().targets(&container), two());
         assert_eq!(shape().targets(&Value::Null), Targets::new());
-        assert_eq!(container["handle"][0]["routes"][0]["@id"], "dmux-node-1.example_aaaaaaaaaaaa");
-        assert_eq!(container["handle"][0]["routes"][0]["match"][0]["host"][0], "aaaaaaaaaaaa.demo.example");
+        let first = &container["handle"][0]["mappings"][0];
+        assert_eq!(first["@id"], "dmux-node-1.example_aaaaaaaaaaaa");
+        assert_eq!(first["input"], "aaaaaaaaaaaa.demo.example");
     }
 
     #[test]
