@@ -56,6 +56,9 @@ async fn a_caddy_without_the_site_or_without_a_process_leads_nowhere() {
     let foreign = other.repair().await.unwrap_err();
     assert!(foreign.leads_nowhere() && foreign.to_string().contains("*.other.example"), "{foreign}");
     own.repair().await.unwrap();
+    let seen = own.look_around().await.unwrap();
+    assert!(seen.has_site && caddy.admin_url().ends_with(&seen.admin), "{seen:?}");
+    assert!(!other.look_around().await.unwrap().has_site);
     // Without any configuration at all.
     assert_eq!(caddy.admin("DELETE", "/config/apps", None).await.0, 200);
     assert!(own.repair().await.unwrap_err().leads_nowhere());

@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 
 use super::packages::Family;
+use crate::route::caddy::Surroundings;
 
 /// What a program answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +61,8 @@ pub(super) struct Facts {
     pub(super) nftables: Answer,
     /// LISTEN.
     pub(super) listen: Listen,
+    /// Caddy, or why it cannot be looked at; none with the built-in router.
+    pub(super) router: Option<Result<Surroundings, String>>,
     /// Programs that building a golden takes and that are not there.
     pub(super) tools_missing: Vec<&'static str>,
     /// Goldens of the settings whose recipe cannot be read, and why.

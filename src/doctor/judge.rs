@@ -6,7 +6,7 @@
 use super::facts::{Answer, Bridge, Facts, Listen, StateDir};
 use super::packages;
 use super::trial::without_harmless;
-use super::{Finding, Status};
+use super::{Finding, Status, router};
 use crate::config::{Config, Subnet};
 
 /// cgroup.kill came with it (cgroup-v2.rst).
@@ -87,6 +87,7 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         Some(bridge(facts, config)),
         Some(nftables(facts)),
         Some(listen(facts, config)),
+        router::judge(facts.router.as_ref(), config),
         Some(golden_tools(facts)),
         Some(recipes(facts, config)),
     ];

@@ -14,6 +14,7 @@ mod facts;
 mod judge;
 mod packages;
 mod probe;
+mod router;
 mod trial;
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use tokio::process::Command;
 
 use super::facts::{Answer, Bridge, Facts, Listen, Runtime, StateDir, field, parse_routes};
 use super::packages::Family;
-use super::trial;
+use super::{router, trial};
 use crate::config::Config;
 use crate::engine::criu::{self, RestoreError};
 use crate::error::Chain;
@@ -44,7 +44,7 @@ pub(super) async fn probe(config: &Config) -> Facts {
     let status = read("/proc/self/status");
     let criu = criu_version().await;
     let has_criu = matches!(criu, Answer::Said(_));
-    let (criu_check, userfaultfd, checkpoint, podman, runtime, network, nftables, listen) = tokio::join!(
+    let (criu_check, userfaultfd, checkpoint, podman, runtime, network, nftables, listen, router) = tokio::join!(
         ask("criu", &["check"]),
         ask("criu", &["check", "--feature", "uffd-noncoop"]),
         async { if root && has_criu { Some(trial::checkpoint().await) } else { None } },
@@ -55,6 +55,7 @@ pub(super) async fn probe(config: &Config) -> Facts {
         },
         ask("nft", &["list", "tables"]),
         listen(config.listen),
+        router::probe(config),
     );
     Facts {
         family: Family::of(&read("/etc/os-release")),
@@ -78,6 +79,7 @@ pub(super) async fn probe(config: &Config) -> Facts {
         routes: parse_routes(&read("/proc/net/route")),
         nftables,
         listen,
+        router,
         tools_missing: TOOLS.iter().copied().filter(|tool| find_program(tool).is_none()).collect(),
         recipes_unread: recipes(config),
     }

@@ -38,6 +38,7 @@ fn fit() -> Facts {
         routes: vec![route("eth0", "0.0.0.0", 0), route("eth0", "192.168.1.0", 24)],
         nftables: Answer::Said(String::new()),
         listen: Listen::Free,
+        router: None,
         tools_missing: Vec::new(),
         recipes_unread: Vec::new(),
     }

@@ -46,6 +46,9 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// the same moment. They succeed each time, and they are people.
 const ROUNDS: usize = 5;
 
+/// Where the admin API listens when the configuration does not say.
+const ADMIN_DEFAULT: &str = "localhost:2019";
+
 /// This daemon's routes in Caddy.
 #[derive(Debug)]
 pub struct CaddyRoutes {
@@ -58,6 +61,15 @@ pub struct CaddyRoutes {
     /// The last change failed in a way that may take time: nobody but `repair`
     /// waits for it again.
     failing: AtomicBool,
+}
+
+/// What a Caddy is like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Whether it has a site for `*.BASE_DOMAIN`.
+    pub has_site: bool,
+    /// Where its admin API listens, in Caddy's own form.
+    pub admin: String,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +92,20 @@ impl CaddyRoutes {
             written: tokio::sync::Mutex::default(),
             failing: AtomicBool::new(false),
         })
+    }
+
+    /// Looks at the Caddy itself, for `doctor`; changes nothing.
+    ///
+    /// # Errors
+    /// [`RouteError`]; that the site is missing is none.
+    pub async fn look_around(&self) -> Result<Surroundings, RouteError> {
+        let doing = "reading the servers";
+        let servers = self.admin.call(doing, Method::GET, shape::SERVERS, None, None).await?;
+        let has_site = servers.json(doing).is_ok_and(|servers| self.shape.place(&servers).is_some());
+        let doing = "reading where the admin API listens";
+        let listen = self.admin.call(doing, Method::GET, shape::ADMIN_LISTEN, None, None).await?;
+        let listen = listen.json(doing).ok().and_then(|listen| listen.as_str().map(str::to_owned));
+        Ok(Surroundings { has_site, admin: listen.unwrap_or_else(|| ADMIN_DEFAULT.to_owned()) })
     }
 
     fn wanted(&self) -> MutexGuard<'_, Wanted> {

@@ -17,6 +17,9 @@ use crate::route::Targets;
 /// The servers' place in the configuration.
 pub(super) const SERVERS: &str = "/config/apps/http/servers";
 
+/// Where the admin API's own address stands.
+pub(super) const ADMIN_LISTEN: &str = "/config/admin/listen";
+
 /// The variable that the Caddyfile reads.
 const VARIABLE: &str = "shop";
 
