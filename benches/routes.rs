@@ -6,6 +6,7 @@
 //! proxy; no container. Prints two Markdown tables, see benches/README.md.
 
 #[path = "../tests/common/caddy.rs"]
+#[allow(clippy::unwrap_used, reason = "a tool of the tests")]
 mod caddy;
 
 use std::net::SocketAddr;
