@@ -117,7 +117,7 @@ impl World {
         let (daemon, stop) = (listener.local_addr()?, CancellationToken::new());
         tokio::spawn(listener::serve(listener, edges, stop.clone(), Duration::ZERO));
         let mut caddy = Caddy::new(daemon, &[]);
-        caddy.start();
+        caddy.start().await;
         let routes = match layout {
             "caddy" => Some(CaddyRoutes::new(
                 caddy.admin_url().parse().map_err(|()| anyhow::anyhow!("not an admin address"))?,

@@ -32,7 +32,7 @@ async fn caddy_is_a_route_table() {
     }
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 9));
     for mut caddy in [Caddy::new(nowhere, &[]), Caddy::new(nowhere, &[]).on_a_socket()] {
-        caddy.start();
+        caddy.start().await;
         let address: AdminAddress = caddy.admin_url().parse().unwrap();
         let table = CaddyRoutes::new(address, &"one".parse().unwrap(), "localhost").unwrap();
         conformance::suite(&table).await;
@@ -52,7 +52,7 @@ async fn a_caddy_without_the_site_or_without_a_process_leads_nowhere() {
     let (other, own) = (table("other.example"), table("localhost"));
     let absent = own.repair().await.unwrap_err();
     assert!(absent.leads_nowhere() && absent.to_string().contains("nobody listens"), "{absent}");
-    caddy.start();
+    caddy.start().await;
     let foreign = other.repair().await.unwrap_err();
     assert!(foreign.leads_nowhere() && foreign.to_string().contains("*.other.example"), "{foreign}");
     own.repair().await.unwrap();
@@ -183,7 +183,7 @@ async fn a_caddy_killed_under_load_has_its_routes_again_within_five_seconds() {
     let (born, ended) = (front.acquire().await, lasting.pop().unwrap());
     assert_eq!(front.daemon.delete(&format!("/api/v1/demo/{ended}")).await.status, 204);
     lasting.push(born);
-    front.caddy.start();
+    front.caddy.start().await;
     let restarted = Instant::now();
     for id in &lasting {
         assert_eq!(front.visit(id, "/").await.status(), 200, "served from the first moment on");
@@ -301,7 +301,7 @@ async fn two_daemons_share_one_caddy() {
     // It approves every certificate, and is who answers for what has no route.
     let daemon = shops(Router::new().fallback(get(async || "the daemon"))).await;
     let mut caddy = Caddy::new(daemon.into(), &[]);
-    caddy.start();
+    caddy.start().await;
     let mut tables = Vec::new();
     for (node, says) in [("one", "a shop of one"), ("two", "a shop of two")] {
         let shop = shops(Router::new().fallback(get(async move || says))).await;

@@ -255,7 +255,7 @@ async fn unknown_hosts_get_the_daemons_page() {
         ("TLS_KEY", key.as_str()),
     ];
     let mut caddy = Caddy::new(daemon.address, &files);
-    caddy.start();
+    caddy.start().await;
     let name = "aaaaaaaaaaaa.demo.example";
     let browser = reqwest::Client::builder()
         .tls_danger_accept_invalid_certs(true)

@@ -93,7 +93,7 @@ impl Caddy {
     }
 
     /// Starts it and waits until its configuration is loaded.
-    pub(crate) fn start(&mut self) {
+    pub(crate) async fn start(&mut self) {
         assert!(self.child.is_none(), "it runs");
         let admin = match self.admin {
             Admin::Tcp(port) => format!("127.0.0.1:{port}"),
@@ -120,7 +120,7 @@ impl Caddy {
         while std::net::TcpStream::connect(self.https).is_err() {
             let ended = self.child.as_mut().unwrap().try_wait().unwrap();
             assert!(ended.is_none() && Instant::now() < deadline, "caddy is not up:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(20));
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 

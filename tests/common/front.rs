@@ -48,7 +48,7 @@ impl Front {
         let listen = address.to_string();
         let mut caddy = Caddy::new(address, &[]);
         let daemon = host.start(&Self::settings(&caddy, &listen, settings)[..]).await;
-        caddy.start();
+        caddy.start().await;
         let front = Self { host, daemon, caddy, listen };
         front.router_is("ok").await;
         front
