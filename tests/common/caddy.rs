@@ -165,11 +165,13 @@ impl Caddy {
                 None => request.send().await,
             }
         };
-        // A change that somebody else makes at the same moment may end the connection.
-        let answer = match ask().await {
-            Err(error) if method == "GET" && error.is_request() => ask().await,
-            other => other,
-        };
+        let mut answer = ask().await;
+        for _ in 0..5 {
+            // A change that somebody else makes at the same moment may end the connection.
+            if method == "GET" && answer.as_ref().is_err_and(reqwest::Error::is_request) {
+                answer = ask().await;
+            }
+        }
         let answer = answer.unwrap();
         let status = answer.status().as_u16();
         (status, serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap_or_default())

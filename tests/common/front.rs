@@ -114,7 +114,7 @@ impl Front {
         let host = format!("{id}.localhost");
         let url = format!("https://{host}:{}{path}", self.caddy.https.port());
         let browser = self.caddy.browser(&[&host]);
-        for _ in 0..3 {
+        for _ in 0..5 {
             match browser.get(&url).send().await {
                 Ok(answer) => return answer,
                 Err(error) if error.is_request() => {}
