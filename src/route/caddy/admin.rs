@@ -17,6 +17,11 @@ use crate::route::RouteError;
 /// How long one answer may take.
 const DEADLINE: Duration = Duration::from_secs(3);
 
+/// How often a request is made whose connection breaks, and the pause before the
+/// next time: a Caddy that starts replaces its admin server once.
+const ATTEMPTS: usize = 3;
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// How much of a refusal is repeated.
 const SAID_MAX: usize = 300;
 
@@ -60,9 +65,9 @@ impl Admin {
 
     /// Asks; an answer of any status is one.
     ///
-    /// When the connection breaks it is asked once more: Caddy was killed, and
-    /// whether it is there again or not is another answer. No request does harm
-    /// when it comes twice.
+    /// When the connection breaks it is asked again: Caddy was killed, and whether
+    /// it is there again or not is another answer. No request does harm when it
+    /// comes twice.
     ///
     /// # Errors
     /// [`RouteError::Absent`], [`RouteError::Unavailable`].
@@ -90,8 +95,11 @@ impl Admin {
             Ok(Answer { status, etag, body: response.bytes().await? })
         };
         let mut answer: Result<_, reqwest::Error> = ask().await;
-        if answer.as_ref().is_err_and(|error| !error.is_connect() && !error.is_timeout()) {
-            answer = ask().await;
+        for _ in 1..ATTEMPTS {
+            if answer.as_ref().is_err_and(|error| !error.is_connect() && !error.is_timeout()) {
+                tokio::time::sleep(PAUSE).await;
+                answer = ask().await;
+            }
         }
         let answer = answer.map_err(|source| self.failed(source))?;
         tracing::debug!(doing, status = answer.status.as_u16(), "caddy asked");
