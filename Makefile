@@ -77,6 +77,10 @@ test-coverage: ## the same tests with a report of lines covered (cargo-llvm-cov)
 bench: ## acquire from the pool and with an empty pool; fails when a median exceeds 500 ms
 	@tests/run bench
 
+.PHONY: bench-routes
+bench-routes: ## what a route costs in Caddy and in the built-in proxy; needs caddy
+	cargo bench --all-features --bench routes
+
 .PHONY: clean-all
 clean-all: ## remove everything that was built: binaries, the lab with its state, its cached root
 	@tests/lab/down --purge-all

@@ -35,7 +35,7 @@ use crate::pool::reconciler::{Reconciler, Target};
 use crate::pool::{Nudge, PoolStatus};
 use crate::provision::{GoldenRuntime, Lifecycle, Parts, Provisioner, Terms};
 use crate::proxy::{Proxy, PublicFace};
-use crate::route::RouteTable;
+use crate::route::{self, RouteError};
 use crate::shutdown::{Phase, PhaseSetter};
 use crate::store::StoreError;
 use crate::store::embedded::{EmbeddedStore, OpenStoreError};
@@ -92,6 +92,9 @@ pub enum AppError {
         #[source]
         source: io::Error,
     },
+    /// No client for the router can be made.
+    #[error("cannot use the router")]
+    Router(#[source] RouteError),
     /// systemd's socket cannot be used.
     #[error("cannot use the socket that systemd listens on")]
     Socket(#[source] io::Error),
@@ -153,7 +156,7 @@ impl App {
         let store = EmbeddedStore::open(&config.store_path).map_err(AppError::OpenStore)?;
         let listener = bind(config.listen).await?;
         let (refill, reap) = (Nudge::default(), Nudge::default());
-        let routes = Arc::new(RouteTable::default());
+        let routes = Arc::new(route::open::open(&config).map_err(AppError::Router)?);
         let lifecycle = Arc::new(Lifecycle::new(Parts {
             store: Arc::new(MeteredStore::new(Arc::new(store))),
             routes: Arc::clone(&routes),
@@ -177,11 +180,16 @@ impl App {
             pool: reconciler.status(),
             phase: phase.view(),
             trusted_proxies: config.trusted_proxies.clone(),
+            base_domain: config.base_domain.as_str().into(),
             metrics: metrics::install(),
         });
         let edges = Edges {
             api,
-            proxy: Proxy::new(routes, public_face(&config), config.trusted_proxies.clone()),
+            proxy: Proxy::new(
+                Arc::clone(routes.memory()),
+                public_face(&config),
+                config.trusted_proxies.clone(),
+            ),
             base_domain: config.base_domain.as_str().into(),
         };
         Ok(Self { config, on_exit, lifecycle, provisioner, reconciler, reaper, listener, edges, phase, lock })
@@ -212,6 +220,8 @@ impl App {
         let pool = self.reconciler.status();
         workers.spawn(self.reconciler.run(stop_workers.clone()));
         workers.spawn(self.reaper.run(stop_workers.clone()));
+        let routes = Arc::clone(self.lifecycle.routes());
+        workers.spawn(route::keeper::keep(routes, stop_workers.clone()));
         let address = self.listener.local_addr();
         edges.spawn(listener::serve(self.listener, self.edges, stop_edges.clone(), REQUESTS_DEADLINE));
         self.phase.enter(Phase::Serving);
@@ -258,6 +268,8 @@ impl App {
             dropped = found.dropped,
             "former daemon's instances looked at"
         );
+        // Before anything is taken down: its address may still be led to.
+        route::keeper::look(self.lifecycle.routes()).await;
         self.reaper.pass(now).await;
         self.reaper.settle().await;
         self.reaper.sweep_orphans(Certainty::AtOnce).await;

@@ -31,6 +31,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("engine", 1),
     ("store", 1),
     ("route", 1),
+    ("route::keeper", 3),
     ("host", 1),
     // Procedures.
     ("provision", 2),

@@ -20,7 +20,8 @@ use common::{Answer, send};
 use demo_multiplexer::id::InstanceId;
 use demo_multiplexer::listener::{Edges, serve};
 use demo_multiplexer::proxy::{Proxy, PublicFace};
-use demo_multiplexer::route::RouteTable;
+use demo_multiplexer::route::RouteTable as _;
+use demo_multiplexer::route::memory::MemoryRoutes;
 use demo_multiplexer::testing::eventually;
 use futures_util::StreamExt as _;
 use http::{HeaderMap, StatusCode};
@@ -34,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 struct Front {
     address: SocketAddr,
-    routes: Arc<RouteTable>,
+    routes: Arc<MemoryRoutes>,
     stop: CancellationToken,
 }
 
@@ -46,7 +47,7 @@ impl Drop for Front {
 
 /// A listener with an API that says so, and no routes yet.
 async fn front() -> Front {
-    let routes = Arc::new(RouteTable::default());
+    let routes = Arc::new(MemoryRoutes::default());
     let edges = Edges {
         api: Router::new().fallback(async || "the API"),
         proxy: Proxy::new(

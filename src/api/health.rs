@@ -47,7 +47,9 @@ pub(super) async fn health(State(api): State<ApiState>) -> Response {
     let (engines_up, engines) = engine_health(&api).await;
     let (pools_well, pool) = pool_health(&api);
     let (dependencies_up, dependencies) = dependencies_health(&api);
-    let (status, word) = match (store_up && dependencies_up, phase, pools_well && engines_up) {
+    let (router_well, router) = router_health(&api);
+    let all_well = pools_well && engines_up && router_well;
+    let (status, word) = match (store_up && dependencies_up, phase, all_well) {
         (false, ..) => (StatusCode::SERVICE_UNAVAILABLE, "down"),
         (_, Phase::Starting | Phase::Draining | Phase::Stopped, _) => {
             (StatusCode::SERVICE_UNAVAILABLE, phase.as_str())
@@ -62,6 +64,7 @@ pub(super) async fn health(State(api): State<ApiState>) -> Response {
         "store": store,
         "engines": engines,
         "pool": pool,
+        "router": router,
     });
     if let Some(body) = body.as_object_mut() {
         body.extend(dependencies);
@@ -140,6 +143,16 @@ fn pool_health(api: &ApiState) -> (bool, Value) {
         goldens.insert(golden.name.to_string(), entry);
     }
     (all_well, Value::Object(goldens))
+}
+
+/// A router without routes is no more than slower: the built-in proxy serves.
+fn router_health(api: &ApiState) -> (bool, Value) {
+    let routes = api.provisioner.lifecycle().routes();
+    match (routes.router(), routes.trouble()) {
+        (None, _) => (true, json!({ "status": "ok", "kind": "embedded" })),
+        (Some(_), None) => (true, json!({ "status": "ok", "kind": "caddy" })),
+        (Some(_), Some(error)) => (false, json!({ "status": "degraded", "kind": "caddy", "error": error })),
+    }
 }
 
 /// `GET /metrics`, in Prometheus' text format.

@@ -14,6 +14,7 @@ mod limits;
 mod pool;
 pub mod problem;
 mod request;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub struct ApiState {
     pub phase: watch::Receiver<Phase>,
     /// Whose word about their callers is taken.
     pub trusted_proxies: TrustedProxies,
+    /// BASE_DOMAIN.
+    pub base_domain: Arc<str>,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
 }
@@ -64,6 +67,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/api/v1/demo/{id}", delete(demo::release).get(demo::show))
         .route("/api/v1/demo/{id}/extend", post(demo::extend))
         .route("/api/v1/pool/stats", get(pool::stats))
+        .route("/api/v1/tls/ask", get(tls::ask))
         .route("/health", get(health::health))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))

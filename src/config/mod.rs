@@ -5,6 +5,7 @@
 //! `.env.example` and the README are checked against it.
 
 mod database;
+mod router;
 mod settings;
 pub mod units;
 
@@ -17,8 +18,10 @@ use std::time::Duration;
 use jiff::SignedDuration;
 
 pub use self::database::{DatabaseMode, DatabaseServer};
+pub use self::router::{AdminAddress, Router};
 pub use self::settings::{SETTINGS, Setting};
 use crate::client::TrustedProxies;
+use crate::id::NodeName;
 
 /// Names and raw values of settings, before they are checked.
 pub type Values = BTreeMap<String, String>;
@@ -80,6 +83,10 @@ pub struct Config {
     pub public_port: Option<u16>,
     /// Where API and proxy listen.
     pub listen: SocketAddr,
+    /// What leads visitors to instances.
+    pub router: Router,
+    /// This daemon's name among others.
+    pub node_name: NodeName,
     /// Where the embedded store lies.
     pub store_path: PathBuf,
     /// All of the daemon's own files.
@@ -382,6 +389,8 @@ impl Config {
             read.problems.push(format!("BRIDGE_SUBNET: {problem}"));
             Subnet { network: Ipv4Addr::new(10, 77, 0, 0), prefix: 16 }
         });
+        let router = router::read(&mut read);
+        let node_name = router::node_name(&mut read);
         let cgroup_parent = read.text("CGROUP_PARENT");
         if cgroup_parent.is_empty() || cgroup_parent.split('/').any(|part| part.is_empty() || part == "..") {
             read.problems
@@ -441,6 +450,8 @@ impl Config {
             public_scheme: public_scheme.to_owned(),
             public_port: public_port.filter(|port| *port != own_port),
             listen,
+            router,
+            node_name,
             store_path,
             trusted_snapshot_keys,
             snapshot_dir: read.directory("SNAPSHOT_DIR"),

@@ -73,6 +73,17 @@ pub const SETTINGS: &[Setting] = &[
     setting("PUBLIC_SCHEME", "http", "http or https, as visitors see it"),
     setting("PUBLIC_PORT", "", "The port visitors see; empty takes the one of LISTEN"),
     setting("LISTEN", "127.0.0.1:8080", "Where API and built-in proxy listen"),
+    setting(
+        "ROUTER",
+        "embedded",
+        "embedded: the built-in proxy leads visitors to instances; caddy: routes are also kept in Caddy",
+    ),
+    setting(
+        "CADDY_ADMIN_URL",
+        "http://127.0.0.1:2019",
+        "Caddy's admin API for ROUTER=caddy; unix//run/caddy/admin.sock for a socket",
+    ),
+    setting("NODE_NAME", "", "This daemon's name among those that share a Caddy; empty takes the host's"),
     setting("STORE_URL", "embedded:", "embedded:PATH; without a path the store lies in STATE_DIR"),
     setting(
         "STATE_DIR",

@@ -32,9 +32,12 @@ fn every_problem_is_reported_at_once() {
         ("TRUSTED_PROXIES", "10.0.0.0/8, proxy"),
         ("RATE_LIMIT_HOURLY", "-1"),
         ("OTLP_URL", "localhost:4318"),
+        ("ROUTER", "caddy"),
+        ("CADDY_ADMIN_URL", "2019"),
+        ("NODE_NAME", "a/b"),
     ]))
     .unwrap_err();
-    assert_eq!(error.problems.len(), 11, "{error}");
+    assert_eq!(error.problems.len(), 13, "{error}");
     assert!(error.to_string().contains("TRUSTED_PROXIES: \"proxy\" is not of the form"), "{error}");
     assert!(error.to_string().contains("CONTAINER_MODE=\"lxc\": one of podman, docker"), "{error}");
 }

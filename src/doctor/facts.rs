@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use super::packages::Family;
 use crate::engine::docker::api::Version;
+use crate::route::caddy::Surroundings;
 
 /// What a program answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +67,8 @@ pub(super) struct Facts {
     pub(super) database: Tried<String>,
     /// LISTEN.
     pub(super) listen: Listen,
+    /// Caddy, or why it cannot be looked at; none with the built-in router.
+    pub(super) router: Option<Result<Surroundings, String>>,
     /// Programs that building a golden takes and that are not there.
     pub(super) tools_missing: Vec<&'static str>,
     /// Goldens of the settings whose recipe cannot be read, and why.

@@ -6,8 +6,7 @@
 use super::database;
 use super::facts::{Answer, Bridge, Facts, Listen, StateDir};
 use super::trial::without_harmless;
-use super::{Finding, Status};
-use super::{docker, packages};
+use super::{Finding, Status, docker, packages, router};
 use crate::config::{Config, Subnet};
 
 /// cgroup.kill came with it (cgroup-v2.rst).
@@ -91,6 +90,7 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         Some(nftables(facts)),
         database::judge(facts, config),
         Some(listen(facts, config)),
+        router::judge(facts.router.as_ref(), config),
         Some(golden_tools(facts)),
         Some(recipes(facts, config)),
     ];

@@ -16,6 +16,7 @@ mod facts;
 mod judge;
 mod packages;
 mod probe;
+mod router;
 mod trial;
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use super::database;
 use super::docker;
 use super::facts::{Answer, Bridge, Facts, Listen, Runtime, StateDir, field, parse_routes};
 use super::packages::Family;
-use super::trial;
+use super::{router, trial};
 use crate::config::Config;
 use crate::engine::criu::{self, RestoreError};
 use crate::engine::docker::Docker;
@@ -53,7 +53,7 @@ pub(super) async fn probe(config: &Config) -> Facts {
     let restores = docker.is_none();
     let criu = if restores { criu_version().await } else { Answer::Missing };
     let has_criu = matches!(criu, Answer::Said(_));
-    let (criu_check, userfaultfd, checkpoint, podman, runtime, network, nftables, listen, database) = tokio::join!(
+    let (criu_check, userfaultfd, checkpoint, podman, runtime, network, nftables, listen, database, router) = tokio::join!(
         ask_if(restores, "criu", &["check"]),
         ask_if(restores, "criu", &["check", "--feature", "uffd-noncoop"]),
         async { if root && has_criu { Some(trial::checkpoint().await) } else { None } },
@@ -65,6 +65,7 @@ pub(super) async fn probe(config: &Config) -> Facts {
         ask("nft", &["list", "tables"]),
         listen(config.listen),
         database::trial(config),
+        router::probe(config),
     );
     Facts {
         family: Family::of(&read("/etc/os-release")),
@@ -90,6 +91,7 @@ pub(super) async fn probe(config: &Config) -> Facts {
         nftables,
         database,
         listen,
+        router,
         tools_missing: TOOLS.iter().copied().filter(|tool| find_program(tool).is_none()).collect(),
         recipes_unread: recipes(config),
     }

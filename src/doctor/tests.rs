@@ -41,6 +41,7 @@ fn fit() -> Facts {
         nftables: Answer::Said(String::new()),
         database: None,
         listen: Listen::Free,
+        router: None,
         tools_missing: Vec::new(),
         recipes_unread: Vec::new(),
     }

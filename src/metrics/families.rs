@@ -152,6 +152,12 @@ pub const FAMILIES: &[Family] = &[
         &["class"],
         "Requests to instances, by the class of their answer: 2xx, 3xx, ...",
     ),
+    family(
+        "demo_multiplexer_route_write_duration_seconds",
+        Histogram,
+        &[],
+        "One change of the routes in Caddy (ROUTER=caddy)",
+    ),
     family("demo_multiplexer_sse_clients", Gauge, &[], "Clients that follow an instance's status"),
     family(
         "demo_multiplexer_job_attempts_total",

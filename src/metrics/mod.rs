@@ -87,6 +87,12 @@ fn describe() {
     gauge!("demo_multiplexer_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
+/// The router was told of changes, many at once or one.
+pub fn routes_written(ok: bool, took: Duration) {
+    let outcome = if ok { Outcome::Ok } else { Outcome::Failed };
+    histogram!("demo_multiplexer_route_write_duration_seconds", "outcome" => outcome.as_str()).record(took);
+}
+
 /// A client got an instance.
 pub fn acquired(golden: &GoldenName, source: Source, took: Duration) {
     counter!("demo_multiplexer_acquires_total",

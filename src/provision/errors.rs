@@ -8,6 +8,7 @@ use crate::engine::{DestroyError, LaunchError};
 use crate::error::{Chain, ErrorKind};
 use crate::id::{GoldenName, InstanceId};
 use crate::instance::{EngineKind, State};
+use crate::route::RouteError;
 use crate::store::StoreError;
 
 /// An instance could not be made.
@@ -53,6 +54,15 @@ pub enum EndError {
     /// The driver left something behind.
     #[error(transparent)]
     Destroy(DestroyError),
+    /// The router may still lead to it.
+    #[error("cannot remove the route of instance {id}")]
+    Route {
+        /// Which.
+        id: InstanceId,
+        /// Why.
+        #[source]
+        source: RouteError,
+    },
     /// The store could not be asked or told.
     #[error("cannot change the record of instance {id}")]
     Store {
@@ -219,6 +229,9 @@ pub enum LeaseError {
     /// The store refused.
     #[error("cannot read or change the instance")]
     Store(#[source] StoreError),
+    /// It is over, but the router may still lead to it.
+    #[error("the instance is not out of reach yet")]
+    Route(#[source] RouteError),
 }
 
 impl LeaseError {
@@ -231,6 +244,7 @@ impl LeaseError {
             Self::NotAssigned { .. } | Self::BeyondMax { .. } | Self::Busy { .. } => ErrorKind::Conflict,
             Self::Ttl(error) => error.kind(),
             Self::Store(error) => error.kind(),
+            Self::Route(error) => error.kind(),
         }
     }
 }

@@ -20,8 +20,8 @@
 //!
 //! Invariants: a record is written before anything of its instance exists and
 //! removed after all of it is gone, so whatever the daemon's death leaves
-//! behind has a record; a failed destroy keeps the record, and the reaper comes
-//! again.
+//! behind has a record; what fails to be removed keeps the record, and the
+//! reaper comes again; an address is given up only after nothing leads to it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ use crate::instance::{Instance, State};
 use crate::metrics;
 use crate::pool::Nudge;
 use crate::restore::{FirstPage, Make};
-use crate::route::RouteTable;
+use crate::route::Routes;
 use crate::store::{Store, StoreError};
 
 /// How often a change is tried again after somebody else's. Each round has
@@ -55,7 +55,7 @@ const STALE_ROUNDS: usize = 5;
 #[derive(Debug)]
 pub struct Lifecycle {
     pub(super) store: Arc<dyn Store>,
-    pub(super) routes: Arc<RouteTable>,
+    pub(super) routes: Arc<Routes>,
     pub(super) goldens: Vec<GoldenRuntime>,
     pub(super) gate: Gate,
     pub(super) tally: Tally,
@@ -75,7 +75,7 @@ pub struct Parts {
     /// The state.
     pub store: Arc<dyn Store>,
     /// The routes.
-    pub routes: Arc<RouteTable>,
+    pub routes: Arc<Routes>,
     /// What is served.
     pub goldens: Vec<GoldenRuntime>,
     /// Instances of all states this host holds at most.
@@ -185,7 +185,10 @@ impl Lifecycle {
         metrics::made(order.golden, made.made_by, &made.phases);
         self.tally.made(order.golden, made.made_by);
         let upstream = SocketAddr::from((made.container.address, made.container.port));
-        Phase::Route.span().in_scope(|| self.routes.ensure(&id, upstream));
+        self.routes.ensure(&id, upstream);
+        // If the router does not take it, its keeper tells and tries again; the
+        // built-in proxy serves the instance until then.
+        let _ = self.routes.settle().instrument(Phase::Route.span()).await;
         record.snapshot = made.snapshot;
         record.made_by = made.made_by;
         record.container = Some(made.container);
@@ -264,7 +267,8 @@ impl Lifecycle {
     /// end, or `still` no longer holds.
     ///
     /// # Errors
-    /// [`EndError::Store`].
+    /// [`EndError::Store`]; [`EndError::Route`]: it is marked, and the router
+    /// may still lead to it.
     pub(super) async fn mark(
         &self,
         mut instance: Instance,
@@ -275,7 +279,7 @@ impl Lifecycle {
         let failed = |source| EndError::Store { id: id.clone(), source };
         for _ in 0..STALE_ROUNDS {
             if instance.state.is_final() {
-                self.routes.remove(&id);
+                self.withdraw(&id).await?;
                 return Ok(Some(instance));
             }
             if !still(&instance) {
@@ -290,10 +294,10 @@ impl Lifecycle {
                     if ended.state == State::Expired && ended.is_due_at(Timestamp::now()) {
                         metrics::lease_expired(&ended.golden);
                     }
-                    self.routes.remove(&id);
                     if instance.state == State::Ready {
                         self.refill.now();
                     }
+                    self.withdraw(&id).await?;
                     return Ok(Some(ended));
                 }
                 Err(StoreError::Unknown { .. }) => return Ok(None),
@@ -308,6 +312,11 @@ impl Lifecycle {
         }
         // Others are at it; the next pass finds it again.
         Ok(None)
+    }
+
+    async fn withdraw(&self, id: &InstanceId) -> Result<(), EndError> {
+        let withdrawn = self.routes.withdraw(id).await;
+        withdrawn.map_err(|source| EndError::Route { id: id.clone(), source })
     }
 
     /// Takes a marked instance down; see the module's second diagram.
@@ -409,6 +418,12 @@ impl Lifecycle {
     #[must_use]
     pub fn goldens(&self) -> &[GoldenRuntime] {
         &self.goldens
+    }
+
+    /// The routes.
+    #[must_use]
+    pub const fn routes(&self) -> &Arc<Routes> {
+        &self.routes
     }
 
     /// The state.

@@ -1,7 +1,7 @@
 //! The built-in reverse proxy: a visitor's request to the shop it names.
 //!
 //! Called by the listener for each request whose Host is below BASE_DOMAIN.
-//! Reads the [`RouteTable`], changes nothing. Bodies stream both ways as they
+//! Reads the [`MemoryRoutes`], changes nothing. Bodies stream both ways as they
 //! come; an upgrade (websocket or other) becomes two byte streams.
 //!
 //! ```text
@@ -36,7 +36,7 @@ use self::pages::Page;
 use crate::client::{TrustedProxies, hops};
 use crate::id::InstanceId;
 use crate::metrics;
-use crate::route::{Lookup, RouteTable};
+use crate::route::memory::{Lookup, MemoryRoutes};
 
 /// How long an unused connection to a shop is kept. Below the golden's nginx
 /// `keepalive_timeout` (5 s), so that the shop never closes one just when the
@@ -49,7 +49,7 @@ const IDLE_PER_SHOP: usize = 8;
 /// The proxy; clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Proxy {
-    routes: Arc<RouteTable>,
+    routes: Arc<MemoryRoutes>,
     face: PublicFace,
     trusted: TrustedProxies,
     client: Client<Connector, Body>,
@@ -58,7 +58,7 @@ pub struct Proxy {
 impl Proxy {
     /// A proxy on these routes.
     #[must_use]
-    pub fn new(routes: Arc<RouteTable>, face: PublicFace, trusted: TrustedProxies) -> Self {
+    pub fn new(routes: Arc<MemoryRoutes>, face: PublicFace, trusted: TrustedProxies) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)

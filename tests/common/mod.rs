@@ -47,6 +47,11 @@ impl Host {
         }
     }
 
+    /// A host whose restored shops all answer there.
+    pub(crate) fn with_shops_at(upstream: std::net::SocketAddrV4) -> Self {
+        Self { restore: Script::new(EngineKind::Criu, upstream), ..Self::new() }
+    }
+
     pub(crate) fn state_dir(&self) -> PathBuf {
         self.dir.path().join("state")
     }

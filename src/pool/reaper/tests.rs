@@ -14,7 +14,7 @@ use crate::pool::adopt::{Found, adopt_all};
 use crate::pool::reconciler::{Reconciler, Target};
 use crate::provision::limits::Limits;
 use crate::provision::{AcquireRequest, Parts, Provisioner, Terms};
-use crate::route::RouteTable;
+use crate::route::Routes;
 use crate::store::Store;
 use crate::store::embedded::EmbeddedStore;
 use crate::testing::{Script, eventually, runtime};
@@ -33,7 +33,7 @@ fn daemon(dir: &Path, script: &Arc<Script>, max_instances: usize) -> World {
     let (refill, reap) = (Nudge::default(), Nudge::default());
     let lifecycle = Arc::new(Lifecycle::new(Parts {
         store: Arc::clone(&store),
-        routes: Arc::new(RouteTable::default()),
+        routes: Arc::new(Routes::default()),
         goldens: vec![runtime("shop", script, None)],
         max_instances,
         restore_concurrency: 2,
