@@ -38,7 +38,7 @@ use crate::proxy::{Proxy, PublicFace};
 use crate::route::RouteTable;
 use crate::shutdown::{Phase, PhaseSetter};
 use crate::store::StoreError;
-use crate::store::embedded::{EmbeddedStore, OpenStoreError};
+use crate::open_store::{StoreOpenError, open_store};
 use crate::{metrics, notify};
 
 /// How long makings and other work under way may take on the way down. A
@@ -81,7 +81,7 @@ pub enum AppError {
     },
     /// The store cannot be opened.
     #[error(transparent)]
-    OpenStore(OpenStoreError),
+    OpenStore(StoreOpenError),
     /// LISTEN cannot be bound.
     #[error("cannot listen on {address}")]
     Listen {
@@ -149,12 +149,12 @@ impl App {
         goldens: Vec<GoldenRuntime>,
         on_exit: OnExit,
     ) -> Result<Self, AppError> {
-        let store = EmbeddedStore::open(&config.store_path).map_err(AppError::OpenStore)?;
+        let store = open_store(&config).await.map_err(AppError::OpenStore)?;
         let listener = bind(config.listen).await?;
         let (refill, reap) = (Nudge::default(), Nudge::default());
         let routes = Arc::new(RouteTable::default());
         let lifecycle = Arc::new(Lifecycle::new(Parts {
-            store: Arc::new(store),
+            store,
             routes: Arc::clone(&routes),
             goldens,
             max_instances: config.max_instances,
@@ -292,7 +292,7 @@ async fn upkeep(pool: tokio::sync::watch::Receiver<PoolStatus>) {
 
 /// Takes every instance down, many at once.
 async fn destroy_all(lifecycle: &Arc<Lifecycle>) {
-    let all = match lifecycle.store().list().await {
+    let all = match lifecycle.store().own().await {
         Ok(all) => all,
         Err(error) => return tracing::warn!(error = %Chain(&error), "instances not taken down"),
     };

@@ -29,6 +29,7 @@ pub mod instance;
 pub mod listener;
 pub mod metrics;
 pub mod notify;
+pub mod open_store;
 pub mod pool;
 pub mod provision;
 pub mod proxy;

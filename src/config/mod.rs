@@ -5,6 +5,7 @@
 //! `.env.example` and the README are checked against it.
 
 mod settings;
+mod store;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,6 +16,8 @@ use std::time::Duration;
 use jiff::SignedDuration;
 
 pub use self::settings::{SETTINGS, Setting};
+pub use self::store::{Endpoint, Servers, StoreAt, ValkeyAt};
+use crate::id::NodeName;
 
 /// Names and raw values of settings, before they are checked.
 pub type Values = BTreeMap<String, String>;
@@ -62,8 +65,10 @@ pub struct Config {
     pub public_port: Option<u16>,
     /// Where API and proxy listen.
     pub listen: SocketAddr,
-    /// Where the embedded store lies.
-    pub store_path: PathBuf,
+    /// Where the state is kept.
+    pub store: StoreAt,
+    /// This daemon's name among those that share a store.
+    pub node: NodeName,
     /// All of the daemon's own files.
     pub state_dir: PathBuf,
     /// Snapshots at rest.
@@ -252,6 +257,40 @@ impl Reader<'_> {
         })
     }
 
+    fn store(&mut self, state_dir: &Path) -> StoreAt {
+        let file = |text: String| Some(PathBuf::from(text)).filter(|path| !path.as_os_str().is_empty());
+        let (password, ca) = (file(self.text("STORE_PASSWORD_FILE")), file(self.text("STORE_CA_FILE")));
+        let prefix = self.text("STORE_PREFIX");
+        let of_prefix = |b: u8| b.is_ascii_alphanumeric() || b"-_.:".contains(&b);
+        if prefix.is_empty() || prefix.len() > 64 || !prefix.bytes().all(of_prefix) {
+            self.problems
+                .push(format!("STORE_PREFIX={prefix:?}: 1 to 64 characters of a-z, A-Z, 0-9, -, _, . and :"));
+        }
+        let at = StoreAt::parse(&self.text("STORE_URL"), state_dir.join("store.redb"));
+        let at = at.unwrap_or_else(|problem| {
+            self.problems.push(problem);
+            StoreAt::Embedded(PathBuf::new())
+        });
+        let StoreAt::Valkey(at) = at else { return at };
+        if password.is_some() && at.password.is_some() {
+            self.problems.push("STORE_PASSWORD_FILE is set and STORE_URL has a password: leave one out".into());
+        }
+        if ca.is_some() && !at.tls {
+            self.problems
+                .push("STORE_CA_FILE is set, but STORE_URL does not ask for TLS: write rediss://".into());
+        }
+        StoreAt::Valkey(ValkeyAt { password_file: password, ca_file: ca, prefix, ..at })
+    }
+
+    fn node(&mut self) -> NodeName {
+        let given = self.text("NODE_NAME");
+        let text = if given.is_empty() { host_name() } else { given };
+        text.parse().unwrap_or_else(|problem| {
+            self.problems.push(format!("NODE_NAME: {problem}"));
+            NodeName::unknown()
+        })
+    }
+
     fn directory(&mut self, name: &str) -> PathBuf {
         let text = self.text(name);
         if text.is_empty() {
@@ -259,6 +298,12 @@ impl Reader<'_> {
         }
         std::path::absolute(&text).unwrap_or_else(|_| PathBuf::from(text))
     }
+}
+
+/// This host's name, in the form of a node's.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_ascii_lowercase().replace('_', "-")
 }
 
 impl Config {
@@ -280,16 +325,8 @@ impl Config {
         };
         let own_port = if public_scheme == "https" { 443 } else { 80 };
         let state_dir = read.directory("STATE_DIR");
-        let store_url = read.text("STORE_URL");
-        let store_path = match store_url.strip_prefix("embedded:") {
-            Some("") => state_dir.join("store.redb"),
-            Some(path) => PathBuf::from(path),
-            None => {
-                read.problems
-                    .push(format!("STORE_URL={:?}: embedded:PATH", store_url.split('@').next_back()));
-                PathBuf::new()
-            }
-        };
+        let store = read.store(&state_dir);
+        let node = read.node();
         let base_domain = read.text("BASE_DOMAIN").to_ascii_lowercase();
         if base_domain.is_empty()
             || !base_domain.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
@@ -348,7 +385,8 @@ impl Config {
             public_scheme: public_scheme.to_owned(),
             public_port: public_port.filter(|port| *port != own_port),
             listen,
-            store_path,
+            store,
+            node,
             snapshot_dir: read.directory("SNAPSHOT_DIR"),
             recipe_dir: read.directory("RECIPE_DIR"),
             state_dir,

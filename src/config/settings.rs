@@ -41,7 +41,26 @@ pub const SETTINGS: &[Setting] = &[
     setting("PUBLIC_SCHEME", "http", "http or https, as visitors see it"),
     setting("PUBLIC_PORT", "", "The port visitors see; empty takes the one of LISTEN"),
     setting("LISTEN", "127.0.0.1:8080", "Where API and built-in proxy listen"),
-    setting("STORE_URL", "embedded:", "embedded:PATH; without a path the store lies in STATE_DIR"),
+    setting(
+        "STORE_URL",
+        "embedded:",
+        "embedded:PATH (without a path in STATE_DIR), or a Valkey that several daemons share: \
+         redis://[user:password@]host[:port][/database], rediss:// with TLS, \
+         redis+sentinel://[user:password@]host:port,host:port/primary[/database]",
+    ),
+    setting("STORE_PASSWORD_FILE", "", "A file with Valkey's password, which then need not be in STORE_URL"),
+    setting(
+        "STORE_CA_FILE",
+        "",
+        "The authorities, in PEM, that sign Valkey's certificate; empty takes the system's",
+    ),
+    setting("STORE_PREFIX", "demo-multiplexer", "What all keys in Valkey begin with, in braces"),
+    setting(
+        "NODE_NAME",
+        "",
+        "This daemon's name among those that share a Valkey, each on a host or STATE_DIR of its own; \
+         empty takes the host's name",
+    ),
     setting(
         "STATE_DIR",
         "/var/lib/demo-multiplexer",

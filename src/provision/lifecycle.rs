@@ -152,7 +152,7 @@ impl Lifecycle {
             engine.unused(&id);
             return Err(MakeError::Full { max: self.ledger.max() });
         }
-        let mut record = Instance::warming(id.clone(), order.golden.clone(), Timestamp::now());
+        let mut record = Instance::warming(id.clone(), order.golden.clone(), self.store.node().clone(), Timestamp::now());
         record.made_by = order.maker.engine().source();
         record.idempotency_key = order.idempotency_key;
         let mut record = match self.store.insert(record).await {

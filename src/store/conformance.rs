@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Claim, Claimed, Store, StoreError};
-use crate::id::{GoldenName, InstanceId};
+use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, Source, State};
 
 /// Makes stores for the suite.
@@ -56,6 +56,15 @@ pub fn golden(name: &str) -> GoldenName {
     name.parse().expect("a golden name")
 }
 
+/// A node's name for tests; [`Fixture::fresh`]'s own is `here`.
+///
+/// # Panics
+/// When the text is no node name.
+#[must_use]
+pub fn node(name: &str) -> NodeName {
+    name.parse().expect("a node name")
+}
+
 /// A fixed time, `seconds` after the suite's beginning.
 ///
 /// # Panics
@@ -68,7 +77,7 @@ pub fn at(seconds: i64) -> Timestamp {
 /// A new instance in the given state, made at `at(second)`.
 #[must_use]
 pub fn instance(golden: &GoldenName, state: State, second: i64) -> Instance {
-    let mut instance = Instance::warming(InstanceId::random(), golden.clone(), at(second));
+    let mut instance = Instance::warming(InstanceId::random(), golden.clone(), node("here"), at(second));
     instance.state = state;
     instance
 }

@@ -2,7 +2,12 @@
 //!
 //! Every operation is atomic. A change names the generation it was based on; a
 //! stale writer is refused, not merged. The embedded store ([`embedded`]) is
-//! one file of this host; several daemons share a networked one.
+//! one file of this host; several daemons share a networked one ([`valkey`]).
+//!
+//! Each record is its node's: the daemon that made the instance. A store is
+//! opened for one node and knows which records are its *own*. Any daemon may
+//! change any record (hand it out, extend it, mark it as over), only the
+//! instance's own takes it down and forgets its record.
 //!
 //! Durability: when an operation has answered, the change survives the death
 //! of the daemon at the next instant. Cancel safety: a dropped call may or may
@@ -11,15 +16,16 @@
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 pub mod embedded;
+pub mod valkey;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::error::ErrorKind;
-use crate::id::{GoldenName, InstanceId};
+use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, State};
 
 /// Why the store could not do what it was asked.
@@ -124,9 +130,55 @@ pub enum Claimed {
     Empty,
 }
 
+/// One sliding window of a client's acquires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// How long it is.
+    pub length: SignedDuration,
+    /// Acquires in it at most.
+    pub limit: u32,
+}
+
+/// What a window leaves a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    /// Acquires in the window at most.
+    pub limit: u32,
+    /// How many are left.
+    pub remaining: u32,
+    /// Until the oldest counted acquire leaves the window; zero when none is counted.
+    pub resets_in: SignedDuration,
+}
+
+/// Whether a client may acquire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// It may, and is counted; `ticket` takes it back.
+    Admitted {
+        /// Names what was counted.
+        ticket: Ticket,
+        /// What each window leaves, in their order.
+        allowances: Vec<Allowance>,
+    },
+    /// It may not, and is not counted.
+    Refused {
+        /// When it may again, at the earliest.
+        retry_after: SignedDuration,
+        /// What each window leaves, in their order.
+        allowances: Vec<Allowance>,
+    },
+}
+
+/// One counted acquire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ticket(pub String);
+
 /// The port.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug {
+    /// The node it was opened for.
+    fn node(&self) -> &NodeName;
+
     /// Adds a record; it gets generation 1. With an idempotency key the record
     /// is found by [`Store::claim`] under that key once it is assigned.
     async fn insert(&self, instance: Instance) -> Result<Instance, StoreError>;
@@ -138,23 +190,45 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// its state may change so; answers it with the next generation.
     async fn update(&self, instance: Instance) -> Result<Instance, StoreError>;
 
-    /// Takes the golden's oldest ready instance (by `created_at`), in O(log n)
-    /// at most; the same instance is never claimed twice. A key is good for as
-    /// long as its instance is somebody's and not due at `claim.now`.
+    /// Takes the golden's oldest ready instance (by `created_at`), of the own
+    /// node first, then of any, in O(log n) at most; the same instance is never
+    /// claimed twice. A key is good for as long as its instance is somebody's
+    /// and not due at `claim.now`.
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError>;
 
     /// Forgets a record; absent is fine.
     async fn remove(&self, id: &InstanceId) -> Result<(), StoreError>;
 
-    /// Reads all records, in no order.
+    /// Writes a record that the store has lost, as it is: there is none, or one
+    /// of an earlier generation. One that is as late is refused as
+    /// [`StoreError::Stale`].
+    async fn write_again(&self, instance: Instance) -> Result<(), StoreError>;
+
+    /// Reads all records of all nodes, in no order.
     async fn list(&self) -> Result<Vec<Instance>, StoreError>;
 
-    /// Reads up to `limit` records whose `expires_at` is not after `now` and
+    /// Reads the node's own records, in no order. To be called every second or
+    /// so: it is also how other daemons see that this one lives.
+    async fn own(&self) -> Result<Vec<Instance>, StoreError>;
+
+    /// Reads up to `limit` own records whose `expires_at` is not after `now` and
     /// whose state is not final, the earliest first.
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Instance>, StoreError>;
 
-    /// Counts a golden's records by state, in O(states).
+    /// Counts a golden's own records by state, in O(states).
     async fn counts(&self, golden: &GoldenName) -> Result<BTreeMap<State, usize>, StoreError>;
+
+    /// Counts an acquire of `client` in all windows, or in none when one is full;
+    /// exact at any `now`, also under concurrency.
+    async fn admit(
+        &self,
+        client: &str,
+        windows: &[Window],
+        now: Timestamp,
+    ) -> Result<Admission, StoreError>;
+
+    /// Takes back a counted acquire that came to nothing; absent is fine.
+    async fn forgive(&self, client: &str, ticket: &Ticket) -> Result<(), StoreError>;
 
     /// Answers when the store works.
     async fn ping(&self) -> Result<(), StoreError>;

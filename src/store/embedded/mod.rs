@@ -15,6 +15,7 @@
 //! Invariants: nobody is told of a change that is not on the disk; the table
 //! never differs from the file between two batches.
 
+mod admissions;
 mod file;
 mod table;
 #[cfg(test)]
@@ -29,12 +30,13 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
+use self::admissions::Admissions;
 pub use self::file::OpenStoreError;
 use self::file::{Opener, StoreFile, opener};
 use self::table::Table;
-use super::{Claim, Claimed, Store, StoreError};
+use super::{Admission, Claim, Claimed, Store, StoreError, Ticket, Window};
 use crate::error::ErrorKind;
-use crate::id::{GoldenName, InstanceId};
+use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, State};
 
 /// How much is decided before a commit. It bounds what one failed commit takes
@@ -53,31 +55,45 @@ type Reply = Box<dyn FnOnce(Result<(), &CommitFailure>) + Send>;
 /// The embedded store; dropping it ends its thread and closes the file.
 #[derive(Debug)]
 pub struct EmbeddedStore {
+    node: NodeName,
+    admissions: Admissions,
     /// Taken at drop, which is what ends the writer.
     work: Option<mpsc::Sender<Work>>,
     writer: Option<JoinHandle<()>>,
 }
 
 impl EmbeddedStore {
-    /// Opens the file, or creates it with mode 0600, and reads all of it.
+    /// Opens the file, or creates it with mode 0600, and reads all of it; every
+    /// record in it becomes `node`'s own.
     ///
     /// Blocks on the disk; called once, at the start.
     ///
     /// # Errors
     /// [`OpenStoreError`]; a damaged file is never overwritten.
-    pub fn open(path: &Path) -> Result<Self, OpenStoreError> {
-        Self::start(opener(path.to_owned()), path)
+    pub fn open(path: &Path, node: &NodeName) -> Result<Self, OpenStoreError> {
+        Self::start(opener(path.to_owned()), path, node)
     }
 
-    fn start(opener: Opener, path: &Path) -> Result<Self, OpenStoreError> {
-        let (file, records) = StoreFile::open(&opener, path)?;
-        let writer = Writer { opener, path: path.to_owned(), file: Some(file), table: Table::of(records) };
+    fn start(opener: Opener, path: &Path, node: &NodeName) -> Result<Self, OpenStoreError> {
+        let (file, records) = StoreFile::open(&opener, path, node)?;
+        let writer = Writer {
+            opener,
+            path: path.to_owned(),
+            node: node.clone(),
+            file: Some(file),
+            table: Table::of(records),
+        };
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(&receiver))
             .map_err(|source| OpenStoreError::Io { path: path.to_owned(), source })?;
-        Ok(Self { work: Some(sender), writer: Some(thread) })
+        Ok(Self {
+            node: node.clone(),
+            admissions: Admissions::default(),
+            work: Some(sender),
+            writer: Some(thread),
+        })
     }
 
     /// Has the writer run `decide` and waits until its batch is committed.
@@ -139,6 +155,7 @@ fn is_full(failure: &CommitFailure) -> bool {
 struct Writer {
     opener: Opener,
     path: PathBuf,
+    node: NodeName,
     /// None after a failed commit, until the file could be opened again.
     file: Option<StoreFile>,
     table: Table,
@@ -190,7 +207,7 @@ impl Writer {
         if self.file.is_some() {
             return Ok(());
         }
-        match StoreFile::open(&self.opener, &self.path) {
+        match StoreFile::open(&self.opener, &self.path, &self.node) {
             Ok((file, records)) => {
                 self.file = Some(file);
                 self.table = Table::of(records);
@@ -206,6 +223,10 @@ impl Writer {
 
 #[async_trait]
 impl Store for EmbeddedStore {
+    fn node(&self) -> &NodeName {
+        &self.node
+    }
+
     async fn insert(&self, instance: Instance) -> Result<Instance, StoreError> {
         self.run("adding an instance", move |table| table.insert(instance)).await
     }
@@ -232,8 +253,16 @@ impl Store for EmbeddedStore {
         .await
     }
 
+    async fn write_again(&self, instance: Instance) -> Result<(), StoreError> {
+        self.run("writing an instance again", move |table| table.write_again(instance)).await
+    }
+
     async fn list(&self) -> Result<Vec<Instance>, StoreError> {
         self.run("listing instances", |table| Ok(table.list())).await
+    }
+
+    async fn own(&self) -> Result<Vec<Instance>, StoreError> {
+        self.list().await
     }
 
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Instance>, StoreError> {
@@ -243,6 +272,20 @@ impl Store for EmbeddedStore {
     async fn counts(&self, golden: &GoldenName) -> Result<BTreeMap<State, usize>, StoreError> {
         let golden = golden.clone();
         self.run("counting instances", move |table| Ok(table.counts(&golden))).await
+    }
+
+    async fn admit(
+        &self,
+        client: &str,
+        windows: &[Window],
+        now: Timestamp,
+    ) -> Result<Admission, StoreError> {
+        Ok(self.admissions.admit(client, windows, now))
+    }
+
+    async fn forgive(&self, client: &str, ticket: &Ticket) -> Result<(), StoreError> {
+        self.admissions.forgive(client, ticket);
+        Ok(())
     }
 
     /// Answers after an empty durable commit: the disk takes writes.
