@@ -3,6 +3,9 @@
 //! An implementation's test calls [`suite`] with a [`Fixture`]. Each check
 //! begins with an empty store and is named in the panic when it fails.
 
+mod nodes;
+mod windows;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -21,6 +24,11 @@ pub trait Fixture: Send + Sync {
 
     /// The same store as a new daemon finds it after the old one has died.
     async fn reopen(&self, store: Arc<dyn Store>) -> Arc<dyn Store>;
+
+    /// The same store, opened for another daemon; none when it is one daemon's.
+    async fn beside(&self, _store: &Arc<dyn Store>, _node: &NodeName) -> Option<Arc<dyn Store>> {
+        None
+    }
 }
 
 /// Runs every check.
@@ -44,6 +52,8 @@ pub async fn suite(fixture: &dyn Fixture) {
     counts_follow_every_change(fixture).await;
     remove_is_idempotent(fixture).await;
     what_was_answered_survives_a_reopening(fixture).await;
+    nodes::run(fixture).await;
+    windows::run(fixture).await;
     fixture.fresh().await.ping().await.expect("a working store answers a ping");
 }
 
