@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::error::Chain;
 use crate::instance::State;
 use crate::listener::{self, Edges};
+use crate::open_store::{StoreOpenError, open_store};
 use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::reconciler::{Reconciler, Target};
@@ -38,7 +39,6 @@ use crate::proxy::{Proxy, PublicFace};
 use crate::route::RouteTable;
 use crate::shutdown::{Phase, PhaseSetter};
 use crate::store::StoreError;
-use crate::open_store::{StoreOpenError, open_store};
 use crate::{metrics, notify};
 
 /// How long makings and other work under way may take on the way down. A

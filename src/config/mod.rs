@@ -273,7 +273,8 @@ impl Reader<'_> {
         });
         let StoreAt::Valkey(at) = at else { return at };
         if password.is_some() && at.password.is_some() {
-            self.problems.push("STORE_PASSWORD_FILE is set and STORE_URL has a password: leave one out".into());
+            self.problems
+                .push("STORE_PASSWORD_FILE is set and STORE_URL has a password: leave one out".into());
         }
         if ca.is_some() && !at.tls {
             self.problems

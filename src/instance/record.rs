@@ -93,7 +93,10 @@ mod tests {
         assert_eq!((read.version, read.generation, &read.node), (RECORD_VERSION, 3, &own()));
         assert_eq!((read.state, read.source), (State::Assigned, Some(Source::Pool)));
         let container = read.container.as_ref().expect("it runs");
-        assert_eq!((container.engine, container.pid, container.start_ticks), (EngineKind::Criu, 4711, 123_456));
+        assert_eq!(
+            (container.engine, container.pid, container.start_ticks),
+            (EngineKind::Criu, 4711, 123_456)
+        );
         assert_eq!(read.access.as_ref().map(|a| a.admin_password.expose_secret()), Some("secret"));
         let written = read.to_record().expect("it is written");
         let other = "there".parse().expect("a node name");

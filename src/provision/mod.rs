@@ -25,6 +25,7 @@ pub mod gate;
 mod lease;
 mod ledger;
 mod lifecycle;
+mod memory;
 mod tally;
 #[cfg(test)]
 mod tests;

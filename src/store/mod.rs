@@ -220,12 +220,7 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Counts an acquire of `client` in all windows, or in none when one is full;
     /// exact at any `now`, also under concurrency.
-    async fn admit(
-        &self,
-        client: &str,
-        windows: &[Window],
-        now: Timestamp,
-    ) -> Result<Admission, StoreError>;
+    async fn admit(&self, client: &str, windows: &[Window], now: Timestamp) -> Result<Admission, StoreError>;
 
     /// Takes back a counted acquire that came to nothing; absent is fine.
     async fn forgive(&self, client: &str, ticket: &Ticket) -> Result<(), StoreError>;

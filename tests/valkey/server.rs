@@ -134,7 +134,8 @@ fn spawn(dir: &Path, port: u16, args: &[OsString]) -> Child {
     let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
     let mut command = Command::new(program().unwrap());
     // A sentinel's configuration file comes first.
-    let (file, rest): (Vec<_>, Vec<_>) = args.iter().partition(|arg| arg.to_string_lossy().ends_with(".conf"));
+    let (file, rest): (Vec<_>, Vec<_>) =
+        args.iter().partition(|arg| arg.to_string_lossy().ends_with(".conf"));
     command.args(file);
     if !rest.iter().any(|arg| *arg == "--port") {
         command.args(["--port", &port.to_string()]);

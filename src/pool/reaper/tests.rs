@@ -28,7 +28,8 @@ struct World {
 
 /// A daemon's parts on a host and a store file that may have a past.
 fn daemon(dir: &Path, script: &Arc<Script>, max_instances: usize) -> World {
-    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&dir.join("store"), &"here".parse().unwrap()).unwrap());
+    let store: Arc<dyn Store> =
+        Arc::new(EmbeddedStore::open(&dir.join("store"), &"here".parse().unwrap()).unwrap());
     let (refill, reap) = (Nudge::default(), Nudge::default());
     let lifecycle = Arc::new(Lifecycle::new(Parts {
         store: Arc::clone(&store),
@@ -215,7 +216,12 @@ async fn a_restart_adopts_what_lives_and_drops_the_rest() {
     let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
     let world = daemon(dir.path(), &script, 8);
     let (lives, died) = (world.acquire().await, world.acquire().await);
-    let half_made = Instance::warming(InstanceId::random(), "shop".parse().unwrap(), "here".parse().unwrap(), Timestamp::now());
+    let half_made = Instance::warming(
+        InstanceId::random(),
+        "shop".parse().unwrap(),
+        "here".parse().unwrap(),
+        Timestamp::now(),
+    );
     script.add_trace(&half_made.id);
     world.store.insert(half_made).await.unwrap();
     drop(world);

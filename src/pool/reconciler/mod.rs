@@ -187,7 +187,7 @@ impl Reconciler {
 
     /// Takes the youngest surplus one down, unless it is claimed meanwhile.
     async fn retire_one(&self, golden: &GoldenName) {
-        let ready = match self.lifecycle.store().list().await {
+        let ready = match self.lifecycle.store().own().await {
             Ok(all) => all.into_iter().filter(|i| i.golden == *golden && i.state == State::Ready),
             Err(error) => return tracing::warn!(error = %Chain(&error), "surplus not looked at"),
         };

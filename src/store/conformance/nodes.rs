@@ -1,8 +1,8 @@
 //! What holds between the daemons that share a store.
 
 use super::{
-    Arc, Claimed, Fixture, InstanceId, Source, State, StoreError, add, at, claim, claimed, golden,
-    instance, node,
+    Arc, Claimed, Fixture, InstanceId, Source, State, StoreError, add, at, claim, claimed, golden, instance,
+    node,
 };
 use crate::instance::{Access, Container, EngineKind, Instance};
 
@@ -102,7 +102,11 @@ async fn the_own_nodes_instances_are_claimed_first(fixture: &dyn Fixture) {
         order.push((got.node.to_string(), got.created_at));
     }
     let expected = [("here", 9), ("yonder", 1), ("there", 2), ("there", 3)];
-    assert_eq!(order, expected.map(|(name, second)| (name.to_owned(), at(second))), "own ones first, then the oldest");
+    assert_eq!(
+        order,
+        expected.map(|(name, second)| (name.to_owned(), at(second))),
+        "own ones first, then the oldest"
+    );
 }
 
 async fn each_node_sees_its_own_and_may_change_all(fixture: &dyn Fixture) {
@@ -125,7 +129,11 @@ async fn each_node_sees_its_own_and_may_change_all(fixture: &dyn Fixture) {
     over.state = State::Expired;
     here.update(over).await.expect("any daemon may end it");
     let seen = there.own().await.expect("a read is answered");
-    assert_eq!((seen[0].state, seen[0].node.clone()), (State::Expired, node("there")), "and its own one sees it");
+    assert_eq!(
+        (seen[0].state, seen[0].node.clone()),
+        (State::Expired, node("there")),
+        "and its own one sees it"
+    );
 }
 
 async fn nodes_at_once_never_share_an_instance(fixture: &dyn Fixture) {

@@ -40,7 +40,10 @@ async fn a_full_window_refuses_until_its_oldest_leaves(fixture: &dyn Fixture) {
     let wait = SignedDuration::from_secs(45);
     assert_eq!(refused, Admission::Refused { retry_after: wait, allowances: vec![left(2, 0, 45)] });
     admitted(ask(&*store, "b", &windows, 15).await);
-    assert!(matches!(ask(&*store, "a", &windows, 59).await, Admission::Refused { .. }), "not a moment too early");
+    assert!(
+        matches!(ask(&*store, "a", &windows, 59).await, Admission::Refused { .. }),
+        "not a moment too early"
+    );
     assert_eq!(admitted(ask(&*store, "a", &windows, 60).await).1, [left(2, 0, 10)], "nor too late");
 }
 
@@ -50,7 +53,10 @@ async fn a_refusal_counts_in_no_window(fixture: &dyn Fixture) {
     admitted(ask(&*store, "a", &windows, 0).await);
     for second in 1..10 {
         let refused = ask(&*store, "a", &windows, second).await;
-        assert!(matches!(&refused, Admission::Refused { allowances, .. } if allowances[1].remaining == 2), "{refused:?}");
+        assert!(
+            matches!(&refused, Admission::Refused { allowances, .. } if allowances[1].remaining == 2),
+            "{refused:?}"
+        );
     }
     admitted(ask(&*store, "a", &windows, 10).await);
     assert_eq!(admitted(ask(&*store, "a", &windows, 20).await).1, [left(1, 0, 10), left(3, 0, 80)]);

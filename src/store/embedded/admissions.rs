@@ -64,7 +64,9 @@ fn allowances(counted: &Counted, windows: &[Window], now: Timestamp) -> Vec<Allo
         Allowance {
             limit: window.limit,
             remaining: window.limit.saturating_sub(used),
-            resets_in: within.first().map_or(SignedDuration::ZERO, |at| window.length - now.duration_since(*at)),
+            resets_in: within
+                .first()
+                .map_or(SignedDuration::ZERO, |at| window.length - now.duration_since(*at)),
         }
     };
     windows.iter().map(of).collect()

@@ -274,12 +274,7 @@ impl Store for EmbeddedStore {
         self.run("counting instances", move |table| Ok(table.counts(&golden))).await
     }
 
-    async fn admit(
-        &self,
-        client: &str,
-        windows: &[Window],
-        now: Timestamp,
-    ) -> Result<Admission, StoreError> {
+    async fn admit(&self, client: &str, windows: &[Window], now: Timestamp) -> Result<Admission, StoreError> {
         Ok(self.admissions.admit(client, windows, now))
     }
 

@@ -118,7 +118,9 @@ impl ValkeyStore {
 
     /// The id in a record that cannot be read.
     fn key_of(&self, json: &str) -> String {
-        let id = serde_json::from_str::<serde_json::Value>(json).ok().and_then(|v| v["id"].as_str().map(str::to_owned));
+        let id = serde_json::from_str::<serde_json::Value>(json)
+            .ok()
+            .and_then(|v| v["id"].as_str().map(str::to_owned));
         id.unwrap_or_else(|| "an instance without an id".into())
     }
 
@@ -131,7 +133,8 @@ impl ValkeyStore {
         more: &[&str],
     ) -> Result<(String, u64), StoreError> {
         let json = record(instance)?;
-        let (created, expires) = (floor(instance.created_at), instance.expires_at.map(ceil).unwrap_or_default());
+        let (created, expires) =
+            (floor(instance.created_at), instance.expires_at.map(ceil).unwrap_or_default());
         let mut args = vec![json.as_str(), &created, &expires];
         args.extend(more);
         let mut answer = self.link.call(doing, script, &args).await?.into_iter();
@@ -185,7 +188,8 @@ impl Store for ValkeyStore {
         instance.generation += 1;
         let from = states_before(instance.state);
         let json = record(&instance)?;
-        let (created, expires) = (floor(instance.created_at), instance.expires_at.map(ceil).unwrap_or_default());
+        let (created, expires) =
+            (floor(instance.created_at), instance.expires_at.map(ceil).unwrap_or_default());
         let args = [json.as_str(), &created, &expires, &from];
         let answer = self.link.call(DOING, &self.scripts.update, &args).await?;
         let id = instance.id.clone();
@@ -262,12 +266,7 @@ impl Store for ValkeyStore {
         Ok(answer.chunks(2).filter_map(pair).collect())
     }
 
-    async fn admit(
-        &self,
-        client: &str,
-        windows: &[Window],
-        now: Timestamp,
-    ) -> Result<Admission, StoreError> {
+    async fn admit(&self, client: &str, windows: &[Window], now: Timestamp) -> Result<Admission, StoreError> {
         const DOING: &str = "counting an acquire";
         let ticket = InstanceId::random().to_string();
         let lengths = windows.iter().map(|window| window.length.as_micros().to_string());

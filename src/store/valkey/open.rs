@@ -178,7 +178,8 @@ impl ValkeyStore {
         {
             return Ok(Err(OpenValkeyError::TooOld { url, found: found.to_owned() }));
         }
-        let layout = self.link.call("reading the layout", &self.scripts.layout, &[&LAYOUT.to_string()]).await?;
+        let layout =
+            self.link.call("reading the layout", &self.scripts.layout, &[&LAYOUT.to_string()]).await?;
         let found = layout.first().and_then(|text| text.parse().ok()).unwrap_or(u64::MAX);
         if found > LAYOUT {
             return Ok(Err(OpenValkeyError::TooNew { url, found }));
@@ -212,8 +213,11 @@ impl ValkeyStore {
 fn read(at: &ValkeyAt) -> Result<Access, OpenValkeyError> {
     let bytes = |setting: &'static str, path: &Option<PathBuf>| {
         let read = |path: &PathBuf| {
-            std::fs::read(path)
-                .map_err(|source| OpenValkeyError::File { setting, path: path.clone(), source })
+            std::fs::read(path).map_err(|source| OpenValkeyError::File {
+                setting,
+                path: path.clone(),
+                source,
+            })
         };
         path.as_ref().map(read).transpose()
     };
@@ -242,7 +246,8 @@ fn is_taken(error: &StoreError) -> bool {
 
 /// Whether the server knows us and does not let us in.
 fn is_refusal(error: &StoreError) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<redis::RedisError>());
+    let source =
+        std::error::Error::source(error).and_then(|source| source.downcast_ref::<redis::RedisError>());
     matches!(code_of(error), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
         || source.is_some_and(|error| error.kind() == redis::ErrorKind::AuthenticationFailed)
 }
@@ -280,7 +285,9 @@ mod tests {
 
     #[test]
     fn a_server_without_the_commands_is_too_old() {
-        for (version, too_old) in [("5.0.14", true), ("6.0.20", true), ("6.2.0", false), ("7.2.4", false), ("x", false)] {
+        for (version, too_old) in
+            [("5.0.14", true), ("6.0.20", true), ("6.2.0", false), ("7.2.4", false), ("x", false)]
+        {
             assert_eq!(is_too_old(version), too_old, "{version}");
         }
     }
