@@ -3,6 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod common;
+#[path = "valkey/daemons.rs"]
+mod daemons;
+#[path = "valkey/faults.rs"]
+mod faults;
 #[path = "valkey/server.rs"]
 mod server;
 
