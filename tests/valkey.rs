@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "valkey/access.rs"]
+mod access;
 mod common;
 #[path = "valkey/daemons.rs"]
 mod daemons;

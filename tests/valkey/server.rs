@@ -136,11 +136,15 @@ fn spawn(dir: &Path, port: u16, args: &[OsString]) -> Child {
     // A sentinel's configuration file comes first.
     let (file, rest): (Vec<_>, Vec<_>) =
         args.iter().partition(|arg| arg.to_string_lossy().ends_with(".conf"));
-    command.args(file);
+    command.args(&file);
     if !rest.iter().any(|arg| *arg == "--port") {
         command.args(["--port", &port.to_string()]);
     }
-    command.args(["--bind", "127.0.0.1", "--save", "", "--dir"]).arg(dir).args(rest);
+    // A sentinel knows no "save".
+    if file.is_empty() {
+        command.args(["--save", ""]);
+    }
+    command.args(["--bind", "127.0.0.1", "--dir"]).arg(dir).args(rest);
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
 }
 

@@ -69,7 +69,9 @@ pub enum OpenValkeyError {
         source: StoreError,
     },
     /// It answered, and will not do it.
-    #[error("the store {url} refuses: look at the user and password of STORE_URL or STORE_PASSWORD_FILE")]
+    #[error(
+        "the store {url} refuses: look at user, password and database in STORE_URL, and at STORE_PASSWORD_FILE"
+    )]
     Refused {
         /// The URL without its password.
         url: String,
@@ -244,12 +246,16 @@ fn is_taken(error: &StoreError) -> bool {
     code_of(error) == Some("TAKEN")
 }
 
-/// Whether the server knows us and does not let us in.
+/// Whether the server answers, and will answer the same the next time.
 fn is_refusal(error: &StoreError) -> bool {
     let source =
         std::error::Error::source(error).and_then(|source| source.downcast_ref::<redis::RedisError>());
-    matches!(code_of(error), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
-        || source.is_some_and(|error| error.kind() == redis::ErrorKind::AuthenticationFailed)
+    source.is_some_and(|error| {
+        matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM" | "ERR"))
+            || error.kind() == redis::ErrorKind::AuthenticationFailed
+            // SELECT was refused, which may also be for the lack of a password.
+            || error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::ResponseError)
+    })
 }
 
 /// A line of INFO.
