@@ -2,16 +2,21 @@
 //! or forgets everything.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use demo_multiplexer::error::{Chain, ErrorKind};
+use demo_multiplexer::instance::State;
+use demo_multiplexer::store::conformance::{claim, golden, instance, node};
 use demo_multiplexer::testing::eventually;
 use http::StatusCode;
 
 use crate::common::{Answer, Daemon, Host};
 use crate::daemons::{ready, settings};
 use crate::server::{self, Server};
+use crate::{at, open};
 
 /// Clients that acquire, one after the other, until told to stop; answers the
 /// ids they were given and the statuses of the refusals.
@@ -227,4 +232,67 @@ async fn an_emptied_server_gets_the_records_of_what_lives_again() {
     assert_eq!((again.status, again.id()), (StatusCode::OK, last.id()), "and its key leads to it");
     nothing_is_lost(&host, &daemon, &handed_out).await;
     ready(&daemon, 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_its_caller_gave_up_on_is_not_done_later() {
+    if !server::is_there("what_its_caller_gave_up_on_is_not_done_later") {
+        return;
+    }
+    let server = Server::start();
+    let store = open(&at(&[("STORE_URL", &server.url())]), &node("here")).await.unwrap();
+    let shop = golden("shop");
+    let one = store.insert(instance(&shop, State::Ready, 0)).await.unwrap();
+    server.pause();
+    // With a key, so that it is not taken back either.
+    let error = store.claim(claim(&shop, Some("a"))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert!(Chain(&error).to_string().contains("no answer within 2 s"), "{error:?}");
+    server.resume();
+    // The old connection's commands come before what a later connection sends.
+    for _ in 0..20 {
+        store.ping().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(store.get(&one.id).await.unwrap().unwrap().state, State::Ready);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_gone_back_in_time_gives_nobodys_shop_to_another() {
+    if !server::is_there("a_server_gone_back_in_time_gives_nobodys_shop_to_another") {
+        return;
+    }
+    let (host, mut server) = (Host::new(), Server::start());
+    let daemon = daemon(&host, &server, &[("POOL_TARGET_SIZE", "1")]).await;
+    ready(&daemon, 1).await;
+    // As a machine that died right after the hand-over comes back without it.
+    let files = server.dir().join("appendonlydir");
+    let copy = server.dir().join("copy");
+    copy_files(&files, &copy);
+    let held = daemon.acquire().await.id();
+    server.kill();
+    std::fs::remove_dir_all(&files).unwrap();
+    std::fs::rename(&copy, &files).unwrap();
+    server.start_again();
+    for _ in 0..3 {
+        let other = eventually("it hands out", async || {
+            let answer = daemon.acquire().await;
+            (answer.status == StatusCode::CREATED).then(|| answer.id())
+        })
+        .await;
+        assert_ne!(other, held);
+    }
+    eventually("its record says whose it is", async || {
+        let shown = daemon.get(&format!("/api/v1/demo/{held}")).await;
+        (shown.status == StatusCode::OK && shown.json()["state"] == "assigned").then_some(())
+    })
+    .await;
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
 }

@@ -24,7 +24,7 @@ use super::backoff::Backoff;
 use super::policy::{self, Action, Attempts, Limits, View};
 use super::{GoldenStatus, Nudge, PoolStatus};
 use crate::config::ColdStart;
-use crate::error::Chain;
+use crate::error::{Chain, ErrorKind};
 use crate::id::GoldenName;
 use crate::instance::State;
 use crate::provision::errors::MakeError;
@@ -216,6 +216,11 @@ impl Reconciler {
             Ok(()) => backoff.succeeded(),
             // Clients were faster; the next pass sees how much room there is.
             Err(MakeError::Full { .. }) => {}
+            // Not the golden's fault: without the store no pass starts anything, and
+            // with it again the pool is to be filled at once.
+            Err(MakeError::Store(error)) if error.kind() == ErrorKind::Unavailable => {
+                tracing::warn!(%golden, error = %Chain(&error), "instance for the pool not made");
+            }
             Err(error) => {
                 let pause = backoff.failed(Instant::now());
                 tracing::warn!(
