@@ -5,6 +5,8 @@
 
 #[path = "valkey/access.rs"]
 mod access;
+#[path = "valkey/answers.rs"]
+mod answers;
 mod common;
 #[path = "valkey/daemons.rs"]
 mod daemons;

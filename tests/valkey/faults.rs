@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use demo_multiplexer::error::{Chain, ErrorKind};
 use demo_multiplexer::instance::State;
 use demo_multiplexer::store::conformance::{claim, golden, instance, node};
+use demo_multiplexer::store::{Claimed, Store as _};
 use demo_multiplexer::testing::eventually;
 use http::StatusCode;
 
@@ -245,6 +246,8 @@ async fn what_its_caller_gave_up_on_is_not_done_later() {
     let server = Server::start();
     let store = open(&at(&[("STORE_URL", &server.url())]), &node("here")).await.unwrap();
     let shop = golden("shop");
+    // The server has the script from here on.
+    assert!(matches!(store.claim(claim(&shop, None)).await, Ok(Claimed::Empty)));
     let one = store.insert(instance(&shop, State::Ready, 0)).await.unwrap();
     server.pause();
     // With a key, so that it is not taken back either.
