@@ -78,6 +78,8 @@ pub struct Reaper {
     suspects: HashSet<InstanceId>,
     /// What the last pass found to be lost by the store, with its generation.
     missing: HashSet<(InstanceId, u64)>,
+    /// Whether the last pass could not look at the store: told once.
+    blind: bool,
 }
 
 /// When an orphan is taken down.
@@ -108,6 +110,7 @@ impl Reaper {
             retries: HashMap::new(),
             suspects: HashSet::new(),
             missing: HashSet::new(),
+            blind: false,
         }
     }
 
@@ -153,9 +156,16 @@ impl Reaper {
 
     /// One look at the store at `now`, and what follows from it.
     pub(crate) async fn pass(&mut self, now: Timestamp) {
-        if let Err(error) = self.look(now).await {
-            tracing::warn!(error = %Chain(&error), "store not looked at for what is over");
+        let looked = self.look(now).await;
+        let blind = looked.is_err();
+        match looked {
+            Err(error) if !self.blind => {
+                tracing::warn!(error = %Chain(&error), "store not looked at for what is over");
+            }
+            Ok(()) if self.blind => tracing::info!("store looked at again"),
+            Ok(()) | Err(_) => {}
         }
+        self.blind = blind;
     }
 
     async fn look(&mut self, now: Timestamp) -> Result<(), StoreError> {

@@ -60,6 +60,8 @@ pub struct Reconciler {
     /// How many of them for each golden.
     in_flight: HashMap<usize, usize>,
     backoff: HashMap<usize, Backoff>,
+    /// Whether the last pass could not look at the store: told once.
+    blind: bool,
 }
 
 impl Reconciler {
@@ -74,6 +76,7 @@ impl Reconciler {
             making: JoinSet::new(),
             in_flight: HashMap::new(),
             backoff: HashMap::new(),
+            blind: false,
         }
     }
 
@@ -114,10 +117,14 @@ impl Reconciler {
 
     /// One look at the world and what follows from it.
     pub(super) async fn pass(&mut self) {
-        match self.views().await {
+        let views = self.views().await;
+        let blind = views.is_err();
+        match views {
             Ok(views) => self.act(&views).await,
-            Err(error) => tracing::warn!(error = %Chain(&error), "pool not looked at"),
+            Err(error) if !self.blind => tracing::warn!(error = %Chain(&error), "pool not looked at"),
+            Err(_) => {}
         }
+        self.blind = blind;
         self.publish();
     }
 
