@@ -27,9 +27,9 @@ use tokio_util::task::TaskTracker;
 use crate::api::{self, ApiState};
 use crate::config::Config;
 use crate::error::Chain;
-use crate::instance::State;
+use crate::instance::{Instance, State};
 use crate::listener::{self, Edges};
-use crate::open_store::{StoreOpenError, open_store};
+use crate::open_store::{Opened, StoreOpenError, open_store};
 use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::reconciler::{Reconciler, Target};
@@ -134,6 +134,8 @@ pub struct App {
     listener: TcpListener,
     edges: Edges,
     phase: PhaseSetter,
+    /// What a former daemon knew, until it is taken over.
+    remembered: Vec<Instance>,
     /// Last, so that it is given up last.
     lock: StateLock,
 }
@@ -149,7 +151,7 @@ impl App {
         goldens: Vec<GoldenRuntime>,
         on_exit: OnExit,
     ) -> Result<Self, AppError> {
-        let store = open_store(&config).await.map_err(AppError::OpenStore)?;
+        let Opened { store, remembered } = open_store(&config).await.map_err(AppError::OpenStore)?;
         let listener = bind(config.listen).await?;
         let (refill, reap) = (Nudge::default(), Nudge::default());
         let routes = Arc::new(RouteTable::default());
@@ -182,7 +184,19 @@ impl App {
             proxy: Proxy::new(routes, public_face(&config)),
             base_domain: config.base_domain.as_str().into(),
         };
-        Ok(Self { config, on_exit, lifecycle, provisioner, reconciler, reaper, listener, edges, phase, lock })
+        Ok(Self {
+            config,
+            on_exit,
+            lifecycle,
+            provisioner,
+            reconciler,
+            reaper,
+            listener,
+            edges,
+            phase,
+            remembered,
+            lock,
+        })
     }
 
     /// Where it listens.
@@ -250,6 +264,8 @@ impl App {
     /// anything is served.
     async fn take_over(&mut self) -> Result<(), AppError> {
         let now = Timestamp::now();
+        let remembered = std::mem::take(&mut self.remembered);
+        self.lifecycle.recall(remembered).await.map_err(AppError::Adopt)?;
         let found = adopt_all(&self.lifecycle, now).await.map_err(AppError::Adopt)?;
         tracing::info!(
             adopted = found.adopted,

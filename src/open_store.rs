@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use crate::config::{Config, StoreAt};
 use crate::id::InstanceId;
+use crate::instance::Instance;
 use crate::store::Store;
 use crate::store::embedded::{EmbeddedStore, OpenStoreError};
+use crate::store::kept::KeptStore;
 use crate::store::valkey::{OpenValkeyError, ValkeyStore};
 
 /// Why there is no store.
@@ -23,9 +25,9 @@ pub enum StoreOpenError {
     /// Valkey cannot be used.
     #[error(transparent)]
     Valkey(#[from] OpenValkeyError),
-    /// The daemon's own mark cannot be kept.
+    /// A file of the daemon beside the store cannot be used.
     #[error("cannot read or write {}", .path.display())]
-    Mark {
+    File {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -34,17 +36,34 @@ pub enum StoreOpenError {
     },
 }
 
+/// The store, and what this host knows besides.
+#[derive(Debug)]
+pub struct Opened {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The own records as a former daemon last knew them, should the store have
+    /// lost them.
+    pub remembered: Vec<Instance>,
+}
+
 /// Opens the store that the settings name.
 ///
 /// # Errors
 /// [`StoreOpenError`]; a Valkey that does not answer is waited for first.
-pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreOpenError> {
+pub async fn open_store(config: &Config) -> Result<Opened, StoreOpenError> {
     match &config.store {
-        StoreAt::Embedded(path) => Ok(Arc::new(EmbeddedStore::open(path, &config.node)?)),
+        StoreAt::Embedded(path) => {
+            let store = EmbeddedStore::open(path, &config.node)?;
+            Ok(Opened { store: Arc::new(store), remembered: Vec::new() })
+        }
         StoreAt::Valkey(at) => {
             let path = config.state_dir.join("daemon-id");
-            let mark = mark(&path).map_err(|source| StoreOpenError::Mark { path, source })?;
-            Ok(Arc::new(ValkeyStore::open(at, &config.node, &mark).await?))
+            let mark = mark(&path).map_err(|source| StoreOpenError::File { path, source })?;
+            let store = Arc::new(ValkeyStore::open(at, &config.node, &mark).await?);
+            let path = config.state_dir.join("records");
+            let (store, remembered) = KeptStore::beside(store, path.clone())
+                .map_err(|source| StoreOpenError::File { path, source })?;
+            Ok(Opened { store: Arc::new(store), remembered })
         }
     }
 }

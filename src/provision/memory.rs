@@ -3,7 +3,8 @@
 //!
 //! A networked store can lose what it was told: a server without persistence
 //! starts again, somebody empties it, a replica takes over that lacked the last
-//! changes. Called by the pool's reaper on each pass, and by acquire on each claim.
+//! changes. Called at the start, by the pool's reaper on each pass, and by acquire
+//! on each claim.
 //!
 //! Invariant: what lives and is somebody's is never ended for the store's sake,
 //! and never handed out a second time.
@@ -15,6 +16,7 @@ use super::lifecycle::Lifecycle;
 use crate::error::Chain;
 use crate::id::InstanceId;
 use crate::instance::{Instance, State};
+use crate::store::StoreError;
 
 impl Lifecycle {
     /// Whether this daemon made the instance, or adopted it.
@@ -32,10 +34,33 @@ impl Lifecycle {
     /// records to write again. `stored` are the own ones, read before this call.
     #[must_use]
     pub fn lost(&self, stored: &[Instance]) -> Vec<Instance> {
-        let stored: HashMap<&InstanceId, u64> = stored.iter().map(|i| (&i.id, i.generation)).collect();
-        let is_lost = |known: &Instance| stored.get(&known.id).is_none_or(|found| *found < known.generation);
-        let all = self.ledger.all_known().into_iter().filter(|(_, known)| is_lost(known));
+        let stored = by_id(stored);
+        let all = self.ledger.all_known().into_iter().filter(|(_, known)| is_lost(known, &stored));
         all.map(|(doing, known)| record_again(doing, known)).collect()
+    }
+
+    /// Writes again what a former daemon knew and the store has lost; called once,
+    /// before anything is adopted or swept.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub async fn recall(&self, remembered: Vec<Instance>) -> Result<(), StoreError> {
+        let stored = self.store.own().await?;
+        let mut written = 0;
+        for known in remembered {
+            if is_lost(&known, &by_id(&stored)) {
+                match self.store.write_again(record_again(Doing::Living, known)).await {
+                    Ok(()) => written += 1,
+                    // Somebody else has it: then it is there.
+                    Err(StoreError::Stale { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        if written > 0 {
+            tracing::warn!(written, "the store had lost records of this host's instances; written again");
+        }
+        Ok(())
     }
 
     /// Whether a claimed instance was somebody's before, or is gone: the store has
@@ -76,6 +101,15 @@ impl Lifecycle {
         self.ledger.unwanted(&record.id);
         self.reap.now();
     }
+}
+
+/// The generation of each record.
+fn by_id(stored: &[Instance]) -> HashMap<&InstanceId, u64> {
+    stored.iter().map(|record| (&record.id, record.generation)).collect()
+}
+
+fn is_lost(known: &Instance, stored: &HashMap<&InstanceId, u64>) -> bool {
+    stored.get(&known.id).is_none_or(|found| *found < known.generation)
 }
 
 /// What to write for an instance whose record was lost. A ready one may have

@@ -16,6 +16,7 @@
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 pub mod embedded;
+pub mod kept;
 pub mod valkey;
 
 use std::collections::BTreeMap;

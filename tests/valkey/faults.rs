@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use demo_multiplexer::error::{Chain, ErrorKind};
 use demo_multiplexer::instance::State;
 use demo_multiplexer::store::conformance::{claim, golden, instance, node};
-use demo_multiplexer::store::{Claimed, Store as _};
+use demo_multiplexer::store::Claimed;
 use demo_multiplexer::testing::eventually;
 use http::StatusCode;
 
@@ -236,6 +236,15 @@ async fn an_emptied_server_gets_the_records_of_what_lives_again() {
     assert_eq!((again.status, again.id()), (StatusCode::OK, last.id()), "and its key leads to it");
     nothing_is_lost(&host, &daemon, &handed_out).await;
     ready(&daemon, 20).await;
+
+    // Also a daemon that starts on an emptied server knows what lives on its host.
+    Arc::into_inner(daemon).unwrap().stop().await;
+    server.run(&["FLUSHALL"]).await;
+    let daemon = self::daemon(&host, &server, PLENTY).await;
+    nothing_is_lost(&host, &daemon, &handed_out).await;
+    ready(&daemon, 20).await;
+    let shown = daemon.get(&format!("/api/v1/demo/{}", last.id())).await.json();
+    assert_eq!(shown["expires_at"], last.json()["expires_at"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
