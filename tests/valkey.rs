@@ -46,7 +46,7 @@ async fn open(at: &ValkeyAt, name: &NodeName) -> Result<Arc<dyn Store>, OpenValk
 
 /// Stores on one server, each with a prefix of its own.
 struct Prefixes {
-    server: std::sync::Mutex<Server>,
+    server: tokio::sync::Mutex<Server>,
     at: ValkeyAt,
     number: AtomicUsize,
     /// Whether a new daemon finds the server killed and started again.
@@ -56,7 +56,7 @@ struct Prefixes {
 impl Prefixes {
     fn new(server: Server, kill: bool) -> Self {
         let at = at(&[("STORE_URL", &server.url())]);
-        Self { server: std::sync::Mutex::new(server), at, number: AtomicUsize::new(0), kill }
+        Self { server: tokio::sync::Mutex::new(server), at, number: AtomicUsize::new(0), kill }
     }
 
     fn present(&self) -> ValkeyAt {
@@ -74,9 +74,9 @@ impl Fixture for Prefixes {
     async fn reopen(&self, store: Arc<dyn Store>) -> Arc<dyn Store> {
         drop(store);
         if self.kill {
-            let mut server = self.server.lock().unwrap();
+            let mut server = self.server.lock().await;
             server.kill();
-            server.start_again();
+            server.start_again().await;
         }
         open(&self.present(), &node("here")).await.unwrap()
     }
@@ -89,13 +89,13 @@ impl Fixture for Prefixes {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_valkey_store_conforms() {
     if server::is_there("the_valkey_store_conforms") {
-        conformance::suite(&Prefixes::new(Server::start(), false)).await;
+        conformance::suite(&Prefixes::new(Server::start().await, false)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_answered_is_there_after_the_servers_death() {
     if server::is_there("what_was_answered_is_there_after_the_servers_death") {
-        conformance::suite(&Prefixes::new(Server::start(), true)).await;
+        conformance::suite(&Prefixes::new(Server::start().await, true)).await;
     }
 }

@@ -43,7 +43,7 @@ async fn tls_is_spoken_and_the_certificate_is_checked() {
     let tls =
         ["--port", "0", "--tls-port", "{port}", "--tls-auth-clients", "no", "--requirepass", "se/cr@et"];
     let files = ["--tls-cert-file", "{dir}/server.pem", "--tls-key-file", "{dir}/server.key"];
-    let server = Server::with_files(&[&tls[..], &files].concat(), certificates);
+    let server = Server::with_files(&[&tls[..], &files].concat(), certificates).await;
     let (ca, password) = (server.dir().join("ca.pem"), server.dir().join("password"));
     std::fs::write(&password, "se/cr@et\n").unwrap();
     let by_name = format!("rediss://localhost:{}", server.port);
@@ -81,7 +81,7 @@ async fn a_password_is_asked_for_and_never_told() {
         return;
     }
     let user = ["--user", "demo", "on", ">geheim", "~{demo-multiplexer}:*", "+@all"];
-    let server = Server::with(&[&["--requirepass", "secret"][..], &user].concat());
+    let server = Server::with(&[&["--requirepass", "secret"][..], &user].concat()).await;
     let url = |credentials: &str| format!("redis://{credentials}127.0.0.1:{}/2", server.port);
     for good in [":secret@", "demo:geheim@"] {
         open(&at(&[("STORE_URL", &url(good))]), &node("here")).await.unwrap();
@@ -102,7 +102,7 @@ async fn a_server_that_is_late_is_waited_for() {
     if !server::is_there("a_server_that_is_late_is_waited_for") {
         return;
     }
-    let mut server = Server::start();
+    let mut server = Server::start().await;
     let at = at(&[("STORE_URL", &format!("redis://:secret@127.0.0.1:{}", server.port))]);
     server.kill();
     let error = ValkeyStore::open_within(&at, &node("here"), "a-daemon", Duration::ZERO).await.unwrap_err();
@@ -115,7 +115,7 @@ async fn a_server_that_is_late_is_waited_for() {
     let opening = open(&at, &name);
     let starting = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        server.start_again();
+        server.start_again().await;
     };
     let (opened, ()) = tokio::join!(opening, starting);
     opened.unwrap().ping().await.unwrap();
@@ -126,7 +126,7 @@ async fn two_daemons_of_one_name_and_a_later_programs_data_are_refused() {
     if !server::is_there("two_daemons_of_one_name_and_a_later_programs_data_are_refused") {
         return;
     }
-    let server = Server::start();
+    let server = Server::start().await;
     let at = at(&[("STORE_URL", &server.url())]);
     let open = async |name, daemon| ValkeyStore::open_within(&at, &node(name), daemon, Duration::ZERO).await;
     let first = open("here", "one").await.unwrap();
@@ -153,7 +153,7 @@ async fn two_daemons_of_one_name_and_a_later_programs_data_are_refused() {
 }
 
 /// A sentinel that takes a primary for dead after half a second.
-fn sentinel(primary: u16) -> Server {
+async fn sentinel(primary: u16) -> Server {
     let conf = format!(
         "sentinel monitor shops 127.0.0.1 {primary} 1\n\
          sentinel down-after-milliseconds shops 500\n\
@@ -162,6 +162,7 @@ fn sentinel(primary: u16) -> Server {
     Server::with_files(&["{dir}/sentinel.conf", "--sentinel"], |dir| {
         std::fs::write(dir.join("sentinel.conf"), &conf).unwrap();
     })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,10 +170,10 @@ async fn a_promoted_replica_is_found_through_the_sentinels() {
     if !server::is_there("a_promoted_replica_is_found_through_the_sentinels") {
         return;
     }
-    let mut primary = Server::start();
+    let mut primary = Server::start().await;
     let port = primary.port.to_string();
-    let replica = Server::with(&["--appendonly", "yes", "--replicaof", &format!("127.0.0.1 {port}")]);
-    let sentinel = sentinel(primary.port);
+    let replica = Server::with(&["--appendonly", "yes", "--replicaof", &format!("127.0.0.1 {port}")]).await;
+    let sentinel = sentinel(primary.port).await;
     // The first one named is not there.
     let url = format!("redis+sentinel://127.0.0.1:9,127.0.0.1:{}/shops", sentinel.port);
     let store = open(&at(&[("STORE_URL", &url)]), &node("here")).await.unwrap();

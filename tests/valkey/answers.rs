@@ -82,7 +82,7 @@ async fn a_claim_whose_answer_is_lost_is_taken_back() {
     if !server::is_there("a_claim_whose_answer_is_lost_is_taken_back") {
         return;
     }
-    let server = Server::start();
+    let server = Server::start().await;
     let relay = Relay::to(&server).await;
     let (store, shop) = (store(&relay).await, golden("shop"));
     let one = store.insert(instance(&shop, State::Ready, 0)).await.unwrap();
@@ -111,7 +111,7 @@ async fn a_cut_connection_is_not_even_noticed() {
     if !server::is_there("a_cut_connection_is_not_even_noticed") {
         return;
     }
-    let server = Server::start();
+    let server = Server::start().await;
     let relay = Relay::to(&server).await;
     let (store, shop) = (store(&relay).await, golden("shop"));
     relay.set(CUT);

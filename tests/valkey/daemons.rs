@@ -51,7 +51,7 @@ async fn five_thousand_at_once_get_five_thousand_instances() {
     // Both ends of each connection are in this process.
     let most = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
-    let server = Server::start();
+    let server = Server::start().await;
     let url = server.url();
     let (here, there) = (Host::new(), Host::new());
     let more = [("POOL_TARGET_SIZE", "500"), ("MAX_INSTANCES", "4000"), ("RESTORE_CONCURRENCY", "32")];
@@ -102,7 +102,7 @@ async fn any_daemon_hands_out_shows_extends_and_releases() {
     if !server::is_there("any_daemon_hands_out_shows_extends_and_releases") {
         return;
     }
-    let server = Server::start();
+    let server = Server::start().await;
     let url = server.url();
     let (here, there) = (Host::new(), Host::new());
     let first = here.start(&settings(&url, "here", &[("POOL_TARGET_SIZE", "1")])).await;
@@ -140,7 +140,7 @@ async fn a_daemon_ends_adopts_and_counts_its_own_only() {
     if !server::is_there("a_daemon_ends_adopts_and_counts_its_own_only") {
         return;
     }
-    let server = Server::start();
+    let server = Server::start().await;
     let url = server.url();
     let (here, there) = (Host::new(), Host::new());
     let with_pool = |node| settings(&url, node, &[("POOL_TARGET_SIZE", "2")]);

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use demo_multiplexer::error::{Chain, ErrorKind};
 use demo_multiplexer::instance::State;
-use demo_multiplexer::store::conformance::{claim, golden, instance, node};
 use demo_multiplexer::store::Claimed;
+use demo_multiplexer::store::conformance::{claim, golden, instance, node};
 use demo_multiplexer::testing::eventually;
 use http::StatusCode;
 
@@ -115,7 +115,7 @@ async fn a_server_killed_under_load_loses_nothing() {
     if !server::is_there("a_server_killed_under_load_loses_nothing") {
         return;
     }
-    let (host, mut server) = (Host::new(), Server::start());
+    let (host, mut server) = (Host::new(), Server::start().await);
     let daemon = daemon(&host, &server, PLENTY).await;
     ready(&daemon, 20).await;
     let mut handed_out = HashSet::new();
@@ -128,7 +128,7 @@ async fn a_server_killed_under_load_loses_nothing() {
             let health = daemon.get("/health").await;
             assert_eq!((health.status.as_u16(), &health.json()["store"]["status"]), (503, &"down".into()));
         }
-        server.start_again();
+        server.start_again().await;
         let (id, took) = hands_out_again(&daemon).await;
         assert!(took < Duration::from_secs(5), "it took {took:?}");
         handed_out.insert(id);
@@ -147,7 +147,7 @@ async fn a_server_that_hangs_under_load_loses_nothing() {
     if !server::is_there("a_server_that_hangs_under_load_loses_nothing") {
         return;
     }
-    let (host, server) = (Host::new(), Server::start());
+    let (host, server) = (Host::new(), Server::start().await);
     let daemon = daemon(&host, &server, PLENTY).await;
     ready(&daemon, 20).await;
     let load = Load::on(&daemon, 16);
@@ -171,7 +171,7 @@ async fn without_its_store_a_daemon_says_so_and_keeps_what_lives() {
     if !server::is_there("without_its_store_a_daemon_says_so_and_keeps_what_lives") {
         return;
     }
-    let (host, mut server) = (Host::new(), Server::start());
+    let (host, mut server) = (Host::new(), Server::start().await);
     let daemon = daemon(&host, &server, &[("POOL_TARGET_SIZE", "2")]).await;
     ready(&daemon, 2).await;
     let held = daemon.acquire().await.id();
@@ -196,7 +196,7 @@ async fn without_its_store_a_daemon_says_so_and_keeps_what_lives() {
     assert_eq!(daemon.get("/livez").await.status, StatusCode::OK);
     assert_eq!(daemon.get("/readyz").await.status, StatusCode::OK, "it still serves the shops");
     assert_eq!(host.restore.running(), before, "whatever is over, nothing is taken down without the store");
-    server.start_again();
+    server.start_again().await;
     eventually("what was over meanwhile expires", async || {
         (!host.restore.traces().iter().any(|trace| trace.as_str() == short)).then_some(())
     })
@@ -210,7 +210,7 @@ async fn an_emptied_server_gets_the_records_of_what_lives_again() {
     if !server::is_there("an_emptied_server_gets_the_records_of_what_lives_again") {
         return;
     }
-    let (host, mut server) = (Host::new(), Server::with(&["--appendonly", "no"]));
+    let (host, mut server) = (Host::new(), Server::with(&["--appendonly", "no"]).await);
     let daemon = daemon(&host, &server, PLENTY).await;
     ready(&daemon, 20).await;
     let load = Load::on(&daemon, 8);
@@ -225,7 +225,7 @@ async fn an_emptied_server_gets_the_records_of_what_lives_again() {
     let last = daemon.post("/api/v1/demo/acquire", r#"{"idempotency_key": "mine"}"#).await;
     handed_out.insert(last.id());
     server.kill();
-    server.start_again();
+    server.start_again().await;
     let shown = eventually("its record is back", async || {
         let shown = daemon.get(&format!("/api/v1/demo/{}", last.id())).await;
         (shown.status == StatusCode::OK).then(|| shown.json())
@@ -252,7 +252,7 @@ async fn what_its_caller_gave_up_on_is_not_done_later() {
     if !server::is_there("what_its_caller_gave_up_on_is_not_done_later") {
         return;
     }
-    let server = Server::start();
+    let server = Server::start().await;
     let store = open(&at(&[("STORE_URL", &server.url())]), &node("here")).await.unwrap();
     let shop = golden("shop");
     // The server has the script from here on.
@@ -277,7 +277,7 @@ async fn a_server_gone_back_in_time_gives_nobodys_shop_to_another() {
     if !server::is_there("a_server_gone_back_in_time_gives_nobodys_shop_to_another") {
         return;
     }
-    let (host, mut server) = (Host::new(), Server::start());
+    let (host, mut server) = (Host::new(), Server::start().await);
     let daemon = daemon(&host, &server, &[("POOL_TARGET_SIZE", "1")]).await;
     ready(&daemon, 1).await;
     // As a machine that died right after the hand-over comes back without it.
@@ -288,7 +288,7 @@ async fn a_server_gone_back_in_time_gives_nobodys_shop_to_another() {
     server.kill();
     std::fs::remove_dir_all(&files).unwrap();
     std::fs::rename(&copy, &files).unwrap();
-    server.start_again();
+    server.start_again().await;
     for _ in 0..3 {
         let other = eventually("it hands out", async || {
             let answer = daemon.acquire().await;

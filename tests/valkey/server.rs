@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::net::TcpStream;
 
 /// Whether there is a Valkey here: `VALKEY_SERVER`, or one in PATH. Where there
 /// is none, the test is to return at once.
@@ -51,17 +52,17 @@ pub(crate) struct Server {
 
 impl Server {
     /// One that writes every change down.
-    pub(crate) fn start() -> Self {
-        Self::with(&["--appendonly", "yes"])
+    pub(crate) async fn start() -> Self {
+        Self::with(&["--appendonly", "yes"]).await
     }
 
     /// One with those settings; `{dir}` in them is its directory, `{port}` its port.
-    pub(crate) fn with(args: &[&str]) -> Self {
-        Self::with_files(args, |_| {})
+    pub(crate) async fn with(args: &[&str]) -> Self {
+        Self::with_files(args, |_| {}).await
     }
 
     /// The same, with files that `fill` puts into its directory.
-    pub(crate) fn with_files(args: &[&str], fill: impl Fn(&Path)) -> Self {
+    pub(crate) async fn with_files(args: &[&str], fill: impl Fn(&Path)) -> Self {
         for _ in 0..20 {
             let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
             fill(dir.path());
@@ -71,7 +72,7 @@ impl Server {
             };
             let args: Vec<OsString> = args.iter().map(set).collect();
             let mut child = spawn(dir.path(), port, &args);
-            if answers(port, &mut child) {
+            if answers(port, &mut child).await {
                 return Self { dir, port, args, child };
             }
             let _ = child.kill();
@@ -108,9 +109,9 @@ impl Server {
     }
 
     /// The same server again, after [`Server::kill`].
-    pub(crate) fn start_again(&mut self) {
+    pub(crate) async fn start_again(&mut self) {
         self.child = spawn(self.dir.path(), self.port, &self.args);
-        assert!(answers(self.port, &mut self.child), "valkey-server does not start again");
+        assert!(answers(self.port, &mut self.child).await, "valkey-server does not start again");
     }
 
     /// Runs a command.
@@ -149,15 +150,15 @@ fn spawn(dir: &Path, port: u16, args: &[OsString]) -> Child {
 }
 
 /// Whether it listens, at most ten seconds later.
-fn answers(port: u16, child: &mut Child) -> bool {
+async fn answers(port: u16, child: &mut Child) -> bool {
     for _ in 0..1000 {
-        if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+        if TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
             return true;
         }
         if child.try_wait().unwrap().is_some() {
             return false;
         }
-        std::thread::sleep(Duration::from_millis(10));
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     false
 }

@@ -52,7 +52,7 @@ struct TooSlow;
 
 /// How to reach the server.
 enum Target {
-    Server(Client),
+    Server(Box<Client>),
     /// Behind a lock because asking changes its own connections.
     Sentinels(Box<Mutex<SentinelClient>>),
 }
@@ -113,7 +113,7 @@ impl Link {
     /// A link without a connection.
     pub(super) fn new(at: &ValkeyAt, access: &Access) -> Result<Self, RedisError> {
         let target = match &at.servers {
-            Servers::One(endpoint) => Target::Server(server(at, endpoint, access)?),
+            Servers::One(endpoint) => Target::Server(Box::new(server(at, endpoint, access)?)),
             Servers::Sentinels { sentinels, primary } => {
                 Target::Sentinels(Box::new(Mutex::new(watched(at, sentinels, primary, access)?)))
             }
