@@ -158,6 +158,14 @@ impl Instance {
         }
     }
 
+    /// Whether it is the live instance of the client with that key.
+    #[must_use]
+    pub fn is_held_under(&self, key: &str, now: Timestamp) -> bool {
+        matches!(self.state, State::Assigned | State::Hibernated)
+            && self.idempotency_key.as_deref() == Some(key)
+            && !self.is_due_at(now)
+    }
+
     /// Whether its time is over at `now`.
     #[must_use]
     pub fn is_due_at(&self, now: Timestamp) -> bool {

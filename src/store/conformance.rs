@@ -4,7 +4,6 @@
 //! begins with an empty store and is named in the panic when it fails.
 
 mod nodes;
-mod windows;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,7 +11,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Claim, Claimed, Store, StoreError};
+use super::{Admission, Allowance, Claim, Claimed, Store, StoreError, Ticket, Window};
 use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, Source, State};
 
@@ -52,8 +51,14 @@ pub async fn suite(fixture: &dyn Fixture) {
     counts_follow_every_change(fixture).await;
     remove_is_idempotent(fixture).await;
     what_was_answered_survives_a_reopening(fixture).await;
+    a_window_slides(fixture).await;
+    a_client_is_counted_in_all_windows_or_in_none(fixture).await;
+    clients_at_once_get_what_the_limit_allows(fixture).await;
+    what_came_to_nothing_is_forgiven(fixture).await;
+    a_lowered_limit_counts_what_was_admitted_before(fixture).await;
+    a_clock_that_goes_back_loses_no_count(fixture).await;
+    admissions_survive_with_the_next_change(fixture).await;
     nodes::run(fixture).await;
-    windows::run(fixture).await;
     fixture.fresh().await.ping().await.expect("a working store answers a ping");
 }
 
@@ -204,8 +209,15 @@ async fn a_key_answers_the_same_live_instance(fixture: &dyn Fixture) {
     let first = claimed(&*store, claim(&shop, Some("a"))).await.expect("one is ready");
     let again = store.claim(claim(&shop, Some("a"))).await.expect("a claim is answered");
     assert!(matches!(again, Claimed::Again(ref it) if it.id == first.id), "{again:?}");
+    assert_eq!(held(&*store, "a", at(59)).await, Some(first.id.clone()), "a look finds it too");
+    assert_eq!(held(&*store, "a", at(60)).await, None, "a due instance is not live");
+    assert_eq!(held(&*store, "b", at(0)).await, None, "a look takes nothing");
     let other = claimed(&*store, claim(&shop, Some("b"))).await.expect("one is ready");
     assert_ne!(first.id, other.id, "another key gets another instance");
+}
+
+async fn held(store: &dyn Store, key: &str, now: Timestamp) -> Option<InstanceId> {
+    store.held(key, now).await.expect("a read is answered").map(|instance| instance.id)
 }
 
 async fn a_key_is_free_again_after_its_instance(fixture: &dyn Fixture) {
@@ -324,4 +336,139 @@ async fn what_was_answered_survives_a_reopening(fixture: &dyn Fixture) {
     assert_eq!(store.due(at(60), 10).await.expect("a read is answered").len(), 2, "deadlines survive");
     let counts = store.counts(&shop).await.expect("a read is answered");
     assert_eq!(counts.into_iter().collect::<Vec<_>>(), [(State::Ready, 1), (State::Assigned, 2)]);
+}
+
+const fn window(seconds: i64, limit: u32) -> Window {
+    Window { length: SignedDuration::from_secs(seconds), limit }
+}
+
+/// What is left in each window and until when, in seconds.
+fn left(allowances: &[Allowance]) -> Vec<(u32, i64)> {
+    allowances.iter().map(|it| (it.remaining, it.resets_in.as_secs())).collect()
+}
+
+async fn admitted(store: &dyn Store, client: &str, windows: &[Window], second: i64) -> Ticket {
+    match store.admit(client, windows, at(second)).await.expect("an admission is answered") {
+        Admission::Admitted { ticket, .. } => ticket,
+        refused @ Admission::Refused { .. } => panic!("{client} is admitted at {second}: {refused:?}"),
+    }
+}
+
+/// After how many seconds it may come again.
+async fn refused(store: &dyn Store, client: &str, windows: &[Window], second: i64) -> i64 {
+    match store.admit(client, windows, at(second)).await.expect("an admission is answered") {
+        Admission::Refused { retry_after, .. } => retry_after.as_secs(),
+        admitted @ Admission::Admitted { .. } => panic!("{client} is refused at {second}: {admitted:?}"),
+    }
+}
+
+async fn a_window_slides(fixture: &dyn Fixture) {
+    let (store, windows) = (fixture.fresh().await, [window(60, 2)]);
+    let first = store.admit("one", &windows, at(0)).await.expect("an admission is answered");
+    let Admission::Admitted { allowances, .. } = first else { panic!("nothing is counted yet") };
+    assert_eq!(left(&allowances), [(1, 60)], "it is counted itself");
+    assert_eq!(allowances[0].limit, 2);
+    let second = store.admit("one", &windows, at(40)).await.expect("an admission is answered");
+    let Admission::Admitted { allowances, .. } = second else { panic!("one is left") };
+    assert_eq!(left(&allowances), [(0, 20)], "the oldest one leaves first");
+    let third = store.admit("one", &windows, at(50)).await.expect("an admission is answered");
+    let Admission::Refused { retry_after, allowances } = third else { panic!("the window is full") };
+    assert_eq!((retry_after.as_secs(), left(&allowances)), (10, vec![(0, 10)]));
+    assert_eq!(refused(&*store, "one", &windows, 59).await, 1, "a refused one is not counted");
+    admitted(&*store, "other", &windows, 59).await;
+    admitted(&*store, "one", &windows, 60).await;
+    assert_eq!(refused(&*store, "one", &windows, 99).await, 1, "until the one of 40 leaves");
+    admitted(&*store, "one", &windows, 100).await;
+    assert_eq!(left_of(&*store, "one", &windows, 1000).await, [(1, 60)], "all of it is long past");
+}
+
+/// What is left after one more acquire.
+async fn left_of(store: &dyn Store, client: &str, windows: &[Window], second: i64) -> Vec<(u32, i64)> {
+    match store.admit(client, windows, at(second)).await.expect("an admission is answered") {
+        Admission::Admitted { allowances, .. } | Admission::Refused { allowances, .. } => left(&allowances),
+    }
+}
+
+async fn a_client_is_counted_in_all_windows_or_in_none(fixture: &dyn Fixture) {
+    let (store, windows) = (fixture.fresh().await, [window(10, 1), window(100, 2)]);
+    admitted(&*store, "one", &windows, 0).await;
+    for second in 1..10 {
+        assert_eq!(refused(&*store, "one", &windows, second).await, 10 - second);
+    }
+    // Nine refusals later the long window still has one.
+    admitted(&*store, "one", &windows, 10).await;
+    assert_eq!(refused(&*store, "one", &windows, 15).await, 85, "the window that is full longest counts");
+    assert_eq!(left_of(&*store, "one", &windows, 50).await, [(1, 0), (0, 50)], "the short one has room");
+    admitted(&*store, "one", &windows, 100).await;
+    for second in 100..120 {
+        admitted(&*store, "one", &[], second).await;
+    }
+    assert_eq!(refused(&*store, "one", &windows, 109).await, 1, "without windows nobody is counted");
+}
+
+async fn clients_at_once_get_what_the_limit_allows(fixture: &dyn Fixture) {
+    const TASKS: usize = 64;
+    let store = fixture.fresh().await;
+    let mut clients = tokio::task::JoinSet::new();
+    for task in 0..TASKS {
+        let store = Arc::clone(&store);
+        clients.spawn(async move {
+            // Clocks of several hosts agree to some milliseconds only.
+            let now = at(0) + SignedDuration::from_millis((task % 7) as i64);
+            let windows = [window(3600, 10), window(86_400, 30)];
+            store.admit("one", &windows, now).await.expect("an admission is answered")
+        });
+    }
+    let all = clients.join_all().await;
+    let tickets: HashSet<String> = all
+        .into_iter()
+        .filter_map(|admission| match admission {
+            Admission::Admitted { ticket, .. } => Some(ticket.0),
+            Admission::Refused { .. } => None,
+        })
+        .collect();
+    assert_eq!(tickets.len(), 10, "exactly the limit, each with a ticket of its own");
+}
+
+async fn what_came_to_nothing_is_forgiven(fixture: &dyn Fixture) {
+    let (store, windows) = (fixture.fresh().await, [window(60, 2)]);
+    let first = admitted(&*store, "one", &windows, 0).await;
+    admitted(&*store, "one", &windows, 0).await;
+    store.forgive("other", &first).await.expect("another client's ticket takes nothing back");
+    store.forgive("one", &Ticket("no ticket".into())).await.expect("absent is fine");
+    assert_eq!(refused(&*store, "one", &windows, 1).await, 59);
+    for _ in 0..2 {
+        store.forgive("one", &first).await.expect("again is fine");
+    }
+    admitted(&*store, "one", &windows, 1).await;
+    assert_eq!(refused(&*store, "one", &windows, 1).await, 59, "one is forgiven, the other counts");
+}
+
+async fn a_lowered_limit_counts_what_was_admitted_before(fixture: &dyn Fixture) {
+    let (store, lowered) = (fixture.fresh().await, [window(60, 1)]);
+    for second in [0, 10, 20] {
+        admitted(&*store, "one", &[window(60, 3)], second).await;
+    }
+    assert_eq!(refused(&*store, "one", &lowered, 30).await, 50, "all three have to leave");
+    admitted(&*store, "one", &lowered, 80).await;
+}
+
+async fn a_clock_that_goes_back_loses_no_count(fixture: &dyn Fixture) {
+    let (store, windows) = (fixture.fresh().await, [window(60, 2)]);
+    admitted(&*store, "one", &windows, 1000).await;
+    admitted(&*store, "one", &windows, 900).await;
+    assert_eq!(refused(&*store, "one", &windows, 900).await, 60, "what lies ahead counts, too");
+    admitted(&*store, "one", &windows, 960).await;
+    assert_eq!(refused(&*store, "one", &windows, 1019).await, 1);
+}
+
+async fn admissions_survive_with_the_next_change(fixture: &dyn Fixture) {
+    let (store, shop, windows) = (fixture.fresh().await, golden("shop"), [window(60, 2)]);
+    admitted(&*store, "one", &windows, 0).await;
+    let forgiven = admitted(&*store, "one", &windows, 0).await;
+    store.forgive("one", &forgiven).await.expect("it is taken back");
+    add(&*store, instance(&shop, State::Ready, 0)).await;
+    let store = fixture.reopen(store).await;
+    admitted(&*store, "one", &windows, 10).await;
+    assert_eq!(refused(&*store, "one", &windows, 20).await, 40, "the first one is still counted");
 }

@@ -170,6 +170,10 @@ impl Store for KeptStore {
         Ok(claimed)
     }
 
+    async fn held(&self, key: &str, now: Timestamp) -> Result<Option<Instance>, StoreError> {
+        self.inner.held(key, now).await
+    }
+
     async fn remove(&self, id: &InstanceId) -> Result<(), StoreError> {
         self.inner.remove(id).await?;
         self.tell(Change::Removed(id.clone()));

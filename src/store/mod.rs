@@ -10,8 +10,9 @@
 //! instance's own takes it down and forgets its record.
 //!
 //! Durability: when an operation has answered, the change survives the death
-//! of the daemon at the next instant. Cancel safety: a dropped call may or may
-//! not have taken effect, never half.
+//! of the daemon at the next instant. An admission survives with the next
+//! change after it, which is the record of what the client was admitted for.
+//! Cancel safety: a dropped call may or may not have taken effect, never half.
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
@@ -145,32 +146,34 @@ pub struct Window {
 pub struct Allowance {
     /// Acquires in the window at most.
     pub limit: u32,
-    /// How many are left.
+    /// How many of them are left.
     pub remaining: u32,
-    /// Until the oldest counted acquire leaves the window; zero when none is counted.
+    /// Until the oldest counted acquire leaves the window; zero when none is
+    /// counted.
     pub resets_in: SignedDuration,
 }
 
-/// Whether a client may acquire.
+/// Whether a client may acquire; the allowances stand in the order of the
+/// windows asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Admission {
-    /// It may, and is counted; `ticket` takes it back.
+    /// It may, and is counted.
     Admitted {
-        /// Names what was counted.
+        /// Takes it back.
         ticket: Ticket,
-        /// What each window leaves, in their order.
+        /// With this acquire counted.
         allowances: Vec<Allowance>,
     },
     /// It may not, and is not counted.
     Refused {
-        /// When it may again, at the earliest.
+        /// When every window has room again, if nobody else takes it.
         retry_after: SignedDuration,
-        /// What each window leaves, in their order.
+        /// As they stand.
         allowances: Vec<Allowance>,
     },
 }
 
-/// One counted acquire.
+/// Names one counted acquire of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ticket(pub String);
 
@@ -197,6 +200,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// and not due at `claim.now`.
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError>;
 
+    /// Reads the instance that [`Store::claim`] would answer again under that
+    /// key.
+    async fn held(&self, key: &str, now: Timestamp) -> Result<Option<Instance>, StoreError> {
+        let all = self.list().await?;
+        Ok(all.into_iter().find(|instance| instance.is_held_under(key, now)))
+    }
+
     /// Forgets a record; absent is fine.
     async fn remove(&self, id: &InstanceId) -> Result<(), StoreError>;
 
@@ -219,8 +229,9 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Counts a golden's own records by state, in O(states).
     async fn counts(&self, golden: &GoldenName) -> Result<BTreeMap<State, usize>, StoreError>;
 
-    /// Counts an acquire of `client` in all windows, or in none when one is full;
-    /// exact at any `now`, also under concurrency.
+    /// Counts an acquire of `client` in all windows, or in none when one is
+    /// full; exact at any `now`, also under concurrency. What was counted at
+    /// `now - length` has just left the window.
     async fn admit(&self, client: &str, windows: &[Window], now: Timestamp) -> Result<Admission, StoreError>;
 
     /// Takes back a counted acquire that came to nothing; absent is fine.

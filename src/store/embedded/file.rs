@@ -1,7 +1,8 @@
-//! The embedded store's file: a redb database with one table.
+//! The embedded store's file: a redb database with two tables.
 //!
 //! ```text
-//! instances: <instance id> -> the record as JSON, with its "version"
+//! instances:     <instance id> -> the record as JSON, with its "version"
+//! admissions.v1: <client>, <ns since 1970>, <number> -> the ns at which it is outdated
 //! ```
 //!
 //! Owned by the writer thread of [`super`]. A commit is durable when it
@@ -13,14 +14,17 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
+use super::admissions::Entry;
 use crate::error::ErrorKind;
 use crate::id::{InstanceId, NodeName};
 use crate::instance::{Instance, RECORD_VERSION, RecordError};
 
 const INSTANCES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("instances");
+const ADMISSIONS: TableDefinition<'_, (&str, i128, u64), i128> = TableDefinition::new("admissions.v1");
 
 /// redb's page cache. Records are read once, at opening; what stays is the
 /// upper part of a small tree. redb's own default is a gigabyte.
@@ -98,6 +102,14 @@ pub(super) struct StoreFile {
     database: Database,
 }
 
+/// What a file holds.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) records: Vec<Instance>,
+    /// Counted acquires, each with the time at which it is outdated.
+    pub(super) admissions: Vec<(Entry, Timestamp)>,
+}
+
 /// The opener of a file of the host, created with mode 0600.
 pub(super) fn opener(path: PathBuf) -> Opener {
     Box::new(move || {
@@ -111,25 +123,32 @@ fn open_private(path: &Path) -> std::io::Result<File> {
 }
 
 impl StoreFile {
-    /// Opens the database and reads all records.
+    /// Opens the database and reads all of it.
     pub(super) fn open(
         opener: &Opener,
         path: &Path,
         node: &NodeName,
-    ) -> Result<(Self, Vec<Instance>), OpenStoreError> {
+    ) -> Result<(Self, Found), OpenStoreError> {
         let database = opener().map_err(|error| open_error(error.into(), path))?;
         let file = Self { database };
-        let raw = file.read().map_err(|error| open_error(error, path))?;
+        file.create_tables().map_err(|error| open_error(error, path))?;
+        let raw = file.read_instances().map_err(|error| open_error(error, path))?;
         let records = raw.iter().map(|(key, bytes)| decode(key, bytes, path, node));
         let records = records.collect::<Result<_, _>>()?;
-        Ok((file, records))
+        let admissions = file.read_admissions().map_err(|error| open_error(error, path))?;
+        Ok((file, Found { records, admissions }))
     }
 
-    fn read(&self) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
-        // Creates the table in a new file; in an old one it changes nothing.
+    /// In a new file, or one of a former program; else it changes nothing.
+    fn create_tables(&self) -> Result<(), redb::Error> {
         let transaction = self.database.begin_write()?;
         drop(transaction.open_table(INSTANCES)?);
+        drop(transaction.open_table(ADMISSIONS)?);
         transaction.commit()?;
+        Ok(())
+    }
+
+    fn read_instances(&self) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
         let transaction = self.database.begin_read()?;
         let table = transaction.open_table(INSTANCES)?;
         let mut rows = Vec::new();
@@ -140,10 +159,29 @@ impl StoreFile {
         Ok(rows)
     }
 
-    /// Writes all changes in one durable transaction.
+    fn read_admissions(&self) -> Result<Vec<(Entry, Timestamp)>, redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(ADMISSIONS)?;
+        let mut rows = Vec::new();
+        for row in table.iter()? {
+            let (key, end) = row?;
+            let (client, at, number) = key.value();
+            // No time is out of range but by another program's hand; the worst
+            // that its loss does is one acquire too many.
+            if let (Ok(at), Ok(end)) =
+                (Timestamp::from_nanosecond(at), Timestamp::from_nanosecond(end.value()))
+            {
+                rows.push((Entry { client: client.into(), at, number }, end));
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Writes all changes in one durable transaction; none as a value removes.
     pub(super) fn commit(
         &self,
         changes: &BTreeMap<&InstanceId, Option<&Instance>>,
+        admissions: &BTreeMap<Entry, Option<Timestamp>>,
     ) -> Result<(), redb::Error> {
         let transaction = self.database.begin_write()?;
         {
@@ -160,6 +198,14 @@ impl StoreFile {
                         table.remove(id.as_str())?;
                     }
                 }
+            }
+            let mut table = transaction.open_table(ADMISSIONS)?;
+            for (entry, end) in admissions {
+                let key = (&*entry.client, entry.at.as_nanosecond(), entry.number);
+                match end {
+                    Some(end) => table.insert(key, end.as_nanosecond())?,
+                    None => table.remove(key)?,
+                };
             }
         }
         transaction.commit()?;

@@ -12,8 +12,9 @@
 //!                                              open the file anew before the next batch
 //! ```
 //!
-//! Invariants: nobody is told of a change that is not on the disk; the table
-//! never differs from the file between two batches.
+//! Invariants: nobody is told of a change that is not on the disk; the records
+//! never differ from the file between two batches. The [`admissions`] may be
+//! ahead of it until the next commit, or the closing.
 
 mod admissions;
 mod file;
@@ -35,7 +36,7 @@ pub use self::file::OpenStoreError;
 use self::file::{Opener, StoreFile, opener};
 use self::table::Table;
 use super::{Admission, Claim, Claimed, Store, StoreError, Ticket, Window};
-use crate::error::ErrorKind;
+use crate::error::{Chain, ErrorKind};
 use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, State};
 
@@ -56,7 +57,6 @@ type Reply = Box<dyn FnOnce(Result<(), &CommitFailure>) + Send>;
 #[derive(Debug)]
 pub struct EmbeddedStore {
     node: NodeName,
-    admissions: Admissions,
     /// Taken at drop, which is what ends the writer.
     work: Option<mpsc::Sender<Work>>,
     writer: Option<JoinHandle<()>>,
@@ -75,25 +75,15 @@ impl EmbeddedStore {
     }
 
     fn start(opener: Opener, path: &Path, node: &NodeName) -> Result<Self, OpenStoreError> {
-        let (file, records) = StoreFile::open(&opener, path, node)?;
-        let writer = Writer {
-            opener,
-            path: path.to_owned(),
-            node: node.clone(),
-            file: Some(file),
-            table: Table::of(records),
-        };
+        let (file, found) = StoreFile::open(&opener, path, node)?;
+        let table = Table::of(found.records, Admissions::of(found.admissions));
+        let writer = Writer { opener, path: path.to_owned(), node: node.clone(), file: Some(file), table };
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(&receiver))
             .map_err(|source| OpenStoreError::Io { path: path.to_owned(), source })?;
-        Ok(Self {
-            node: node.clone(),
-            admissions: Admissions::default(),
-            work: Some(sender),
-            writer: Some(thread),
-        })
+        Ok(Self { node: node.clone(), work: Some(sender), writer: Some(thread) })
     }
 
     /// Has the writer run `decide` and waits until its batch is committed.
@@ -171,7 +161,7 @@ impl Writer {
             {
                 replies.push(next(&mut self.table));
             }
-            let committed = reopened.and_then(|()| self.commit());
+            let committed = reopened.and_then(|()| self.commit_batch());
             match &committed {
                 Ok(()) => self.table.keep(),
                 Err(_) if self.table.is_dirty() => self.table.take_back(),
@@ -185,32 +175,45 @@ impl Writer {
                 reply(committed.as_ref().map(|&()| ()));
             }
         }
+        if let Err(failure) = self.commit_rest() {
+            tracing::warn!(error = %Chain(&*failure), "the last admissions are not written down");
+        }
+    }
+
+    fn commit_batch(&mut self) -> Result<(), CommitFailure> {
+        if self.table.is_dirty() { self.commit() } else { Ok(()) }
+    }
+
+    /// At the end: what no commit has taken along.
+    fn commit_rest(&mut self) -> Result<(), CommitFailure> {
+        if self.table.admissions.unwritten().is_empty() { Ok(()) } else { self.commit() }
     }
 
     fn commit(&mut self) -> Result<(), CommitFailure> {
-        if !self.table.is_dirty() {
-            return Ok(());
-        }
         let Some(file) = &self.file else {
             return Err(Arc::new(std::io::Error::other("the store's file is not open")));
         };
-        file.commit(&self.table.changes()).map_err(|error| {
+        file.commit(&self.table.changes(), self.table.admissions.unwritten()).map_err(|error| {
             self.file = None;
             let failure: CommitFailure = Arc::new(error);
             failure
-        })
+        })?;
+        self.table.admissions.written();
+        Ok(())
     }
 
     /// After a failure the file is the truth: whether the commit that failed
-    /// reached it or not, the table is read from it again.
+    /// reached it or not, the records are read from it again. The admissions
+    /// are not: here they are ahead of it.
     fn ensure_open(&mut self) -> Result<(), CommitFailure> {
         if self.file.is_some() {
             return Ok(());
         }
         match StoreFile::open(&self.opener, &self.path, &self.node) {
-            Ok((file, records)) => {
+            Ok((file, found)) => {
                 self.file = Some(file);
-                self.table = Table::of(records);
+                let admissions = std::mem::take(&mut self.table.admissions);
+                self.table = Table::of(found.records, admissions);
                 Ok(())
             }
             Err(error) => {
@@ -244,6 +247,11 @@ impl Store for EmbeddedStore {
         self.run("claiming an instance", move |table| Ok(table.claim(claim))).await
     }
 
+    async fn held(&self, key: &str, now: Timestamp) -> Result<Option<Instance>, StoreError> {
+        let key = key.to_owned();
+        self.run("looking for a key's instance", move |table| Ok(table.held(&key, now))).await
+    }
+
     async fn remove(&self, id: &InstanceId) -> Result<(), StoreError> {
         let id = id.clone();
         self.run("forgetting an instance", move |table| {
@@ -275,12 +283,20 @@ impl Store for EmbeddedStore {
     }
 
     async fn admit(&self, client: &str, windows: &[Window], now: Timestamp) -> Result<Admission, StoreError> {
-        Ok(self.admissions.admit(client, windows, now))
+        let (client, windows, number) = (client.to_owned(), windows.to_vec(), rand::random());
+        self.run("admitting a client", move |table| {
+            Ok(table.admissions.admit(&client, &windows, now, number))
+        })
+        .await
     }
 
     async fn forgive(&self, client: &str, ticket: &Ticket) -> Result<(), StoreError> {
-        self.admissions.forgive(client, ticket);
-        Ok(())
+        let (client, ticket) = (client.to_owned(), ticket.clone());
+        self.run("forgiving a client", move |table| {
+            table.admissions.forgive(&client, &ticket);
+            Ok(())
+        })
+        .await
     }
 
     /// Answers after an empty durable commit: the disk takes writes.

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 
+use super::admissions::Admissions;
 use crate::id::{GoldenName, InstanceId};
 use crate::instance::{Instance, Source, State, Transition};
 use crate::store::{Claim, Claimed, StoreError};
@@ -28,6 +29,8 @@ pub(super) struct Table {
     due: Queue,
     counts: HashMap<GoldenName, BTreeMap<State, usize>>,
     keys: HashMap<String, InstanceId>,
+    /// Beside the records and their journal: see there.
+    pub(super) admissions: Admissions,
     /// What each changed record was before, in order of change.
     journal: Vec<(InstanceId, Option<Instance>)>,
     /// Whether the batch is committed even when it changed nothing.
@@ -36,8 +39,8 @@ pub(super) struct Table {
 
 impl Table {
     /// The table of the records found in the file.
-    pub(super) fn of(records: Vec<Instance>) -> Self {
-        let mut table = Self::default();
+    pub(super) fn of(records: Vec<Instance>, admissions: Admissions) -> Self {
+        let mut table = Self { admissions, ..Self::default() };
         for record in records {
             table.put(record.id.clone(), Some(record));
         }
@@ -78,10 +81,8 @@ impl Table {
     }
 
     pub(super) fn claim(&mut self, claim: Claim) -> Claimed {
-        if let Some(held) = claim.idempotency_key.as_ref().and_then(|key| self.held_under(key))
-            && !held.is_due_at(claim.now)
-        {
-            return Claimed::Again(held.clone());
+        if let Some(held) = claim.idempotency_key.as_ref().and_then(|key| self.held(key, claim.now)) {
+            return Claimed::Again(held);
         }
         let Some((_, id)) = self.ready.get(&claim.golden).and_then(BTreeSet::first) else {
             return Claimed::Empty;
@@ -97,8 +98,9 @@ impl Table {
         Claimed::New(instance)
     }
 
-    fn held_under(&self, key: &str) -> Option<&Instance> {
-        self.keys.get(key).and_then(|id| self.records.get(id))
+    pub(super) fn held(&self, key: &str, now: Timestamp) -> Option<Instance> {
+        let held = self.keys.get(key).and_then(|id| self.records.get(id));
+        held.filter(|held| held.is_held_under(key, now)).cloned()
     }
 
     pub(super) fn remove(&mut self, id: &InstanceId) {

@@ -67,6 +67,51 @@ async fn what_was_answered_is_there_after_a_kill() {
     conformance::suite(&Killed(tempfile::tempdir().unwrap())).await;
 }
 
+const fn window(seconds: i64, limit: u32) -> Window {
+    Window { length: jiff::SignedDuration::from_secs(seconds), limit }
+}
+
+#[tokio::test]
+async fn a_closing_store_writes_the_last_admissions() {
+    let files = Files(tempfile::tempdir().unwrap());
+    let store = EmbeddedStore::open(&files.path(), &node("here")).unwrap();
+    store.admit("one", &[window(60, 1)], at(0)).await.unwrap();
+    drop(store);
+    let store = EmbeddedStore::open(&files.path(), &node("here")).unwrap();
+    let again = store.admit("one", &[window(60, 1)], at(30)).await.unwrap();
+    assert!(matches!(again, Admission::Refused { .. }), "{again:?}");
+}
+
+#[test]
+fn clients_with_empty_windows_are_forgotten() {
+    let mut log = Admissions::default();
+    for client in 0..1000 {
+        log.admit(&client.to_string(), &[window(10, 5), window(60, 5)], at(0), 0);
+    }
+    for number in 0..100 {
+        log.admit("greedy", &[window(60, 5)], at(1), number);
+    }
+    assert_eq!(log.size(), (1001, 1005), "a client has as many entries as its limit");
+    for round in 1..=5 {
+        log.admit("late", &[window(60, 5)], at(60 + round), 0);
+    }
+    assert_eq!(log.size(), (1, 5), "all others' windows are empty");
+    // Written never, so there is nothing to remove either.
+    assert_eq!(log.unwritten().len(), 5);
+}
+
+#[test]
+fn what_the_file_has_is_removed_from_it() {
+    let mut log = Admissions::default();
+    let Admission::Admitted { ticket, .. } = log.admit("one", &[window(60, 5)], at(0), 7) else {
+        panic!("nothing is counted yet")
+    };
+    log.written();
+    log.forgive("one", &ticket);
+    assert_eq!(log.unwritten().values().collect::<Vec<_>>(), [&None]);
+    assert_eq!(log.size(), (0, 0));
+}
+
 #[tokio::test]
 async fn the_file_is_its_owners_alone() {
     let files = Files(tempfile::tempdir().unwrap());
@@ -176,8 +221,16 @@ async fn a_full_disk_is_told_and_changes_nothing() {
     let stored = store.get(&ready.id).await.expect("reads still work").unwrap();
     assert_eq!((stored.state, stored.generation), (State::Ready, 1), "nothing was claimed");
 
+    let windows = [window(60, 1)];
+    let admission = store.admit("one", &windows, at(0)).await.expect("an admission needs no disk");
+    let Admission::Admitted { ticket, .. } = admission else { panic!("nothing is counted yet") };
+    store.forgive("one", &ticket).await.expect("nor does forgiving");
+    store.admit("one", &windows, at(0)).await.unwrap();
+
     full.store(false, Ordering::SeqCst);
     store.ping().await.expect("it recovers by itself");
+    let again = store.admit("one", &windows, at(1)).await.unwrap();
+    assert!(matches!(again, Admission::Refused { .. }), "opening anew loses no admission: {again:?}");
     assert_eq!(store.list().await.unwrap().len(), 1);
     let claimed = store.claim(claim(&shop, Some("a"))).await.unwrap();
     assert!(matches!(claimed, Claimed::New(ref it) if it.id == ready.id), "{claimed:?}");

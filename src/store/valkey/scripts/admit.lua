@@ -1,4 +1,5 @@
--- Counts a client's acquire in all windows, or in none when one is full.
+-- Counts a client's acquire in all windows, or in none when one is full; there is
+-- at least one.
 --
 -- ARGV[3]  the client
 -- ARGV[4]  the ticket that takes it back
