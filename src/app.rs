@@ -27,8 +27,9 @@ use tokio_util::task::TaskTracker;
 use crate::api::{self, ApiState};
 use crate::config::Config;
 use crate::error::Chain;
-use crate::instance::State;
+use crate::instance::{Instance, State};
 use crate::listener::{self, Edges};
+use crate::open_store::{Opened, StoreOpenError, open_store};
 use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::reconciler::{Reconciler, Target};
@@ -38,7 +39,6 @@ use crate::proxy::{Proxy, PublicFace};
 use crate::route::{self, RouteError};
 use crate::shutdown::{Phase, PhaseSetter};
 use crate::store::StoreError;
-use crate::store::embedded::{EmbeddedStore, OpenStoreError};
 use crate::store::metered::MeteredStore;
 use crate::{metrics, notify};
 
@@ -82,7 +82,7 @@ pub enum AppError {
     },
     /// The store cannot be opened.
     #[error(transparent)]
-    OpenStore(OpenStoreError),
+    OpenStore(StoreOpenError),
     /// LISTEN cannot be bound.
     #[error("cannot listen on {address}")]
     Listen {
@@ -138,6 +138,8 @@ pub struct App {
     listener: TcpListener,
     edges: Edges,
     phase: PhaseSetter,
+    /// What a former daemon knew, until it is taken over.
+    remembered: Vec<Instance>,
     /// Last, so that it is given up last.
     lock: StateLock,
 }
@@ -153,12 +155,12 @@ impl App {
         goldens: Vec<GoldenRuntime>,
         on_exit: OnExit,
     ) -> Result<Self, AppError> {
-        let store = EmbeddedStore::open(&config.store_path).map_err(AppError::OpenStore)?;
+        let Opened { store, remembered } = open_store(&config).await.map_err(AppError::OpenStore)?;
         let listener = bind(config.listen).await?;
         let (refill, reap) = (Nudge::default(), Nudge::default());
         let routes = Arc::new(route::open::open(&config).map_err(AppError::Router)?);
         let lifecycle = Arc::new(Lifecycle::new(Parts {
-            store: Arc::new(MeteredStore::new(Arc::new(store))),
+            store: Arc::new(MeteredStore::new(store)),
             routes: Arc::clone(&routes),
             goldens,
             max_instances: config.max_instances,
@@ -192,7 +194,19 @@ impl App {
             ),
             base_domain: config.base_domain.as_str().into(),
         };
-        Ok(Self { config, on_exit, lifecycle, provisioner, reconciler, reaper, listener, edges, phase, lock })
+        Ok(Self {
+            config,
+            on_exit,
+            lifecycle,
+            provisioner,
+            reconciler,
+            reaper,
+            listener,
+            edges,
+            phase,
+            remembered,
+            lock,
+        })
     }
 
     /// Where it listens.
@@ -262,6 +276,8 @@ impl App {
     /// anything is served.
     async fn take_over(&mut self) -> Result<(), AppError> {
         let now = Timestamp::now();
+        let remembered = std::mem::take(&mut self.remembered);
+        self.lifecycle.recall(remembered).await.map_err(AppError::Adopt)?;
         let found = adopt_all(&self.lifecycle, now).await.map_err(AppError::Adopt)?;
         tracing::info!(
             adopted = found.adopted,
@@ -306,7 +322,7 @@ async fn upkeep(pool: tokio::sync::watch::Receiver<PoolStatus>) {
 
 /// Takes every instance down, many at once.
 async fn destroy_all(lifecycle: &Arc<Lifecycle>) {
-    let all = match lifecycle.store().list().await {
+    let all = match lifecycle.store().own().await {
         Ok(all) => all,
         Err(error) => return tracing::warn!(error = %Chain(&error), "instances not taken down"),
     };

@@ -1,7 +1,7 @@
 //! A whole demo shop per visitor, restored from a snapshot in a blink.
 //!
 //! ```text
-//! L4  main, commands, app                    name concrete adapters, wire them
+//! L4  main, commands, app, open_store        name concrete adapters, wire them
 //! L3  api, proxy, pool::{reconciler, reaper} edges and workers
 //! L2  provision, checkpoint, restore, database, snapshot::{archive, catalog, prepare}   procedures
 //! L1  engine, store, route, host             ports with their adapters; the kernel
@@ -31,6 +31,7 @@ pub mod instance;
 pub mod listener;
 pub mod metrics;
 pub mod notify;
+pub mod open_store;
 pub mod pool;
 pub mod provision;
 pub mod proxy;

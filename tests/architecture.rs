@@ -51,6 +51,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("listener", 4),
     ("app", 4),
     ("assemble", 4),
+    ("open_store", 4),
     ("bench", 4),
     ("commands", 4),
     ("doctor", 4),

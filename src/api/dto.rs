@@ -74,6 +74,8 @@ impl AcquireAnswer {
 pub(super) struct InstanceAnswer {
     id: String,
     golden: String,
+    /// The daemon that runs it.
+    node: String,
     state: &'static str,
     url: Option<String>,
     admin_url: Option<String>,
@@ -94,6 +96,7 @@ impl InstanceAnswer {
         Self {
             id: instance.id.to_string(),
             golden: instance.golden.to_string(),
+            node: instance.node.to_string(),
             state: instance.state.as_str(),
             url: access.map(|access| access.url.clone()),
             admin_url: access.map(|access| access.admin_url.clone()),

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{BenchError, Timing, until_200};
 use crate::app::{App, OnExit, StateLock};
 use crate::assemble::{self, Host};
-use crate::config::Config;
+use crate::config::{Config, StoreAt};
 use crate::engine::ContainerEngine;
 use crate::restore::probe;
 
@@ -54,7 +54,7 @@ impl Service {
         let mut config = base.clone();
         config.pool_target_size = pool_target;
         config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        config.store_path = config.state_dir.join("bench.redb");
+        config.store = StoreAt::Embedded(config.state_dir.join("bench.redb"));
         config.goldens.truncate(1);
         let name = config.goldens.first().context("no golden is named")?.clone();
         let lock = StateLock::take(&config)?;

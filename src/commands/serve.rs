@@ -38,7 +38,11 @@ impl Serve {
         }
         let engines: Vec<_> = goldens.iter().flat_map(GoldenRuntime::engines).collect();
         let on_exit = if self.ephemeral { OnExit::DestroyInstances } else { OnExit::KeepInstances };
-        let app = App::build(config, lock, goldens, on_exit).await?;
+        // It may wait for the store.
+        let app = tokio::select! {
+            app = App::build(config, lock, goldens, on_exit) => app?,
+            () = stop.cancelled() => return Ok(()),
+        };
         let filling =
             tokio::spawn(assemble::keep_filled(Arc::clone(&host.slots), engines.clone(), stop.clone()));
         let guarding = tokio::spawn(assemble::keep_guarded(Arc::clone(&host.slots), stop.clone()));

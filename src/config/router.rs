@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::Reader;
-use crate::id::NodeName;
 
 /// What leads visitors to instances.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,21 +67,6 @@ pub(super) fn read(read: &mut Reader<'_>) -> Router {
             Router::Embedded
         }
     }
-}
-
-/// NODE_NAME, or the host's name.
-pub(super) fn node_name(read: &mut Reader<'_>) -> NodeName {
-    let text = read.text("NODE_NAME");
-    let name = if text.is_empty() {
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        host.trim().to_ascii_lowercase()
-    } else {
-        text
-    };
-    name.parse().unwrap_or_else(|error| {
-        read.problems.push(format!("NODE_NAME: {error}"));
-        "unnamed".parse().expect("a node name")
-    })
 }
 
 #[cfg(test)]

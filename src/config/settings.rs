@@ -83,8 +83,26 @@ pub const SETTINGS: &[Setting] = &[
         "http://127.0.0.1:2019",
         "Caddy's admin API for ROUTER=caddy; unix//run/caddy/admin.sock for a socket",
     ),
-    setting("NODE_NAME", "", "This daemon's name among those that share a Caddy; empty takes the host's"),
-    setting("STORE_URL", "embedded:", "embedded:PATH; without a path the store lies in STATE_DIR"),
+    setting(
+        "STORE_URL",
+        "embedded:",
+        "embedded:PATH (without a path in STATE_DIR), or a Valkey that several daemons share: \
+         redis://[user:password@]host[:port][/database], rediss:// with TLS, \
+         redis+sentinel://[user:password@]host:port,host:port/primary[/database]",
+    ),
+    setting("STORE_PASSWORD_FILE", "", "A file with Valkey's password, which then need not be in STORE_URL"),
+    setting(
+        "STORE_CA_FILE",
+        "",
+        "The authorities, in PEM, that sign Valkey's certificate; empty takes the system's",
+    ),
+    setting("STORE_PREFIX", "demo-multiplexer", "What all keys in Valkey begin with, in braces"),
+    setting(
+        "NODE_NAME",
+        "",
+        "This daemon's name among those that share a Valkey, NATS or Caddy, each on a host or STATE_DIR of its own; \
+         empty takes the host's name",
+    ),
     setting(
         "STATE_DIR",
         "/var/lib/demo-multiplexer",

@@ -1,5 +1,7 @@
 //! Settings: each rule by an example.
 
+use std::path::Path;
+
 use super::*;
 
 fn with(changes: &[(&str, &str)]) -> Values {
@@ -15,7 +17,8 @@ fn with(changes: &[(&str, &str)]) -> Values {
 fn the_defaults_are_valid() {
     let config = Config::check(&with(&[])).unwrap();
     assert_eq!(config.host_of("abc"), "abc.localhost:8080");
-    assert_eq!(config.store_path, Path::new("/var/lib/demo-multiplexer/store.redb"));
+    let StoreAt::Embedded(path) = config.store else { panic!("{:?}", config.store) };
+    assert_eq!(path, Path::new("/var/lib/demo-multiplexer/store.redb"));
 }
 
 #[test]
@@ -53,6 +56,31 @@ fn docker_mode_wants_a_socket_of_this_host_and_cold_starts() {
     assert!(error.to_string().contains("set COLD_START=allowed, or CONTAINER_MODE=podman"), "{error}");
     // Somebody else's setting, while Podman is asked for.
     Config::check(&with(&[("DOCKER_HOST", "ssh://elsewhere")])).unwrap();
+}
+
+#[test]
+fn what_belongs_to_a_valkey_is_checked_with_it() {
+    let config = Config::check(&with(&[
+        ("STORE_URL", "rediss://demo@valkey.example.com"),
+        ("STORE_PASSWORD_FILE", "/etc/demo-multiplexer/valkey"),
+        ("STORE_CA_FILE", "/etc/ssl/own.pem"),
+        ("NODE_NAME", "host-7"),
+    ]))
+    .unwrap();
+    let StoreAt::Valkey(at) = config.store else { panic!("{:?}", config.store) };
+    assert_eq!((at.prefix.as_str(), config.node.as_str()), ("demo-multiplexer", "host-7"));
+    assert_eq!(at.ca_file.as_deref(), Some(Path::new("/etc/ssl/own.pem")));
+
+    let error = Config::check(&with(&[
+        ("STORE_URL", "redis://:secret@valkey.example.com"),
+        ("STORE_PASSWORD_FILE", "/etc/demo-multiplexer/valkey"),
+        ("STORE_CA_FILE", "/etc/ssl/own.pem"),
+        ("STORE_PREFIX", "a{b}"),
+        ("NODE_NAME", "Host 7"),
+    ]))
+    .unwrap_err();
+    assert_eq!(error.problems.len(), 4, "{error}");
+    assert!(!error.to_string().contains("secret"), "{error}");
 }
 
 #[test]

@@ -10,9 +10,8 @@ use crate::route::caddy::{CaddyRoutes, Surroundings};
 /// Looks at Caddy; none when the router is the built-in one.
 pub(super) async fn probe(config: &Config) -> Option<Result<Surroundings, String>> {
     let Router::Caddy(address) = &config.router else { return None };
-    let looked = async {
-        CaddyRoutes::new(address.clone(), &config.node_name, &config.base_domain)?.look_around().await
-    };
+    let looked =
+        async { CaddyRoutes::new(address.clone(), &config.node, &config.base_domain)?.look_around().await };
     Some(looked.await.map_err(|error| Chain(&error).to_string()))
 }
 

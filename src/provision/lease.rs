@@ -60,6 +60,7 @@ impl Provisioner {
             instance.expires_at = Some(later);
             match self.lifecycle.store.update(instance).await {
                 Ok(instance) => {
+                    self.lifecycle.seen(&instance);
                     self.lifecycle.events.happened(&instance, Happened::Extended);
                     return Ok(instance);
                 }

@@ -65,7 +65,7 @@ pub struct Lifecycle {
     pub(super) reap: Nudge,
     /// Work that outlives the request that began it; the drain waits for it.
     pub(super) tasks: TaskTracker,
-    ledger: Ledger,
+    pub(super) ledger: Ledger,
     pub(super) events: Events,
 }
 
@@ -166,7 +166,8 @@ impl Lifecycle {
         hand_over: impl FnOnce(&mut Instance) + Send,
     ) -> Result<Instance, MakeError> {
         let engine = order.maker.engine();
-        let mut record = Instance::warming(id.clone(), order.golden.clone(), Timestamp::now());
+        let node = self.store.node().clone();
+        let mut record = Instance::warming(id.clone(), order.golden.clone(), node, Timestamp::now());
         record.made_by = order.maker.engine().source();
         record.idempotency_key = order.idempotency_key;
         let mut record = match self.store.insert(record).instrument(Phase::Record.span()).await {
@@ -194,13 +195,14 @@ impl Lifecycle {
         record.container = Some(made.container);
         record.access = Some(made.access);
         hand_over(&mut record);
-        let stored = self.store.update(record.clone()).instrument(Phase::Record.span()).await;
+        let stored = self.finish(&record).instrument(Phase::Record.span()).await;
         // Not before: a client that waited at the gate claims first, and shall
         // find this one.
         drop(order.permit);
         match stored {
             Ok(record) => {
                 self.ledger.lives(&id);
+                self.ledger.note(&record);
                 self.events.changed(&record);
                 // So that its end is watched from now on.
                 self.reap.now();
@@ -225,20 +227,32 @@ impl Lifecycle {
         MakeError::Launch(error)
     }
 
+    /// Writes the record of a finished instance. Nobody but this daemon removes
+    /// it: one that is not there was lost, and is written again.
+    async fn finish(&self, record: &Instance) -> Result<Instance, StoreError> {
+        match self.store.update(record.clone()).await {
+            Err(StoreError::Unknown { .. }) => {
+                let mut again = record.clone();
+                again.generation += 1;
+                self.store.write_again(again.clone()).await.map(|()| again)
+            }
+            answered => answered,
+        }
+    }
+
     /// Takes down what was made and cannot be used; the reaper comes again if
     /// that fails.
     async fn throw_away(&self, record: Instance) {
         let id = record.id.clone();
-        let ended = match self.mark(record, State::Failed, |_| true).await {
+        let ended = match self.mark(record.clone(), State::Failed, |_| true).await {
             Ok(Some(record)) => self.take_down(record).await,
-            Ok(None) => Ok(Ended::Kept),
+            // The store has lost it.
+            Ok(None) => self.take_down(record.clone()).await,
             Err(error) => Err(error),
         };
         if let Err(error) = ended {
-            // Living: there, and nobody is at it, so the reaper may be.
-            self.ledger.lives(&id);
             tracing::warn!(instance_id = %id, error = %Chain(&error), "instance not thrown away yet");
-            self.reap.now();
+            self.unwanted(&record);
         }
     }
 
@@ -290,6 +304,7 @@ impl Lifecycle {
             ended.state = if instance.state == State::Warming { State::Failed } else { to };
             match self.store.update(ended).await {
                 Ok(ended) => {
+                    self.ledger.note(&ended);
                     self.events.changed(&ended);
                     if ended.state == State::Expired && ended.is_due_at(Timestamp::now()) {
                         metrics::lease_expired(&ended.golden);
@@ -319,7 +334,8 @@ impl Lifecycle {
         withdrawn.map_err(|source| EndError::Route { id: id.clone(), source })
     }
 
-    /// Takes a marked instance down; see the module's second diagram.
+    /// Takes a marked instance down; see the module's second diagram. Another
+    /// node's is left to its own daemon, which sees the mark within a second.
     ///
     /// # Errors
     /// [`EndError`]; the record is kept, call again later.
@@ -327,7 +343,7 @@ impl Lifecycle {
     /// # Cancel safety
     /// Not cancel-safe: spawn it.
     pub(super) async fn take_down(&self, instance: Instance) -> Result<Ended, EndError> {
-        if !self.ledger.try_end(&instance.id) {
+        if !self.is_own(&instance) || !self.ledger.try_end(&instance.id) {
             return Ok(Ended::InProgress);
         }
         let ended = self.take_down_alone(&instance).await;
@@ -398,6 +414,7 @@ impl Lifecycle {
     /// Takes over an instance of a former daemon that still runs.
     pub fn adopted(&self, instance: &Instance) {
         self.ledger.lives(&instance.id);
+        self.ledger.note(instance);
         if let Some(container) = &instance.container {
             self.routes.ensure(&instance.id, SocketAddr::from((container.address, container.port)));
         }

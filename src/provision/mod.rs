@@ -28,6 +28,7 @@ mod lease;
 mod ledger;
 mod lifecycle;
 pub mod limits;
+mod memory;
 mod tally;
 #[cfg(test)]
 mod tests;

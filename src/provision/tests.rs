@@ -30,7 +30,8 @@ struct World {
 
 fn world(max_instances: usize, cold_start: ColdStart) -> World {
     let dir = tempfile::tempdir().unwrap();
-    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&dir.path().join("store")).unwrap());
+    let store: Arc<dyn Store> =
+        Arc::new(EmbeddedStore::open(&dir.path().join("store"), &"here".parse().unwrap()).unwrap());
     let (restore, cold) = (Script::quiet(EngineKind::Criu), Script::quiet(EngineKind::Podman));
     let routes = Arc::new(Routes::default());
     let lifecycle = Lifecycle::new(Parts {

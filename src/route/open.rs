@@ -15,7 +15,7 @@ pub fn open(config: &Config) -> Result<Routes, RouteError> {
     Ok(match &config.router {
         Router::Embedded => Routes::new(None),
         Router::Caddy(admin) => {
-            let caddy = CaddyRoutes::new(admin.clone(), &config.node_name, &config.base_domain)?;
+            let caddy = CaddyRoutes::new(admin.clone(), &config.node, &config.base_domain)?;
             Routes::new(Some(Arc::new(caddy)))
         }
     })

@@ -9,8 +9,14 @@
 //!   process has ended. Marked failed.
 //! - **abandoned**: state warming, and nobody of this daemon is making it.
 //!   Marked failed.
+//! - **unwanted**: nobody got it, and it could not be taken down at once.
+//!   Marked failed.
 //! - **left over**: state expired or failed, nobody is at it, and the pause
-//!   after the last failed attempt is over.
+//!   after the last failed attempt is over. So also those that a client released
+//!   through another daemon.
+//!
+//! It looks at this node's records only. What is here and has no record is not
+//! taken down: the store has lost it, and the record is written again ([`lost`]).
 //!
 //! And, more rarely, since it searches the host:
 //!
@@ -19,6 +25,8 @@
 //!   start, when nobody makes anything yet, in one). Traces are read before the
 //!   store, so a record removed in between only means one needless, harmless
 //!   destroy.
+
+mod lost;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -68,6 +76,10 @@ pub struct Reaper {
     retries: HashMap<InstanceId, Backoff>,
     /// What the last search for orphans found.
     suspects: HashSet<InstanceId>,
+    /// What the last pass found to be lost by the store, with its generation.
+    missing: HashSet<(InstanceId, u64)>,
+    /// Whether the last pass could not look at the store: told once.
+    blind: bool,
 }
 
 /// When an orphan is taken down.
@@ -97,6 +109,8 @@ impl Reaper {
             ending: JoinSet::new(),
             retries: HashMap::new(),
             suspects: HashSet::new(),
+            missing: HashSet::new(),
+            blind: false,
         }
     }
 
@@ -142,9 +156,16 @@ impl Reaper {
 
     /// One look at the store at `now`, and what follows from it.
     pub(crate) async fn pass(&mut self, now: Timestamp) {
-        if let Err(error) = self.look(now).await {
-            tracing::warn!(error = %Chain(&error), "store not looked at for what is over");
+        let looked = self.look(now).await;
+        let blind = looked.is_err();
+        match looked {
+            Err(error) if !self.blind => {
+                tracing::warn!(error = %Chain(&error), "store not looked at for what is over");
+            }
+            Ok(()) if self.blind => tracing::info!("store looked at again"),
+            Ok(()) | Err(_) => {}
         }
+        self.blind = blind;
     }
 
     async fn look(&mut self, now: Timestamp) -> Result<(), StoreError> {
@@ -152,7 +173,9 @@ impl Reaper {
         for instance in store.due(now, DUE_PER_PASS).await? {
             self.end(instance, State::Expired, move |present| present.is_due_at(now));
         }
-        let all = store.list().await?;
+        let all = store.own().await?;
+        all.iter().for_each(|instance| self.lifecycle.seen(instance));
+        self.write_lost_again(&all).await;
         let known: HashSet<&InstanceId> = all.iter().map(|instance| &instance.id).collect();
         self.retries.retain(|id, _| known.contains(id));
         self.watchers.retain(|id, watcher| {
@@ -172,7 +195,7 @@ impl Reaper {
         let doing = self.lifecycle.doing(&instance.id);
         match instance.state {
             State::Ready | State::Assigned => {
-                if self.has_died(&instance) {
+                if doing == Some(Doing::Unwanted) || self.has_died(&instance) {
                     self.end(instance, State::Failed, |_| true);
                 }
             }

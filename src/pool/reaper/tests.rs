@@ -29,7 +29,8 @@ struct World {
 
 /// A daemon's parts on a host and a store file that may have a past.
 fn daemon(dir: &Path, script: &Arc<Script>, max_instances: usize) -> World {
-    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&dir.join("store")).unwrap());
+    let store: Arc<dyn Store> =
+        Arc::new(EmbeddedStore::open(&dir.join("store"), &"here".parse().unwrap()).unwrap());
     let (refill, reap) = (Nudge::default(), Nudge::default());
     let lifecycle = Arc::new(Lifecycle::new(Parts {
         store: Arc::clone(&store),
@@ -231,7 +232,12 @@ async fn a_restart_adopts_what_lives_and_drops_the_rest() {
     let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
     let world = daemon(dir.path(), &script, 8);
     let (lives, died) = (world.acquire().await, world.acquire().await);
-    let half_made = Instance::warming(InstanceId::random(), "shop".parse().unwrap(), Timestamp::now());
+    let half_made = Instance::warming(
+        InstanceId::random(),
+        "shop".parse().unwrap(),
+        "here".parse().unwrap(),
+        Timestamp::now(),
+    );
     script.add_trace(&half_made.id);
     world.store.insert(half_made).await.unwrap();
     drop(world);
@@ -250,6 +256,38 @@ async fn a_restart_adopts_what_lives_and_drops_the_rest() {
     assert_eq!((shown.state, shown.expires_at), (State::Assigned, lives.expires_at));
     world.provisioner.release(&lives.id).await.unwrap();
     eventually("it is gone", async || script.traces().is_empty().then_some(())).await;
+}
+
+#[tokio::test]
+async fn what_lives_is_worth_more_than_a_store_that_lost_it() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let (held, mut reaper) = (world.acquire().await, world.reaper());
+    let (task, stop) = {
+        let stop = CancellationToken::new();
+        (tokio::spawn(world.reconciler(1).run(stop.clone())), stop)
+    };
+    let ready = eventually("one is ready", async || {
+        world.store.list().await.unwrap().into_iter().find(|i| i.state == State::Ready)
+    })
+    .await;
+    stop.cancel();
+    task.await.unwrap();
+    for id in [&held.id, &ready.id] {
+        world.store.remove(id).await.unwrap();
+    }
+    let now = Timestamp::now();
+    reaper.pass(now).await;
+    reaper.sweep_orphans(Certainty::AtOnce).await;
+    assert!(world.store.list().await.unwrap().is_empty(), "one look may have met a change on its way");
+    assert_eq!(script.running().len(), 2, "it is no orphan");
+    reaper.pass(now).await;
+    let back = world.store.get(&held.id).await.unwrap().unwrap();
+    assert_eq!((back.generation, back.expires_at), (held.generation, held.expires_at));
+    reaper.pass(now).await;
+    reaper.settle().await;
+    assert_eq!(script.running(), [held.id], "a ready one may be somebody's by now: it is given up");
+    assert!(world.store.get(&ready.id).await.unwrap().is_none());
 }
 
 #[tokio::test]

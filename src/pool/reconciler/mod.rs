@@ -24,7 +24,7 @@ use super::backoff::Backoff;
 use super::policy::{self, Action, Attempts, Limits, View};
 use super::{GoldenStatus, Nudge, PoolStatus};
 use crate::config::ColdStart;
-use crate::error::Chain;
+use crate::error::{Chain, ErrorKind};
 use crate::id::GoldenName;
 use crate::instance::State;
 use crate::metrics;
@@ -61,6 +61,8 @@ pub struct Reconciler {
     /// How many of them for each golden.
     in_flight: HashMap<usize, usize>,
     backoff: HashMap<usize, Backoff>,
+    /// Whether the last pass could not look at the store: told once.
+    blind: bool,
 }
 
 impl Reconciler {
@@ -75,6 +77,7 @@ impl Reconciler {
             making: JoinSet::new(),
             in_flight: HashMap::new(),
             backoff: HashMap::new(),
+            blind: false,
         }
     }
 
@@ -116,10 +119,14 @@ impl Reconciler {
     /// One look at the world and what follows from it.
     pub(super) async fn pass(&mut self) {
         let begun = Instant::now();
-        match self.views().await {
+        let views = self.views().await;
+        let blind = views.is_err();
+        match views {
             Ok(views) => self.act(&views).await,
-            Err(error) => tracing::warn!(error = %Chain(&error), "pool not looked at"),
+            Err(error) if !self.blind => tracing::warn!(error = %Chain(&error), "pool not looked at"),
+            Err(_) => {}
         }
+        self.blind = blind;
         self.publish();
         metrics::reconciled(begun.elapsed());
     }
@@ -190,7 +197,7 @@ impl Reconciler {
 
     /// Takes the youngest surplus one down, unless it is claimed meanwhile.
     async fn retire_one(&self, golden: &GoldenName) {
-        let ready = match self.lifecycle.store().list().await {
+        let ready = match self.lifecycle.store().own().await {
             Ok(all) => all.into_iter().filter(|i| i.golden == *golden && i.state == State::Ready),
             Err(error) => return tracing::warn!(error = %Chain(&error), "surplus not looked at"),
         };
@@ -219,6 +226,11 @@ impl Reconciler {
             Ok(()) => backoff.succeeded(),
             // Clients were faster; the next pass sees how much room there is.
             Err(MakeError::Full { .. }) => {}
+            // Not the golden's fault: without the store no pass starts anything, and
+            // with it again the pool is to be filled at once.
+            Err(MakeError::Store(error)) if error.kind() == ErrorKind::Unavailable => {
+                tracing::warn!(%golden, error = %Chain(&error), "instance for the pool not made");
+            }
             Err(error) => {
                 let pause = backoff.failed(Instant::now());
                 tracing::warn!(
