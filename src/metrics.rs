@@ -76,6 +76,8 @@ fn describe() {
     describe_counter!("demo_multiplexer_reaped_total", "Instances taken down, by why");
     describe_counter!("demo_multiplexer_cleanup_failures_total", "Instances not taken down at an attempt");
     describe_counter!("demo_multiplexer_proxied_requests_total", "Requests to instances, by class of answer");
+    describe_gauge!("demo_multiplexer_sse_clients", "Status streams that are open");
+    gauge!("demo_multiplexer_sse_clients").set(0.0);
     gauge!("demo_multiplexer_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
@@ -136,6 +138,16 @@ pub fn proxied(status: u16) {
         _ => "5xx",
     };
     counter!("demo_multiplexer_proxied_requests_total", "class" => class).increment(1);
+}
+
+/// A status stream was opened.
+pub fn sse_client_came() {
+    gauge!("demo_multiplexer_sse_clients").increment(1.0);
+}
+
+/// A status stream has ended.
+pub fn sse_client_left() {
+    gauge!("demo_multiplexer_sse_clients").decrement(1.0);
 }
 
 /// Sets the gauges of one golden, from one look at the store.

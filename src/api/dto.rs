@@ -157,6 +157,28 @@ pub(super) struct FailureStats {
     pub(super) retry_at: Option<Timestamp>,
 }
 
+/// A status stream's `state` event.
+#[derive(Debug, Serialize)]
+pub(super) struct StatusEvent<'a> {
+    pub(super) instance_id: &'a str,
+    pub(super) state: &'static str,
+    pub(super) generation: u64,
+    #[serde(serialize_with = "serialize_whole_ms")]
+    pub(super) expires_at: Option<Timestamp>,
+    /// Whole seconds until then.
+    pub(super) seconds_left: Option<i64>,
+}
+
+/// A status stream's `countdown` event.
+#[derive(Debug, Serialize)]
+pub(super) struct CountdownEvent<'a> {
+    pub(super) instance_id: &'a str,
+    #[serde(serialize_with = "serialize_whole_ms")]
+    pub(super) expires_at: Option<Timestamp>,
+    /// Whole seconds until then.
+    pub(super) seconds_left: Option<i64>,
+}
+
 /// Quantiles in milliseconds.
 #[derive(Debug, Serialize)]
 pub(super) struct Latency {
@@ -175,6 +197,10 @@ impl From<Quantiles> for Latency {
 /// Milliseconds with two decimals: claims take less than one.
 pub(super) fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100_000.0).round() / 100.0
+}
+
+fn serialize_whole_ms<S: serde::Serializer>(time: &Option<Timestamp>, to: S) -> Result<S::Ok, S::Error> {
+    time.map(whole_ms).serialize(to)
 }
 
 /// A time without the digits that nobody reads.

@@ -13,6 +13,7 @@ mod health;
 mod pool;
 pub mod problem;
 mod request;
+pub mod status;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
 use self::problem::Problem;
+use self::status::StatusHub;
 use crate::pool::PoolStatus;
 use crate::provision::Provisioner;
 use crate::shutdown::Phase;
@@ -37,6 +39,8 @@ pub struct ApiState {
     pub pool: watch::Receiver<PoolStatus>,
     /// Where the daemon stands.
     pub phase: watch::Receiver<Phase>,
+    /// Streams that watch an instance.
+    pub status: Arc<StatusHub>,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
 }
@@ -59,6 +63,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/api/v1/demo/acquire", post(demo::acquire))
         .route("/api/v1/demo/{id}", delete(demo::release).get(demo::show))
         .route("/api/v1/demo/{id}/extend", post(demo::extend))
+        .route("/api/v1/demo/{id}/status", get(status::status))
         .route("/api/v1/pool/stats", get(pool::stats))
         .route("/health", get(health::health))
         .route("/livez", get(health::livez))

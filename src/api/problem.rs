@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 
+use super::status::StatusError;
 use crate::error::{Chain, ErrorKind};
 use crate::provision::errors::{AcquireError, LeaseError};
 use crate::store::StoreError;
@@ -194,6 +195,12 @@ impl From<AcquireError> for Problem {
 
 impl From<LeaseError> for Problem {
     fn from(error: LeaseError) -> Self {
+        Self::of(error.kind(), &error)
+    }
+}
+
+impl From<StatusError> for Problem {
+    fn from(error: StatusError) -> Self {
         Self::of(error.kind(), &error)
     }
 }

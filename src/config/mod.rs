@@ -80,6 +80,8 @@ pub struct Config {
     pub default_ttl: SignedDuration,
     /// The longest time an instance may live after it was handed out.
     pub max_ttl: SignedDuration,
+    /// How many status streams are open at once at most.
+    pub sse_max_clients: usize,
 }
 
 /// An IPv4 network.
@@ -357,6 +359,7 @@ impl Config {
             cgroup_parent,
             default_ttl,
             max_ttl,
+            sse_max_clients: read.number("SSE_MAX_CLIENTS", 1..=1_000_000),
         };
         if read.problems.is_empty() { Ok(config) } else { Err(ConfigError { problems: read.problems }) }
     }
