@@ -3,16 +3,16 @@
 //! `/livez`: the process answers. `/readyz`: send it requests. `/health`: each
 //! thing it stands on, for people; 503 when it cannot do its work.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
-use serde_json::{Value, json};
 
 use super::ApiState;
-use super::dto::ms;
+use super::dto::{DependencyHealth, GoldenHealth, HealthAnswer, ms, whole_ms};
 use super::problem::Problem;
 use crate::error::Chain;
 use crate::instance::State as InstanceState;
@@ -23,12 +23,19 @@ use crate::shutdown::Phase;
 /// disk) holds up every acquire.
 const STORE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// `GET /livez`.
+/// Says that the process answers.
+#[utoipa::path(get, path = "/livez", tag = "health", responses(
+    (status = 200, description = "It does", body = String, example = json!("ok\n"))
+))]
 pub(super) async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`.
+/// Says whether requests are to be sent here.
+#[utoipa::path(get, path = "/readyz", tag = "health", responses(
+    (status = 200, description = "They are", body = String, example = json!("ready\n")),
+    (status = 503, description = "It starts or is being stopped", body = String, example = json!("draining\n"))
+))]
 pub(super) async fn readyz(State(api): State<ApiState>) -> Response {
     let phase = *api.phase.borrow();
     match phase {
@@ -39,7 +46,11 @@ pub(super) async fn readyz(State(api): State<ApiState>) -> Response {
     }
 }
 
-/// `GET /health`.
+/// Says how each thing is that the daemon stands on.
+#[utoipa::path(get, path = "/health", tag = "health", responses(
+    (status = 200, description = "It does its work, though it may be degraded", body = HealthAnswer),
+    (status = 503, description = "It cannot do its work now", body = HealthAnswer)
+))]
 pub(super) async fn health(State(api): State<ApiState>) -> Response {
     let phase = *api.phase.borrow();
     let (store_up, store) = store_health(&api).await;
@@ -52,50 +63,58 @@ pub(super) async fn health(State(api): State<ApiState>) -> Response {
         (true, Phase::Serving, false) => (StatusCode::OK, "degraded"),
         (true, Phase::Serving, true) => (StatusCode::OK, "ok"),
     };
-    let body = json!({
-        "status": word,
-        "phase": phase.as_str(),
-        "version": env!("CARGO_PKG_VERSION"),
-        "store": store,
-        "pool": pool,
-    });
+    let version = env!("CARGO_PKG_VERSION");
+    let body = HealthAnswer { status: word, phase: phase.as_str(), version, store, pool };
     (status, Json(body)).into_response()
 }
 
-async fn store_health(api: &ApiState) -> (bool, Value) {
+async fn store_health(api: &ApiState) -> (bool, DependencyHealth) {
     let began = Instant::now();
     let ping = api.provisioner.lifecycle().store().ping();
     let error = match tokio::time::timeout(STORE_DEADLINE, ping).await {
-        Ok(Ok(())) => return (true, json!({ "status": "ok", "ms": ms(began.elapsed()) })),
+        Ok(Ok(())) => {
+            let ms = Some(ms(began.elapsed()));
+            return (true, DependencyHealth { status: "ok", ms, error: None });
+        }
         Ok(Err(error)) => Chain(&error).to_string(),
         Err(_) => format!("no answer within {} s", STORE_DEADLINE.as_secs()),
     };
-    (false, json!({ "status": "down", "error": error }))
+    (false, DependencyHealth { status: "down", ms: None, error: Some(error) })
 }
 
 /// A golden is well when it can be restored and the pool's last attempt worked.
-fn pool_health(api: &ApiState) -> (bool, Value) {
+fn pool_health(api: &ApiState) -> (bool, BTreeMap<String, GoldenHealth>) {
     let status = api.pool.borrow();
     let mut all_well = true;
-    let mut goldens = serde_json::Map::new();
+    let mut goldens = BTreeMap::new();
     for golden in api.provisioner.lifecycle().goldens() {
         let of = status.get(&golden.name).cloned().unwrap_or_default();
         let entry = match (&golden.restore, of.failures_in_a_row) {
-            (Err(reason), _) => json!({ "status": "degraded", "no_restore": reason }),
-            (Ok(_), 0) => json!({ "status": "ok" }),
-            (Ok(_), failures) => json!({
-                "status": "degraded",
-                "failures_in_a_row": failures,
-                "retry_at": of.retry_at.map(super::dto::whole_ms),
-            }),
+            (Err(reason), _) => GoldenHealth {
+                status: "degraded",
+                no_restore: Some(reason.clone()),
+                ..GoldenHealth::default()
+            },
+            (Ok(_), 0) => GoldenHealth { status: "ok", ..GoldenHealth::default() },
+            (Ok(_), failures) => GoldenHealth {
+                status: "degraded",
+                failures_in_a_row: Some(failures),
+                retry_at: of.retry_at.map(whole_ms),
+                ..GoldenHealth::default()
+            },
         };
         all_well &= golden.restore.is_ok() && of.failures_in_a_row == 0;
         goldens.insert(golden.name.to_string(), entry);
     }
-    (all_well, Value::Object(goldens))
+    (all_well, goldens)
 }
 
-/// `GET /metrics`, in Prometheus' text format.
+/// Tells the metrics, in Prometheus' text format.
+#[utoipa::path(get, path = "/metrics", tag = "health", responses(
+    (status = 200, description = "All series", body = String, content_type = "text/plain"),
+    (status = 500, description = "A record cannot be read"),
+    (status = 503, description = "The store does not answer")
+))]
 pub(super) async fn prometheus(State(api): State<ApiState>) -> Result<Response, Problem> {
     let lifecycle = api.provisioner.lifecycle();
     // All or nothing: gauges of some goldens only would look like expiries.

@@ -9,8 +9,9 @@ use std::error::Error;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
-use serde_json::json;
 
+use super::dto::ProblemAnswer;
+use super::extract::BODY_MAX;
 use super::status::StatusError;
 use crate::error::{Chain, ErrorKind};
 use crate::provision::errors::{AcquireError, LeaseError};
@@ -142,8 +143,22 @@ impl Problem {
         Self::plain(StatusCode::FORBIDDEN, "forbidden", "Not for you", detail)
     }
 
+    /// Any problem of that status, to show what it looks like.
+    pub(super) fn example(status: StatusCode, detail: &str) -> Option<Self> {
+        let of_kinds = ErrorKind::ALL.map(face).map(|it| Self::plain(it.status, it.name, it.title, detail));
+        let others = [Self::forbidden(""), Self::too_large(BODY_MAX), Self::unsupported_media_type()];
+        let any = of_kinds.into_iter().chain(others).find(|problem| problem.status == status);
+        Some(Self { detail: detail.to_owned(), ..any? })
+    }
+
     fn plain(status: StatusCode, name: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
         Self { status, name, title, detail: detail.into(), chain: None, retry_after: None }
+    }
+
+    /// Its status.
+    #[must_use]
+    pub const fn status(&self) -> StatusCode {
+        self.status
     }
 
     /// How it is logged.
@@ -162,14 +177,18 @@ impl Problem {
 
     /// The body.
     pub(super) fn body(&self, request_id: &str) -> Body {
-        let value = json!({
-            "type": format!("urn:demo-multiplexer:problem:{}", self.name),
-            "title": self.title,
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-            "request_id": request_id,
-        });
-        Body::from(value.to_string())
+        Body::from(serde_json::to_vec(&self.answer(request_id)).unwrap_or_default())
+    }
+
+    /// The body's content.
+    pub(super) fn answer<'a>(&'a self, request_id: &'a str) -> ProblemAnswer<'a> {
+        ProblemAnswer {
+            kind: format!("urn:demo-multiplexer:problem:{}", self.name),
+            title: self.title,
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            request_id,
+        }
     }
 }
 

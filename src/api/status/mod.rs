@@ -21,8 +21,14 @@ use self::feed::Cursor;
 use self::hub::Watching;
 pub use self::hub::{StatusError, StatusHub};
 use super::ApiState;
+use super::dto::ServerSentEvent;
 use super::extract::PathId;
+use super::openapi::Id;
 use super::problem::Problem;
+
+/// The data of a `state` event.
+const EXAMPLE: &str = "{\"instance_id\":\"4irtg5lio2z5\",\"state\":\"assigned\",\"generation\":4,\
+    \"expires_at\":\"2026-01-01T12:30:00Z\",\"seconds_left\":1799}";
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -34,7 +40,27 @@ const NO_BUFFERING: (HeaderName, &str) = (HeaderName::from_static("x-accel-buffe
 /// at once.
 const RETRY_MS: std::ops::Range<u32> = 2_000..5_000;
 
-/// `GET /api/v1/demo/{id}/status`.
+/// Streams an instance's status as server-sent events.
+///
+/// `state` (see StatusEvent) at first and with every change, `countdown` (see
+/// CountdownEvent) each second, and comments so that the connection is not
+/// taken for dead. The stream ends after `expired`, `failed` or `gone`, and
+/// when the service is stopped.
+#[utoipa::path(
+    get, path = "/api/v1/demo/{id}/status", tag = "demo", operation_id = "watch_instance",
+    params(
+        ("id" = inline(Id), Path),
+        ("Last-Event-ID" = Option<String>, Header, description = "The last event seen: only what was missed is told")
+    ),
+    responses(
+        (status = 200, description = "The stream, of these events", body = ServerSentEvent, content_type = "text/event-stream",
+            example = json!({ "id": "4", "event": "state", "data": EXAMPLE })),
+        (status = 404, description = "The instance is unknown, or its end is long past"),
+        (status = 410, description = "Its time is over"),
+        (status = 500, description = "Its record cannot be read"),
+        (status = 503, description = "As many streams are open as may be, or the store does not answer")
+    )
+)]
 pub(super) async fn status(
     State(api): State<ApiState>,
     PathId(id): PathId,
