@@ -64,8 +64,8 @@ lint: ## formatting, clippy, rustdoc, shellcheck; warnings are errors
 	grep -rlE '^#!(/usr)?/bin/(env )?(ba)?sh' $(wildcard .ci podman systemd tests) | xargs shellcheck -x -P SCRIPTDIR
 
 .PHONY: test
-test: ## all tests: lint, unit, integration with Podman and CRIU
-	@tests/run lint unit lab integration
+test: ## all tests: lint, unit, the API's contract, integration with Podman and CRIU
+	@tests/run lint unit contract lab integration
 
 .PHONY: test-coverage
 test-coverage: ## the same tests with a report of lines covered (cargo-llvm-cov)

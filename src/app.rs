@@ -2,11 +2,12 @@
 //! and workers and knows the order in which they begin and end.
 //!
 //! ```text
-//! lock -> open store -> bind               build: whatever is wrong is fatal here
-//! adopt, reap, sweep                       starting
-//! reconciler, reaper, listener; READY=1    serving
-//! no intake -> makings end or roll back -> work under way ends -> listener ends   draining
-//! instances stay (or go, if so asked)      stopped
+//! lock -> open store -> bind                          build: whatever is wrong is fatal here
+//! adopt, reap, sweep                                  starting
+//! reconciler, reaper, status streams, listener; READY=1   serving
+//! no intake, status streams end -> makings end or roll back -> work under way ends
+//!     -> listener ends                                draining
+//! instances stay (or go, if so asked)                 stopped
 //! ```
 //!
 //! Instances outlive the daemon: the next one adopts them.
@@ -24,6 +25,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api::status::StatusHub;
 use crate::api::{self, ApiState};
 use crate::config::Config;
 use crate::error::Chain;
@@ -135,6 +137,7 @@ pub struct App {
     provisioner: Arc<Provisioner>,
     reconciler: Reconciler,
     reaper: Reaper,
+    status: Arc<StatusHub>,
     listener: TcpListener,
     edges: Edges,
     phase: PhaseSetter,
@@ -176,6 +179,7 @@ impl App {
         };
         let reconciler = Reconciler::new(Arc::clone(&lifecycle), target, refill);
         let reaper = Reaper::new(Arc::clone(&lifecycle), reap);
+        let status = StatusHub::new(Arc::clone(&provisioner), config.sse_max_clients);
         let phase = PhaseSetter::default();
         let api = api::router(ApiState {
             provisioner: Arc::clone(&provisioner),
@@ -183,6 +187,7 @@ impl App {
             phase: phase.view(),
             trusted_proxies: config.trusted_proxies.clone(),
             base_domain: config.base_domain.as_str().into(),
+            status: Arc::clone(&status),
             metrics: metrics::install(),
         });
         let edges = Edges {
@@ -205,6 +210,7 @@ impl App {
             edges,
             phase,
             remembered,
+            status,
             lock,
         })
     }
@@ -236,6 +242,7 @@ impl App {
         workers.spawn(self.reaper.run(stop_workers.clone()));
         let routes = Arc::clone(self.lifecycle.routes());
         workers.spawn(route::keeper::keep(routes, stop_workers.clone()));
+        workers.spawn(self.status.run(stop_workers.clone()));
         let address = self.listener.local_addr();
         edges.spawn(listener::serve(self.listener, self.edges, stop_edges.clone(), REQUESTS_DEADLINE));
         self.phase.enter(Phase::Serving);

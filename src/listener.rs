@@ -27,6 +27,11 @@ use crate::proxy::host::{Target, authority, target};
 /// one needs; without it a few thousand idle sockets would use up all files.
 const HEADERS_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long a client may take nothing of what is sent to it: its host is gone,
+/// or it keeps the connection and does not read. The kernel hangs up on it then,
+/// which ends the answer wherever it stands. Long enough for a train's tunnel.
+const SEND_DEADLINE_MS: u32 = 30_000;
+
 /// A pause after accept has failed: out of file descriptors, most likely, and
 /// some are freed at any moment.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -89,6 +94,8 @@ pub async fn serve(listener: TcpListener, edges: Edges, stop: CancellationToken,
 async fn connection(stream: TcpStream, peer: SocketAddr, edges: Edges, stop: CancellationToken) {
     // Answers are small; waiting to fill a packet only delays them.
     let _ = stream.set_nodelay(true);
+    // Without it a client costs a place for a quarter of an hour, or for ever.
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, SEND_DEADLINE_MS);
     let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
         let edges = edges.clone();
         async move { Ok::<_, Infallible>(edges.answer(request.map(Body::new), peer).await) }

@@ -84,9 +84,10 @@ async fn every_family_is_touched_and_has_the_labels_it_says() {
     let host = Host::new();
     let daemon = host.start(&[("POOL_TARGET_SIZE", "1"), ("RATE_LIMIT_HOURLY", "1")]).await;
     live(&host, &daemon).await;
-    // Their callers need a real snapshot, a follower of a stream, a job.
+    // Their callers need a real snapshot, a follower of a stream, a Caddy, a job.
     metrics::snapshot_in_use(&"shop".parse().unwrap(), 10, 20);
-    let following = metrics::follows_status();
+    metrics::sse_client_came();
+    metrics::routes_written(true, std::time::Duration::from_millis(5));
     metrics::job_attempted("snapshot", metrics::Outcome::Ok);
     let scrape = daemon.get("/metrics").await;
     let found = series_of(scrape.text());
@@ -100,7 +101,7 @@ async fn every_family_is_touched_and_has_the_labels_it_says() {
         assert!(scrape.text().contains(&kind), "{kind}");
     }
     assert!(scrape.text().contains("\ndemo_multiplexer_sse_clients 1\n"));
-    drop(following);
+    metrics::sse_client_left();
     let scrape = daemon.get("/metrics").await;
     assert!(scrape.text().contains("\ndemo_multiplexer_sse_clients 0\n"), "one that leaves is not counted");
     assert!(scrape.text().contains(r#"demo_multiplexer_daemon_phase{phase="serving"} 1"#));

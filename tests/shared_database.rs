@@ -205,7 +205,10 @@ async fn killing_the_server_under_load_loses_no_instance_and_all_answer_within_f
 
     eventually("the outage is known", 10, async || {
         let health = daemon.get("/health").await;
-        same(&(health.status, health.json()["database"]["status"].clone()), &(503, json!("down")))
+        same(
+            &(health.status, health.json()["dependencies"]["database"]["status"].clone()),
+            &(503, json!("down")),
+        )
     })
     .await;
     let refused = daemon.try_acquire(&json!({})).await;
@@ -243,7 +246,7 @@ async fn killing_the_server_under_load_loses_no_instance_and_all_answer_within_f
         same(&lost, &Vec::new())
     })
     .await;
-    assert_eq!(daemon.get("/health").await.json()["database"]["status"], "ok");
+    assert_eq!(daemon.get("/health").await.json()["dependencies"]["database"]["status"], "ok");
     daemon.stop().await;
     only_templates_are_left(&server, &[]).await;
 }

@@ -25,8 +25,19 @@ pub(super) struct Asked {
     domain: String,
 }
 
-/// `GET /api/v1/tls/ask?domain=`: 200 for BASE_DOMAIN and for the host of each
-/// instance that lives, on whichever node.
+/// Tells Caddy whether a certificate may be had for a name.
+///
+/// For BASE_DOMAIN and the host of each instance that lives, on whichever node.
+#[utoipa::path(get, path = "/api/v1/tls/ask", tag = "health", operation_id = "tls_ask",
+    params(("domain" = Option<String>, Query, description = "The name")),
+    responses(
+        (status = 200, description = "It may"),
+        (status = 403, description = "The client is on another host, or behind a proxy"),
+        (status = 404, description = "No instance lives under this name"),
+        (status = 500, description = "A record cannot be read"),
+        (status = 503, description = "The store does not answer")
+    )
+)]
 pub(super) async fn ask(
     State(api): State<ApiState>,
     Asker(client): Asker,

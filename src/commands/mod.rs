@@ -13,6 +13,7 @@ mod lease;
 mod list;
 mod local;
 mod logs;
+mod openapi;
 mod progress;
 mod serve;
 mod snapshot;
@@ -61,6 +62,9 @@ enum Command {
     Bench(bench::Bench),
     /// Say what this host lacks and what to do about it
     Doctor(doctor::Doctor),
+    /// Print the API as an OpenAPI document
+    #[command(name = "openapi")]
+    OpenApi(openapi::OpenApi),
     /// Print a shell's completion script
     Completions(Completions),
 }
@@ -183,6 +187,7 @@ impl Invocation {
             Command::Logs(logs) => logs.run(&context).await?,
             Command::Exec(exec) => exec.run(&context).await?,
             Command::Bench(bench) => bench.run(&context).await?,
+            Command::OpenApi(openapi) => openapi.run()?,
             Command::Completions(completions) => {
                 clap_complete::generate(completions.shell, &mut command_line(), NAME, &mut std::io::stdout());
             }

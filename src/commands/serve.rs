@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +29,7 @@ impl Serve {
         tokio::spawn(on_signal(signals, stop.clone()));
         // Before anything happens that counts.
         metrics::install();
+        raise_open_files();
         let config = context.config;
         let lock = StateLock::take(&config)?;
         let host = Host::open(&config).await?;
@@ -55,6 +57,16 @@ impl Serve {
             tracing::warn!(error = %Chain(&failed), "something made ahead was not removed completely");
         }
         Ok(ran?)
+    }
+}
+
+/// Takes as many open files as this process may have: each client is one, and
+/// what a shell or a unit gives at first is enough for a few hundred.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(error = %error, "the limit of open files stays as it is");
     }
 }
 

@@ -114,6 +114,8 @@ pub struct Config {
     pub max_ttl: SignedDuration,
     /// The collector that traces are sent to.
     pub otlp_url: Option<String>,
+    /// How many status streams are open at once at most.
+    pub sse_max_clients: usize,
 }
 
 /// What is wrong with the settings, all of it.
@@ -276,6 +278,7 @@ impl Config {
             default_ttl,
             max_ttl,
             otlp_url: read.http_url("OTLP_URL"),
+            sse_max_clients: read.number("SSE_MAX_CLIENTS", 1..=1_000_000),
         };
         if read.problems.is_empty() { Ok(config) } else { Err(ConfigError { problems: read.problems }) }
     }

@@ -131,6 +131,11 @@ pub const SETTINGS: &[Setting] = &[
         "",
         "Where the acquire, release, ls and extend commands find the daemon; empty takes LISTEN",
     ),
+    setting(
+        "SSE_MAX_CLIENTS",
+        "10000",
+        "Status streams that are open at once at most; further ones get a 503",
+    ),
     setting("LOG_LEVEL", "info", "What is logged, in the form of tracing's EnvFilter"),
     setting(
         "OTLP_URL",

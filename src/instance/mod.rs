@@ -42,6 +42,9 @@ pub enum Source {
 }
 
 impl Source {
+    /// All of them, the best one first.
+    pub const ALL: [Self; 3] = [Self::Pool, Self::Restore, Self::Cold];
+
     /// The word used in answers, metrics and logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

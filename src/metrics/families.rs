@@ -155,7 +155,7 @@ pub const FAMILIES: &[Family] = &[
     family(
         "demo_multiplexer_route_write_duration_seconds",
         Histogram,
-        &[],
+        &["outcome"],
         "One change of the routes in Caddy (ROUTER=caddy)",
     ),
     family("demo_multiplexer_sse_clients", Gauge, &[], "Clients that follow an instance's status"),

@@ -85,6 +85,7 @@ fn describe() {
         }
     }
     gauge!("demo_multiplexer_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    gauge!("demo_multiplexer_sse_clients").set(0.0);
 }
 
 /// The router was told of changes, many at once or one.
@@ -188,23 +189,6 @@ pub fn snapshot_in_use(golden: &GoldenName, compressed: u64, raw: u64) {
     }
 }
 
-/// A client begins to follow an instance's status; dropping the answer ends it.
-#[must_use]
-pub fn follows_status() -> Following {
-    gauge!("demo_multiplexer_sse_clients").increment(1.0);
-    Following(())
-}
-
-/// One client that follows an instance's status.
-#[derive(Debug)]
-pub struct Following(());
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        gauge!("demo_multiplexer_sse_clients").decrement(1.0);
-    }
-}
-
 /// An attempt at a job of that kind has ended.
 pub fn job_attempted(kind: &'static str, outcome: Outcome) {
     counter!("demo_multiplexer_job_attempts_total", "kind" => kind, "outcome" => outcome.as_str())
@@ -217,6 +201,16 @@ pub fn daemon_phase(present: DaemonPhase) {
         let value = if phase == present { 1.0 } else { 0.0 };
         gauge!("demo_multiplexer_daemon_phase", "phase" => phase.as_str()).set(value);
     }
+}
+
+/// A status stream was opened.
+pub fn sse_client_came() {
+    gauge!("demo_multiplexer_sse_clients").increment(1.0);
+}
+
+/// A status stream has ended.
+pub fn sse_client_left() {
+    gauge!("demo_multiplexer_sse_clients").decrement(1.0);
 }
 
 /// Sets the gauges of one golden, from one look at the store.

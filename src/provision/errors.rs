@@ -176,11 +176,25 @@ impl AcquireError {
             Self::NoWay { .. } | Self::Outage { .. } | Self::TooSlow { .. } | Self::Stopping => {
                 ErrorKind::Unavailable
             }
-            Self::Make { source, .. } => source.kind(),
-            Self::Neither { cold, .. } => cold.kind(),
-            Self::Store(error) => error.kind(),
+            Self::Make { source, .. } => of_making(source.kind()),
+            Self::Neither { cold, .. } => of_making(cold.kind()),
+            Self::Store(error) => of_making(error.kind()),
             Self::Lost => ErrorKind::Bug,
         }
+    }
+}
+
+/// What a failure while making means to the client: a file that is missing or a
+/// record that is refused there is this host's, not the request's.
+const fn of_making(kind: ErrorKind) -> ErrorKind {
+    match kind {
+        ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::Gone | ErrorKind::Invalid => ErrorKind::Bug,
+        ErrorKind::Exhausted
+        | ErrorKind::Limited
+        | ErrorKind::Unavailable
+        | ErrorKind::NoSpace
+        | ErrorKind::Incompatible
+        | ErrorKind::Bug => kind,
     }
 }
 
