@@ -490,6 +490,6 @@ async fn no_password_is_ever_logged() {
     daemon.delete(&format!("/api/v1/demo/{}", got.id())).await;
     daemon.stop().await;
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    assert!(text.contains("instance handed over") && text.contains(&got.id()), "the log is there");
+    assert!(text.contains("instance changed") && text.contains(&got.id()), "the log is there");
     assert!(!text.contains("password-of-"), "and has no password");
 }
