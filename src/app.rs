@@ -4,9 +4,9 @@
 //! ```text
 //! lock -> open store -> bind               build: whatever is wrong is fatal here
 //! adopt, reap, sweep                       starting
-//! reconciler, reaper, listener; READY=1    serving
+//! job bus, reconciler, reaper, listener; READY=1    serving
 //! no intake -> makings end or roll back -> work under way ends -> listener ends   draining
-//! instances stay (or go, if so asked)      stopped
+//! instances stay (or go, if so asked); last events   stopped
 //! ```
 //!
 //! Instances outlive the daemon: the next one adopts them.
@@ -29,10 +29,12 @@ use crate::config::Config;
 use crate::error::Chain;
 use crate::instance::State;
 use crate::listener::{self, Edges};
+use crate::nats::NatsError;
+use crate::open_jobs::Jobs;
 use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
-use crate::pool::reconciler::{Reconciler, Target};
-use crate::pool::{Nudge, PoolStatus};
+use crate::pool::reconciler::Reconciler;
+use crate::pool::{Nudge, PoolStatus, Target};
 use crate::provision::{GoldenRuntime, Lifecycle, Parts, Provisioner, Terms};
 use crate::proxy::{Proxy, PublicFace};
 use crate::route::RouteTable;
@@ -82,6 +84,9 @@ pub enum AppError {
     /// The store cannot be opened.
     #[error(transparent)]
     OpenStore(OpenStoreError),
+    /// NATS cannot be used with these settings.
+    #[error(transparent)]
+    Nats(NatsError),
     /// LISTEN cannot be bound.
     #[error("cannot listen on {address}")]
     Listen {
@@ -129,6 +134,7 @@ pub struct App {
     on_exit: OnExit,
     lifecycle: Arc<Lifecycle>,
     provisioner: Arc<Provisioner>,
+    jobs: Jobs,
     reconciler: Reconciler,
     reaper: Reaper,
     listener: TcpListener,
@@ -168,13 +174,16 @@ impl App {
             starts: config.restore_concurrency,
             cold_start: config.cold_start,
         };
-        let reconciler = Reconciler::new(Arc::clone(&lifecycle), target, refill);
-        let reaper = Reaper::new(Arc::clone(&lifecycle), reap);
+        let jobs = Jobs::open(&config, &lifecycle, target, refill.clone()).await.map_err(AppError::Nats)?;
+        let dispatch = jobs.dispatch();
+        let reconciler = Reconciler::new(Arc::clone(&lifecycle), target, refill, Arc::clone(dispatch));
+        let reaper = Reaper::new(Arc::clone(&lifecycle), reap, Arc::clone(dispatch));
         let phase = PhaseSetter::default();
         let api = api::router(ApiState {
             provisioner: Arc::clone(&provisioner),
             pool: reconciler.status(),
             phase: phase.view(),
+            nats: jobs.link(),
             metrics: metrics::install(),
         });
         let edges = Edges {
@@ -182,7 +191,19 @@ impl App {
             proxy: Proxy::new(routes, public_face(&config)),
             base_domain: config.base_domain.as_str().into(),
         };
-        Ok(Self { config, on_exit, lifecycle, provisioner, reconciler, reaper, listener, edges, phase, lock })
+        Ok(Self {
+            config,
+            on_exit,
+            lifecycle,
+            provisioner,
+            jobs,
+            reconciler,
+            reaper,
+            listener,
+            edges,
+            phase,
+            lock,
+        })
     }
 
     /// Where it listens.
@@ -204,9 +225,14 @@ impl App {
     /// # Errors
     /// [`AppError::Adopt`]: the store cannot be read.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), AppError> {
-        self.take_over().await?;
-        let (workers, edges) = (TaskTracker::new(), TaskTracker::new());
+        let (workers, edges, feeds) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
         let (stop_workers, stop_edges) = (CancellationToken::new(), CancellationToken::new());
+        let stop_feeds = CancellationToken::new();
+        // Whatever makes this function return ends them.
+        let _ends = (stop_workers.clone().drop_guard(), stop_feeds.clone().drop_guard());
+        self.jobs.begin((&workers, &stop_workers), (&feeds, &stop_feeds));
+        self.take_over().await?;
+        self.jobs.open_bus(&workers, &stop_workers);
         let pool = self.reconciler.status();
         workers.spawn(self.reconciler.run(stop_workers.clone()));
         workers.spawn(self.reaper.run(stop_workers.clone()));
@@ -241,6 +267,9 @@ impl App {
         if self.on_exit == OnExit::DestroyInstances {
             destroy_all(&self.lifecycle).await;
         }
+        stop_feeds.cancel();
+        feeds.close();
+        feeds.wait().await;
         self.phase.enter(Phase::Stopped);
         drop(self.lock);
         Ok(())

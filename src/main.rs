@@ -11,6 +11,8 @@ use demo_multiplexer::telemetry;
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
+    // Fails only when there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let invocation = match Invocation::parse(std::env::args_os()) {
         Ok(invocation) => invocation,
         Err(help_or_error) => {

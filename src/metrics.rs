@@ -39,6 +39,33 @@ impl Outcome {
     }
 }
 
+/// How an attempt at a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobOutcome {
+    /// As asked.
+    Done,
+    /// There was nothing to do.
+    Unneeded,
+    /// It failed and comes again.
+    Retried,
+    /// It was given up.
+    Dead,
+    /// The bus did not take it, so it stayed in the process.
+    Fallback,
+}
+
+impl JobOutcome {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Unneeded => "unneeded",
+            Self::Retried => "retried",
+            Self::Dead => "dead",
+            Self::Fallback => "fallback",
+        }
+    }
+}
+
 /// Installs the recorder once a process and answers what renders it.
 pub fn install() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -75,6 +102,8 @@ fn describe() {
     describe_gauge!("demo_multiplexer_instances_max", "Instances this host holds at most");
     describe_counter!("demo_multiplexer_reaped_total", "Instances taken down, by why");
     describe_counter!("demo_multiplexer_cleanup_failures_total", "Instances not taken down at an attempt");
+    describe_counter!("demo_multiplexer_job_attempts_total", "Attempts at jobs, by kind and outcome");
+    describe_counter!("demo_multiplexer_events_total", "Life-cycle events, published to NATS or dropped");
     describe_counter!("demo_multiplexer_proxied_requests_total", "Requests to instances, by class of answer");
     gauge!("demo_multiplexer_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
@@ -124,6 +153,22 @@ pub fn reaped(why: &'static str) {
 /// An instance could not be taken down at this attempt.
 pub fn cleanup_failed() {
     counter!("demo_multiplexer_cleanup_failures_total").increment(1);
+}
+
+/// An attempt at a job ended so.
+pub fn job_attempt(kind: &'static str, outcome: JobOutcome) {
+    counter!("demo_multiplexer_job_attempts_total", "kind" => kind, "outcome" => outcome.as_str())
+        .increment(1);
+}
+
+/// An event reached NATS.
+pub fn event_published() {
+    counter!("demo_multiplexer_events_total", "outcome" => "published").increment(1);
+}
+
+/// So many events were given up: NATS was away for too long.
+pub fn events_dropped(count: u64) {
+    counter!("demo_multiplexer_events_total", "outcome" => "dropped").increment(count);
 }
 
 /// A request to an instance was answered with this status.

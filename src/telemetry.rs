@@ -32,7 +32,9 @@ pub enum TelemetryError {
 /// # Errors
 /// [`TelemetryError`]; nothing is logged then.
 pub fn start(level: &str, format: &str) -> Result<(), TelemetryError> {
-    let filter = EnvFilter::try_new(level)
+    // It tells of every attempt to connect; what comes of them is logged by us.
+    let silent = if level.contains("async_nats") { "" } else { ",async_nats=off" };
+    let filter = EnvFilter::try_new(format!("{level}{silent}"))
         .map_err(|source| TelemetryError::Level { level: level.to_owned(), source })?;
     let json = match format {
         "auto" => !std::io::stderr().is_terminal(),

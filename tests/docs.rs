@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use demo_multiplexer::config::{Config, SETTINGS, Values};
 
@@ -23,6 +24,9 @@ fn checkout(name: &str) -> PathBuf {
 fn read(name: &str) -> String {
     std::fs::read_to_string(checkout(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
+
+/// Two tests write parts of it.
+static README: Mutex<()> = Mutex::new(());
 
 /// Compares, or writes when asked to.
 fn agree(name: &str, expected: &str) {
@@ -44,10 +48,23 @@ fn the_readme_has_every_setting() {
         let help = setting.help.replace('|', "\\|").replace('<', "&lt;");
         writeln!(table, "| `{}` | {default} | {help} |", setting.name).unwrap();
     }
+    let _alone = README.lock();
     let readme = read("README.md");
     let (before, rest) = readme.split_once(BEGIN).expect("README.md has the marker");
     let (_, after) = rest.split_once(END).expect("README.md has the end marker");
     agree("README.md", &format!("{before}{BEGIN}{table}{END}{after}"));
+}
+
+#[test]
+fn the_readme_has_the_schema_of_an_event() {
+    let (begin, end) =
+        ("<!-- event schema: written by tests/docs.rs -->\n", "<!-- end of event schema -->\n");
+    let _alone = README.lock();
+    let readme = read("README.md");
+    let (before, rest) = readme.split_once(begin).expect("README.md has the marker");
+    let (_, after) = rest.split_once(end).expect("README.md has the end marker");
+    let schema = read("src/instance/event.schema.json");
+    agree("README.md", &format!("{before}{begin}```json\n{schema}```\n{end}{after}"));
 }
 
 #[test]

@@ -17,6 +17,7 @@ use super::problem::Problem;
 use crate::error::Chain;
 use crate::instance::State as InstanceState;
 use crate::metrics;
+use crate::nats::Link;
 use crate::shutdown::Phase;
 
 /// A store that takes longer than this for an empty commit (1 ms on a healthy
@@ -44,7 +45,8 @@ pub(super) async fn health(State(api): State<ApiState>) -> Response {
     let phase = *api.phase.borrow();
     let (store_up, store) = store_health(&api).await;
     let (pools_well, pool) = pool_health(&api);
-    let (status, word) = match (store_up, phase, pools_well) {
+    let (jobs_well, jobs) = jobs_health(&api);
+    let (status, word) = match (store_up, phase, pools_well && jobs_well) {
         (false, ..) => (StatusCode::SERVICE_UNAVAILABLE, "down"),
         (_, Phase::Starting | Phase::Draining | Phase::Stopped, _) => {
             (StatusCode::SERVICE_UNAVAILABLE, phase.as_str())
@@ -57,6 +59,7 @@ pub(super) async fn health(State(api): State<ApiState>) -> Response {
         "phase": phase.as_str(),
         "version": env!("CARGO_PKG_VERSION"),
         "store": store,
+        "jobs": jobs,
         "pool": pool,
     });
     (status, Json(body)).into_response()
@@ -71,6 +74,18 @@ async fn store_health(api: &ApiState) -> (bool, Value) {
         Err(_) => format!("no answer within {} s", STORE_DEADLINE.as_secs()),
     };
     (false, json!({ "status": "down", "error": error }))
+}
+
+/// Without NATS jobs are done all the same; its daemon alone sees them then, and
+/// nobody hears of events.
+fn jobs_health(api: &ApiState) -> (bool, Value) {
+    match api.nats.as_ref().map(|link| link.borrow().clone()) {
+        None => (true, json!({ "status": "ok", "queue": "process" })),
+        Some(Link::Up { .. }) => (true, json!({ "status": "ok", "queue": "nats" })),
+        Some(Link::Down { why }) => {
+            (false, json!({ "status": "degraded", "queue": "process", "error": why }))
+        }
+    }
 }
 
 /// A golden is well when it can be restored and the pool's last attempt worked.

@@ -24,6 +24,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
 use self::problem::Problem;
+use crate::nats::Link;
 use crate::pool::PoolStatus;
 use crate::provision::Provisioner;
 use crate::shutdown::Phase;
@@ -37,6 +38,8 @@ pub struct ApiState {
     pub pool: watch::Receiver<PoolStatus>,
     /// Where the daemon stands.
     pub phase: watch::Receiver<Phase>,
+    /// Whether NATS can be used; none when jobs stay in the process anyway.
+    pub nats: Option<watch::Receiver<Link>>,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
 }

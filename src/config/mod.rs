@@ -4,6 +4,7 @@
 //! [`SETTINGS`] is the one list of names, defaults and explanations: flags,
 //! `.env.example` and the README are checked against it.
 
+mod nats;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,9 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+pub use self::nats::{NatsConfig, NatsLogin};
 pub use self::settings::{SETTINGS, Setting};
+use crate::id::NodeName;
 
 /// Names and raw values of settings, before they are checked.
 pub type Values = BTreeMap<String, String>;
@@ -64,6 +67,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where the embedded store lies.
     pub store_path: PathBuf,
+    /// This daemon's name among those that share a Valkey or a NATS.
+    pub node: NodeName,
+    /// NATS, if jobs and events go over it.
+    pub nats: Option<NatsConfig>,
     /// All of the daemon's own files.
     pub state_dir: PathBuf,
     /// Snapshots at rest.
@@ -252,6 +259,15 @@ impl Reader<'_> {
         })
     }
 
+    fn node(&mut self) -> NodeName {
+        let given = self.text("NODE_NAME");
+        let text = if given.is_empty() { host_name() } else { given };
+        text.parse().unwrap_or_else(|problem| {
+            self.problems.push(format!("NODE_NAME: {problem}"));
+            NodeName::unknown()
+        })
+    }
+
     fn directory(&mut self, name: &str) -> PathBuf {
         let text = self.text(name);
         if text.is_empty() {
@@ -259,6 +275,12 @@ impl Reader<'_> {
         }
         std::path::absolute(&text).unwrap_or_else(|_| PathBuf::from(text))
     }
+}
+
+/// This host's name, in the form of a node's.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_ascii_lowercase().replace('_', "-")
 }
 
 impl Config {
@@ -349,6 +371,8 @@ impl Config {
             public_port: public_port.filter(|port| *port != own_port),
             listen,
             store_path,
+            node: read.node(),
+            nats: nats::read(&mut read),
             snapshot_dir: read.directory("SNAPSHOT_DIR"),
             recipe_dir: read.directory("RECIPE_DIR"),
             state_dir,

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn with(changes: &[(&str, &str)]) -> Values {
+pub(super) fn with(changes: &[(&str, &str)]) -> Values {
     let mut values: Values =
         SETTINGS.iter().map(|setting| (setting.name.to_owned(), setting.default.to_owned())).collect();
     for (name, value) in changes {

@@ -58,6 +58,8 @@ pub(super) struct Facts {
     pub(super) routes: Vec<Route>,
     /// `nft list tables`.
     pub(super) nftables: Answer,
+    /// NATS and its JetStream; none when NATS_URL is empty.
+    pub(super) nats: Tried,
     /// LISTEN.
     pub(super) listen: Listen,
     /// Programs that building a golden takes and that are not there.

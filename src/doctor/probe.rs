@@ -44,7 +44,7 @@ pub(super) async fn probe(config: &Config) -> Facts {
     let status = read("/proc/self/status");
     let criu = criu_version().await;
     let has_criu = matches!(criu, Answer::Said(_));
-    let (criu_check, userfaultfd, checkpoint, podman, runtime, network, nftables, listen) = tokio::join!(
+    let (criu_check, userfaultfd, checkpoint, podman, runtime, network, nftables, nats, listen) = tokio::join!(
         ask("criu", &["check"]),
         ask("criu", &["check", "--feature", "uffd-noncoop"]),
         async { if root && has_criu { Some(trial::checkpoint().await) } else { None } },
@@ -54,6 +54,7 @@ pub(super) async fn probe(config: &Config) -> Facts {
             if root { Some(net::trial().await.map_err(|error| Chain(&error).to_string())) } else { None }
         },
         ask("nft", &["list", "tables"]),
+        nats(config),
         listen(config.listen),
     );
     Facts {
@@ -77,6 +78,7 @@ pub(super) async fn probe(config: &Config) -> Facts {
         bridge: bridge(&config.bridge_name),
         routes: parse_routes(&read("/proc/net/route")),
         nftables,
+        nats,
         listen,
         tools_missing: TOOLS.iter().copied().filter(|tool| find_program(tool).is_none()).collect(),
         recipes_unread: recipes(config),
@@ -286,6 +288,15 @@ async fn is_alive(mut address: SocketAddr) -> io::Result<bool> {
     };
     // It is on this host: a second is ample.
     tokio::time::timeout(Duration::from_secs(1), ask).await.unwrap_or(Ok(false))
+}
+
+async fn nats(config: &Config) -> Option<Result<(), String>> {
+    let settings = config.nats.as_ref()?;
+    let tried = tokio::time::timeout(DEADLINE, crate::nats::trial(settings, &config.node)).await;
+    Some(match tried {
+        Ok(tried) => tried.map_err(|error| Chain(&error).to_string()),
+        Err(_) => Err(format!("no answer within {} s", DEADLINE.as_secs())),
+    })
 }
 
 fn recipes(config: &Config) -> Vec<(String, String)> {

@@ -66,6 +66,16 @@ impl GoldenRuntime {
     pub fn engines(&self) -> Vec<Arc<dyn ContainerEngine>> {
         self.restore.iter().chain(&self.cold).map(|maker| Arc::clone(maker.engine())).collect()
     }
+
+    /// How the pool makes one; none when there is no way.
+    #[must_use]
+    pub fn warm_maker(&self, cold_start: ColdStart) -> Option<&Arc<dyn Make>> {
+        match (&self.restore, cold_start) {
+            (Ok(maker), _) => Some(maker),
+            (Err(_), ColdStart::Allowed) => self.cold.as_ref(),
+            (Err(_), ColdStart::Refused) => None,
+        }
+    }
 }
 
 /// What a client asks for.
