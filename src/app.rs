@@ -4,10 +4,10 @@
 //! ```text
 //! lock -> open store -> bind                          build: whatever is wrong is fatal here
 //! adopt, reap, sweep                                  starting
-//! reconciler, reaper, status streams, listener; READY=1   serving
+//! job bus, reconciler, reaper, status streams, listener; READY=1   serving
 //! no intake, status streams end -> makings end or roll back -> work under way ends
 //!     -> listener ends                                draining
-//! instances stay (or go, if so asked)                 stopped
+//! instances stay (or go, if so asked); last events    stopped
 //! ```
 //!
 //! Instances outlive the daemon: the next one adopts them.
@@ -31,11 +31,13 @@ use crate::config::Config;
 use crate::error::Chain;
 use crate::instance::{Instance, State};
 use crate::listener::{self, Edges};
+use crate::nats::NatsError;
+use crate::open_jobs::Jobs;
 use crate::open_store::{Opened, StoreOpenError, open_store};
 use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
-use crate::pool::reconciler::{Reconciler, Target};
-use crate::pool::{Nudge, PoolStatus};
+use crate::pool::reconciler::Reconciler;
+use crate::pool::{Nudge, PoolStatus, Target};
 use crate::provision::{GoldenRuntime, Lifecycle, Parts, Provisioner, Terms};
 use crate::proxy::{Proxy, PublicFace};
 use crate::route::{self, RouteError};
@@ -85,6 +87,9 @@ pub enum AppError {
     /// The store cannot be opened.
     #[error(transparent)]
     OpenStore(StoreOpenError),
+    /// NATS cannot be used with these settings.
+    #[error(transparent)]
+    Nats(NatsError),
     /// LISTEN cannot be bound.
     #[error("cannot listen on {address}")]
     Listen {
@@ -135,6 +140,7 @@ pub struct App {
     on_exit: OnExit,
     lifecycle: Arc<Lifecycle>,
     provisioner: Arc<Provisioner>,
+    jobs: Jobs,
     reconciler: Reconciler,
     reaper: Reaper,
     status: Arc<StatusHub>,
@@ -177,9 +183,11 @@ impl App {
             starts: config.restore_concurrency,
             cold_start: config.cold_start,
         };
-        let reconciler = Reconciler::new(Arc::clone(&lifecycle), target, refill);
-        let reaper = Reaper::new(Arc::clone(&lifecycle), reap);
         let status = StatusHub::new(Arc::clone(&provisioner), config.sse_max_clients);
+        let jobs = Jobs::open(&config, &lifecycle, target, refill.clone()).await.map_err(AppError::Nats)?;
+        let dispatch = jobs.dispatch();
+        let reconciler = Reconciler::new(Arc::clone(&lifecycle), target, refill, Arc::clone(dispatch));
+        let reaper = Reaper::new(Arc::clone(&lifecycle), reap, Arc::clone(dispatch));
         let phase = PhaseSetter::default();
         let api = api::router(ApiState {
             provisioner: Arc::clone(&provisioner),
@@ -188,6 +196,7 @@ impl App {
             trusted_proxies: config.trusted_proxies.clone(),
             base_domain: config.base_domain.as_str().into(),
             status: Arc::clone(&status),
+            nats: jobs.link(),
             metrics: metrics::install(),
         });
         let edges = Edges {
@@ -204,6 +213,7 @@ impl App {
             on_exit,
             lifecycle,
             provisioner,
+            jobs,
             reconciler,
             reaper,
             listener,
@@ -234,9 +244,14 @@ impl App {
     /// # Errors
     /// [`AppError::Adopt`]: the store cannot be read.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), AppError> {
-        self.take_over().await?;
-        let (workers, edges) = (TaskTracker::new(), TaskTracker::new());
+        let (workers, edges, feeds) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
         let (stop_workers, stop_edges) = (CancellationToken::new(), CancellationToken::new());
+        let stop_feeds = CancellationToken::new();
+        // Whatever makes this function return ends them.
+        let _ends = (stop_workers.clone().drop_guard(), stop_feeds.clone().drop_guard());
+        self.jobs.begin((&workers, &stop_workers), (&feeds, &stop_feeds));
+        self.take_over().await?;
+        self.jobs.open_bus(&workers, &stop_workers);
         let pool = self.reconciler.status();
         workers.spawn(self.reconciler.run(stop_workers.clone()));
         workers.spawn(self.reaper.run(stop_workers.clone()));
@@ -274,6 +289,9 @@ impl App {
         if self.on_exit == OnExit::DestroyInstances {
             destroy_all(&self.lifecycle).await;
         }
+        stop_feeds.cancel();
+        feeds.close();
+        feeds.wait().await;
         self.phase.enter(Phase::Stopped);
         drop(self.lock);
         Ok(())

@@ -84,11 +84,11 @@ async fn every_family_is_touched_and_has_the_labels_it_says() {
     let host = Host::new();
     let daemon = host.start(&[("POOL_TARGET_SIZE", "1"), ("RATE_LIMIT_HOURLY", "1")]).await;
     live(&host, &daemon).await;
-    // Their callers need a real snapshot, a follower of a stream, a Caddy, a job.
+    // Their callers need a real snapshot, a follower of a stream, a Caddy, a NATS.
     metrics::snapshot_in_use(&"shop".parse().unwrap(), 10, 20);
     metrics::sse_client_came();
     metrics::routes_written(true, std::time::Duration::from_millis(5));
-    metrics::job_attempted("snapshot", metrics::Outcome::Ok);
+    metrics::event_published();
     let scrape = daemon.get("/metrics").await;
     let found = series_of(scrape.text());
     for family in FAMILIES {

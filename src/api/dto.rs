@@ -268,6 +268,7 @@ pub(super) struct HealthAnswer {
     /// database; by name.
     pub(super) dependencies: BTreeMap<String, DependencyHealth>,
     pub(super) router: RouterHealth,
+    pub(super) jobs: JobsHealth,
     /// By golden.
     pub(super) pool: BTreeMap<String, GoldenHealth>,
 }
@@ -303,6 +304,20 @@ pub(super) struct RouterHealth {
     /// `embedded` or `caddy`.
     #[schema(examples("embedded"))]
     pub(super) kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub(super) error: Option<String>,
+}
+
+/// Where jobs go.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct JobsHealth {
+    /// `ok` or `degraded`.
+    #[schema(examples("ok"))]
+    pub(super) status: &'static str,
+    /// `process` or `nats`.
+    #[schema(examples("process"))]
+    pub(super) queue: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub(super) error: Option<String>,

@@ -12,12 +12,13 @@ use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 
 use super::ApiState;
-use super::dto::{DependencyHealth, GoldenHealth, HealthAnswer, RouterHealth, ms, whole_ms};
+use super::dto::{DependencyHealth, GoldenHealth, HealthAnswer, JobsHealth, RouterHealth, ms, whole_ms};
 use super::problem::Problem;
 use crate::engine::Dependency;
 use crate::error::Chain;
 use crate::instance::State as InstanceState;
 use crate::metrics;
+use crate::nats::Link;
 use crate::shutdown::Phase;
 
 /// A store that takes longer than this for an empty commit (1 ms on a healthy
@@ -58,7 +59,8 @@ pub(super) async fn health(State(api): State<ApiState>) -> Response {
     let (pools_well, pool) = pool_health(&api);
     let (standing, dependencies) = dependencies_health(&api).await;
     let (router_well, router) = router_health(&api);
-    let all_well = pools_well && standing.makes && router_well;
+    let (jobs_well, jobs) = jobs_health(&api);
+    let all_well = pools_well && standing.makes && router_well && jobs_well;
     let (status, word) = match (store_up && standing.works, phase, all_well) {
         (false, ..) => (StatusCode::SERVICE_UNAVAILABLE, "down"),
         (_, Phase::Starting | Phase::Draining | Phase::Stopped, _) => {
@@ -68,8 +70,16 @@ pub(super) async fn health(State(api): State<ApiState>) -> Response {
         (true, Phase::Serving, true) => (StatusCode::OK, "ok"),
     };
     let version = env!("CARGO_PKG_VERSION");
-    let body =
-        HealthAnswer { status: word, phase: phase.as_str(), version, store, dependencies, router, pool };
+    let body = HealthAnswer {
+        status: word,
+        phase: phase.as_str(),
+        version,
+        store,
+        dependencies,
+        router,
+        jobs,
+        pool,
+    };
     (status, Json(body)).into_response()
 }
 
@@ -116,6 +126,17 @@ async fn dependencies_health(api: &ApiState) -> (Standing, BTreeMap<String, Depe
 struct Standing {
     makes: bool,
     works: bool,
+}
+
+/// Without NATS jobs are done all the same; its daemon alone sees them then, and
+/// nobody hears of events.
+fn jobs_health(api: &ApiState) -> (bool, JobsHealth) {
+    let (status, queue, error) = match api.nats.as_ref().map(|link| link.borrow().clone()) {
+        None => ("ok", "process", None),
+        Some(Link::Up { .. }) => ("ok", "nats", None),
+        Some(Link::Down { why }) => ("degraded", "process", Some(why)),
+    };
+    (error.is_none(), JobsHealth { status, queue, error })
 }
 
 /// A golden is well when it can be restored and the pool's last attempt worked.

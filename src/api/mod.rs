@@ -32,6 +32,7 @@ use utoipa_axum::routes;
 use self::problem::Problem;
 use self::status::StatusHub;
 use crate::client::TrustedProxies;
+use crate::nats::Link;
 use crate::pool::PoolStatus;
 use crate::provision::Provisioner;
 use crate::shutdown::Phase;
@@ -51,6 +52,8 @@ pub struct ApiState {
     pub base_domain: Arc<str>,
     /// Streams that watch an instance.
     pub status: Arc<StatusHub>,
+    /// Whether NATS can be used; none when jobs stay in the process anyway.
+    pub nats: Option<watch::Receiver<Link>>,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
 }

@@ -5,6 +5,7 @@
 //! `.env.example` and the README are checked against it.
 
 mod database;
+mod nats;
 mod reader;
 mod router;
 mod settings;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 
 pub use self::database::{DatabaseMode, DatabaseServer};
+pub use self::nats::{NatsConfig, NatsLogin};
 use self::reader::Reader;
 pub use self::router::{AdminAddress, Router};
 pub use self::settings::{SETTINGS, Setting};
@@ -90,8 +92,10 @@ pub struct Config {
     pub router: Router,
     /// Where the state is kept.
     pub store: StoreAt,
-    /// This daemon's name among those that share a store.
+    /// This daemon's name among those that share a Valkey, a NATS or a Caddy.
     pub node: NodeName,
+    /// NATS, if jobs and events go over it.
+    pub nats: Option<NatsConfig>,
     /// All of the daemon's own files.
     pub state_dir: PathBuf,
     /// Snapshots at rest.
@@ -268,6 +272,7 @@ impl Config {
             trusted_snapshot_keys,
             store,
             node,
+            nats: nats::read(&mut read),
             snapshot_dir: read.directory("SNAPSHOT_DIR"),
             recipe_dir: read.directory("RECIPE_DIR"),
             state_dir,

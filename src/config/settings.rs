@@ -104,6 +104,30 @@ pub const SETTINGS: &[Setting] = &[
          empty takes the host's name",
     ),
     setting(
+        "NODE_NAME",
+        "",
+        "This daemon's name among those that share a Valkey or a NATS; empty takes the host's name",
+    ),
+    setting(
+        "NATS_URL",
+        "",
+        "NATS JetStream for jobs and events: nats:// or tls://[USER:PASSWORD@]HOST[:PORT], further servers of \
+         the cluster after a comma; empty keeps jobs in the process",
+    ),
+    setting("NATS_CREDS_FILE", "", "A NATS credentials file (JWT and nkey), in place of user and password"),
+    setting(
+        "NATS_CA_FILE",
+        "",
+        "Certificates of the authority that signed the NATS servers'; empty takes the system's",
+    ),
+    setting(
+        "NATS_PREFIX",
+        "demo-multiplexer",
+        "What the names of all subjects, streams and consumers in NATS begin with",
+    ),
+    setting("EVENTS_MAX_AGE", "168h", "How long NATS keeps life-cycle events"),
+    setting("EVENTS_MAX_MIB", "256", "MiB of life-cycle events that NATS keeps; the oldest go first"),
+    setting(
         "STATE_DIR",
         "/var/lib/demo-multiplexer",
         "The daemon's files; best on XFS with reflink or btrfs",

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::*;
 
-fn with(changes: &[(&str, &str)]) -> Values {
+pub(super) fn with(changes: &[(&str, &str)]) -> Values {
     let mut values: Values =
         SETTINGS.iter().map(|setting| (setting.name.to_owned(), setting.default.to_owned())).collect();
     for (name, value) in changes {

@@ -65,6 +65,8 @@ pub(super) struct Facts {
     /// The shared database server: its version, when all that a daemon asks of
     /// it works.
     pub(super) database: Tried<String>,
+    /// NATS and its JetStream; none when NATS_URL is empty.
+    pub(super) nats: Tried,
     /// LISTEN.
     pub(super) listen: Listen,
     /// Caddy, or why it cannot be looked at; none with the built-in router.

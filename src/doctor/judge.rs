@@ -89,6 +89,7 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         Some(bridge(facts, config)),
         Some(nftables(facts)),
         database::judge(facts, config),
+        nats(facts),
         Some(listen(facts, config)),
         router::judge(facts.router.as_ref(), config),
         Some(golden_tools(facts)),
@@ -447,6 +448,17 @@ fn nftables(facts: &Facts) -> Finding {
         ),
         Answer::Failed(why) => warn(name, why, "load it: modprobe nf_tables"),
     }
+}
+
+fn nats(facts: &Facts) -> Option<Finding> {
+    Some(match facts.nats.as_ref()? {
+        Ok(()) => ok("nats", "NATS answers, with JetStream"),
+        Err(why) => warn(
+            "nats",
+            format!("NATS cannot be used: {why}"),
+            "start nats-server with -js, or correct NATS_URL; until then jobs stay in the process and nobody hears of events",
+        ),
+    })
 }
 
 fn listen(facts: &Facts, config: &Config) -> Finding {

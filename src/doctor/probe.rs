@@ -53,7 +53,19 @@ pub(super) async fn probe(config: &Config) -> Facts {
     let restores = docker.is_none();
     let criu = if restores { criu_version().await } else { Answer::Missing };
     let has_criu = matches!(criu, Answer::Said(_));
-    let (criu_check, userfaultfd, checkpoint, podman, runtime, network, nftables, listen, database, router) = tokio::join!(
+    let (
+        criu_check,
+        userfaultfd,
+        checkpoint,
+        podman,
+        runtime,
+        network,
+        nftables,
+        nats,
+        listen,
+        database,
+        router,
+    ) = tokio::join!(
         ask_if(restores, "criu", &["check"]),
         ask_if(restores, "criu", &["check", "--feature", "uffd-noncoop"]),
         async { if root && has_criu { Some(trial::checkpoint().await) } else { None } },
@@ -63,6 +75,7 @@ pub(super) async fn probe(config: &Config) -> Facts {
             if root { Some(net::trial().await.map_err(|error| Chain(&error).to_string())) } else { None }
         },
         ask("nft", &["list", "tables"]),
+        nats(config),
         listen(config.listen),
         database::trial(config),
         router::probe(config),
@@ -90,6 +103,7 @@ pub(super) async fn probe(config: &Config) -> Facts {
         routes: parse_routes(&read("/proc/net/route")),
         nftables,
         database,
+        nats,
         listen,
         router,
         tools_missing: TOOLS.iter().copied().filter(|tool| find_program(tool).is_none()).collect(),
@@ -310,6 +324,15 @@ async fn is_alive(mut address: SocketAddr) -> io::Result<bool> {
     };
     // It is on this host: a second is ample.
     tokio::time::timeout(Duration::from_secs(1), ask).await.unwrap_or(Ok(false))
+}
+
+async fn nats(config: &Config) -> Option<Result<(), String>> {
+    let settings = config.nats.as_ref()?;
+    let tried = tokio::time::timeout(DEADLINE, crate::nats::trial(settings, &config.node)).await;
+    Some(match tried {
+        Ok(tried) => tried.map_err(|error| Chain(&error).to_string()),
+        Err(_) => Err(format!("no answer within {} s", DEADLINE.as_secs())),
+    })
 }
 
 fn recipes(config: &Config) -> Vec<(String, String)> {

@@ -163,6 +163,12 @@ pub const FAMILIES: &[Family] = &[
         "demo_multiplexer_job_attempts_total",
         Counter,
         &["kind", "outcome"],
-        "Attempts at a job; outcome: ok or failed",
+        "Attempts at a job; outcome: done, unneeded, retried, dead, or fallback (kept in the process)",
+    ),
+    family(
+        "demo_multiplexer_events_total",
+        Counter,
+        &["outcome"],
+        "Life-cycle events, published to NATS or dropped",
     ),
 ];

@@ -56,6 +56,33 @@ impl Outcome {
     }
 }
 
+/// How an attempt at a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobOutcome {
+    /// As asked.
+    Done,
+    /// There was nothing to do.
+    Unneeded,
+    /// It failed and comes again.
+    Retried,
+    /// It was given up.
+    Dead,
+    /// The bus did not take it, so it stayed in the process.
+    Fallback,
+}
+
+impl JobOutcome {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Unneeded => "unneeded",
+            Self::Retried => "retried",
+            Self::Dead => "dead",
+            Self::Fallback => "fallback",
+        }
+    }
+}
+
 /// Installs the recorder once a process and answers what renders it.
 pub fn install() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -146,6 +173,22 @@ pub fn cleanup_failed() {
     counter!("demo_multiplexer_cleanup_failures_total").increment(1);
 }
 
+/// An attempt at a job ended so.
+pub fn job_attempt(kind: &'static str, outcome: JobOutcome) {
+    counter!("demo_multiplexer_job_attempts_total", "kind" => kind, "outcome" => outcome.as_str())
+        .increment(1);
+}
+
+/// An event reached NATS.
+pub fn event_published() {
+    counter!("demo_multiplexer_events_total", "outcome" => "published").increment(1);
+}
+
+/// So many events were given up: NATS was away for too long.
+pub fn events_dropped(count: u64) {
+    counter!("demo_multiplexer_events_total", "outcome" => "dropped").increment(count);
+}
+
 /// A request to an instance was answered with this status.
 pub fn proxied(status: u16) {
     let class = match status {
@@ -187,12 +230,6 @@ pub fn snapshot_in_use(golden: &GoldenName, compressed: u64, raw: u64) {
         gauge!("demo_multiplexer_snapshot_size_bytes", "golden" => golden.to_string(), "form" => form)
             .set(bytes as f64);
     }
-}
-
-/// An attempt at a job of that kind has ended.
-pub fn job_attempted(kind: &'static str, outcome: Outcome) {
-    counter!("demo_multiplexer_job_attempts_total", "kind" => kind, "outcome" => outcome.as_str())
-        .increment(1);
 }
 
 /// Sets where the daemon stands.

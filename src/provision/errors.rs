@@ -74,6 +74,19 @@ pub enum EndError {
     },
 }
 
+impl EndError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            // Not before the daemon is started with other settings.
+            Self::NoDriver { .. } => ErrorKind::Incompatible,
+            Self::Destroy(_) | Self::Route { .. } => ErrorKind::Unavailable,
+            Self::Store { source, .. } => source.kind(),
+        }
+    }
+}
+
 /// A client did not get an instance.
 #[derive(Debug, thiserror::Error)]
 pub enum AcquireError {

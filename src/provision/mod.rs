@@ -87,6 +87,16 @@ impl GoldenRuntime {
         let dependency = self.restore.as_ref().ok()?.engine().dependency()?;
         Some((dependency.name, dependency.outage?))
     }
+
+    /// How the pool makes one; none when there is no way.
+    #[must_use]
+    pub fn warm_maker(&self, cold_start: ColdStart) -> Option<&Arc<dyn Make>> {
+        match (&self.restore, cold_start) {
+            (Ok(maker), _) => Some(maker),
+            (Err(_), ColdStart::Allowed) => self.cold.as_ref(),
+            (Err(_), ColdStart::Refused) => None,
+        }
+    }
 }
 
 /// What a client asks for.

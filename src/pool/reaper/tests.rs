@@ -10,8 +10,11 @@ use crate::config::ColdStart;
 use crate::engine::Phase;
 use crate::error::ErrorKind;
 use crate::instance::EngineKind;
+use crate::jobs::JobQueue;
+use crate::jobs::worker::Worker;
+use crate::pool::Target;
 use crate::pool::adopt::{Found, adopt_all};
-use crate::pool::reconciler::{Reconciler, Target};
+use crate::pool::reconciler::Reconciler;
 use crate::provision::limits::Limits;
 use crate::provision::{AcquireRequest, Parts, Provisioner, Terms};
 use crate::route::Routes;
@@ -25,6 +28,15 @@ struct World {
     store: Arc<dyn Store>,
     refill: Nudge,
     reap: Nudge,
+    jobs: Arc<Dispatch>,
+    /// Ends the worker.
+    stop: std::sync::Mutex<CancellationToken>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.lock().unwrap().cancel();
+    }
 }
 
 /// A daemon's parts on a host and a store file that may have a past.
@@ -49,7 +61,15 @@ fn daemon(dir: &Path, script: &Arc<Script>, max_instances: usize) -> World {
         limits: Limits::default(),
     };
     let provisioner = Arc::new(Provisioner::new(Arc::clone(&lifecycle), terms));
-    World { lifecycle, provisioner, store, refill, reap }
+    World {
+        lifecycle,
+        provisioner,
+        store,
+        refill,
+        reap,
+        jobs: Arc::default(),
+        stop: std::sync::Mutex::default(),
+    }
 }
 
 impl World {
@@ -58,12 +78,26 @@ impl World {
     }
 
     fn reaper(&self) -> Reaper {
-        Reaper::new(Arc::clone(&self.lifecycle), self.reap.clone())
+        self.work(0);
+        Reaper::new(Arc::clone(&self.lifecycle), self.reap.clone(), Arc::clone(&self.jobs))
     }
 
     fn reconciler(&self, ready: usize) -> Reconciler {
+        let target = self.work(ready);
+        let jobs = Arc::clone(&self.jobs);
+        Reconciler::new(Arc::clone(&self.lifecycle), target, self.refill.clone(), jobs)
+    }
+
+    /// Has a worker with that target do the jobs, and no other.
+    fn work(&self, ready: usize) -> Target {
         let target = Target { ready, starts: 2, cold_start: ColdStart::Refused };
-        Reconciler::new(Arc::clone(&self.lifecycle), target, self.refill.clone())
+        let (lifecycle, board) = (Arc::clone(&self.lifecycle), Arc::clone(self.jobs.board()));
+        let worker = Arc::new(Worker::new(lifecycle, board, target, self.refill.clone()));
+        let queue = Arc::clone(self.jobs.local()) as Arc<dyn JobQueue>;
+        let stop = CancellationToken::new();
+        tokio::spawn(worker.serve(queue, stop.clone()));
+        std::mem::replace(&mut *self.stop.lock().unwrap(), stop).cancel();
+        target
     }
 
     async fn counts(&self) -> BTreeMap<State, usize> {
