@@ -104,11 +104,6 @@ pub const SETTINGS: &[Setting] = &[
          empty takes the host's name",
     ),
     setting(
-        "NODE_NAME",
-        "",
-        "This daemon's name among those that share a Valkey or a NATS; empty takes the host's name",
-    ),
-    setting(
         "NATS_URL",
         "",
         "NATS JetStream for jobs and events: nats:// or tls://[USER:PASSWORD@]HOST[:PORT], further servers of \

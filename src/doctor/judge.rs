@@ -6,7 +6,7 @@
 use super::database;
 use super::facts::{Answer, Bridge, Facts, Listen, StateDir};
 use super::trial::without_harmless;
-use super::{Finding, Status, docker, packages, router};
+use super::{Finding, Status, docker, nats, packages, router};
 use crate::config::{Config, Subnet};
 
 /// cgroup.kill came with it (cgroup-v2.rst).
@@ -56,7 +56,7 @@ pub(super) fn ok(name: &'static str, seen: impl Into<String>) -> Finding {
     Finding { name, status: Status::Ok, seen: seen.into(), advice: None }
 }
 
-fn warn(name: &'static str, seen: impl Into<String>, advice: impl Into<String>) -> Finding {
+pub(super) fn warn(name: &'static str, seen: impl Into<String>, advice: impl Into<String>) -> Finding {
     Finding { name, status: Status::Warn, seen: seen.into(), advice: Some(advice.into()) }
 }
 
@@ -89,7 +89,7 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         Some(bridge(facts, config)),
         Some(nftables(facts)),
         database::judge(facts, config),
-        nats(facts),
+        nats::judge(facts),
         Some(listen(facts, config)),
         router::judge(facts.router.as_ref(), config),
         Some(golden_tools(facts)),
@@ -448,17 +448,6 @@ fn nftables(facts: &Facts) -> Finding {
         ),
         Answer::Failed(why) => warn(name, why, "load it: modprobe nf_tables"),
     }
-}
-
-fn nats(facts: &Facts) -> Option<Finding> {
-    Some(match facts.nats.as_ref()? {
-        Ok(()) => ok("nats", "NATS answers, with JetStream"),
-        Err(why) => warn(
-            "nats",
-            format!("NATS cannot be used: {why}"),
-            "start nats-server with -js, or correct NATS_URL; until then jobs stay in the process and nobody hears of events",
-        ),
-    })
 }
 
 fn listen(facts: &Facts, config: &Config) -> Finding {

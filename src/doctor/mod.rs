@@ -14,6 +14,7 @@ mod database;
 mod docker;
 mod facts;
 mod judge;
+mod nats;
 mod packages;
 mod probe;
 mod router;

@@ -21,7 +21,7 @@ use super::database;
 use super::docker;
 use super::facts::{Answer, Bridge, Facts, Listen, Runtime, StateDir, field, parse_routes};
 use super::packages::Family;
-use super::{router, trial};
+use super::{nats, router, trial};
 use crate::config::Config;
 use crate::engine::criu::{self, RestoreError};
 use crate::engine::docker::Docker;
@@ -31,7 +31,7 @@ use crate::golden::recipe::Recipe;
 use crate::host::{facts, net};
 
 /// The slowest call, `podman info`, takes 0.4 s; on a first start it makes its storage.
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(super) const DEADLINE: Duration = Duration::from_secs(20);
 
 const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
 
@@ -75,7 +75,7 @@ pub(super) async fn probe(config: &Config) -> Facts {
             if root { Some(net::trial().await.map_err(|error| Chain(&error).to_string())) } else { None }
         },
         ask("nft", &["list", "tables"]),
-        nats(config),
+        nats::trial(config),
         listen(config.listen),
         database::trial(config),
         router::probe(config),
@@ -324,15 +324,6 @@ async fn is_alive(mut address: SocketAddr) -> io::Result<bool> {
     };
     // It is on this host: a second is ample.
     tokio::time::timeout(Duration::from_secs(1), ask).await.unwrap_or(Ok(false))
-}
-
-async fn nats(config: &Config) -> Option<Result<(), String>> {
-    let settings = config.nats.as_ref()?;
-    let tried = tokio::time::timeout(DEADLINE, crate::nats::trial(settings, &config.node)).await;
-    Some(match tried {
-        Ok(tried) => tried.map_err(|error| Chain(&error).to_string()),
-        Err(_) => Err(format!("no answer within {} s", DEADLINE.as_secs())),
-    })
 }
 
 fn recipes(config: &Config) -> Vec<(String, String)> {
