@@ -15,6 +15,17 @@ pub enum Router {
     Caddy(AdminAddress),
 }
 
+impl Router {
+    /// The word used in reports.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Caddy(_) => "caddy",
+        }
+    }
+}
+
 /// Where Caddy's admin API is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdminAddress {

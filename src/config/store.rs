@@ -101,6 +101,15 @@ const FORMS: &str = "embedded:PATH, redis://[user:password@]host[:port][/databas
                      redis+sentinel://[user:password@]host:port,host:port/primary[/database]";
 
 impl StoreAt {
+    /// The word used in reports.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Embedded(_) => "embedded",
+            Self::Valkey(_) => "valkey",
+        }
+    }
+
     /// Reads a STORE_URL; a file without a path is `file`.
     pub(super) fn parse(url: &str, file: PathBuf) -> Result<Self, String> {
         let wrong = |what: &str| format!("STORE_URL={:?}: {what}: {FORMS}", without_credentials(url));

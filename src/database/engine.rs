@@ -69,6 +69,8 @@ struct Ready {
     waiting: HashMap<InstanceId, OwnDatabase>,
     /// Named to somebody who is about to launch it or to give it back.
     named: HashMap<InstanceId, OwnDatabase>,
+    /// Could not be copied whole: part of it may be on the server.
+    broken: HashSet<InstanceId>,
 }
 
 impl Ready {
@@ -132,6 +134,7 @@ impl Supply {
         if self.ready().waiting.len() >= self.ahead {
             return Ok(Filled::Enough);
         }
+        self.drop_broken().await;
         // So that the id named next is that of a slot that waits; without one
         // the launch makes its slot itself.
         if let Err(error) = self.inner.fill().await {
@@ -150,9 +153,20 @@ impl Supply {
         match copied {
             Ok(_) => Ok(Filled::NotYet),
             Err(error) => {
-                // What is left of it under this id is an orphan now.
+                // Nobody gets this id any more; what is left of it is dropped when
+                // the server answers again.
+                self.ready().broken.insert(id.clone());
                 self.discard_slot(&id).await;
                 Err(error)
+            }
+        }
+    }
+
+    async fn drop_broken(&self) {
+        let broken: Vec<InstanceId> = self.ready().broken.iter().cloned().collect();
+        for id in broken {
+            if self.drop_database(&id).await.is_none() {
+                self.ready().broken.remove(&id);
             }
         }
     }
@@ -237,7 +251,7 @@ impl ContainerEngine for SharedEngine {
         let ids: Vec<InstanceId> = {
             let ready = self.supply.ready();
             let named = ready.waiting.keys().chain(ready.named.keys());
-            named.chain(ready.making.iter()).cloned().collect()
+            named.chain(&ready.making).chain(&ready.broken).cloned().collect()
         };
         let mut failed = Vec::new();
         for id in ids {

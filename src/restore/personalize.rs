@@ -113,13 +113,25 @@ pub fn write_files(pid: i32, recipe: &Personalize, values: &Values) -> Result<()
     recipe.files.iter().try_for_each(|file| rewrite(&root, file, values))
 }
 
-/// Reads a file of a running clone, found below its own root.
+/// Reads the last `most` bytes of a file of a running clone, found below its
+/// own root. What is there is the stranger's: a pipe is not waited for, and
+/// nothing but a file is read.
 ///
 /// # Errors
-/// As `open` and `read` answer.
-pub fn read(pid: i32, path: &Path) -> io::Result<Vec<u8>> {
+/// As `open` and `read` answer; `InvalidInput` for what is no regular file.
+pub fn read_end(pid: i32, path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    use io::{Read as _, Seek as _};
     let path = path.to_str().ok_or(io::ErrorKind::InvalidInput)?;
-    Root::of(pid)?.read(path).map(|(content, _)| content)
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut file = File::from(Root::of(pid)?.open(path, flags, Mode::empty())?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    file.seek(io::SeekFrom::Start(metadata.len().saturating_sub(most)))?;
+    let mut content = Vec::new();
+    file.take(most).read_to_end(&mut content)?;
+    Ok(content)
 }
 
 /// The clone's root directory.

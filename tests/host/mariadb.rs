@@ -42,8 +42,8 @@ impl MariaDb {
         let name = format!("dmux-test-mariadb-{name}");
         let mut server = Self { kind, name, dir, child: None };
         server.quietly("podman", &["rm", "--force", "--time=0", "--ignore", &server.name]);
-        let install =
-            "--no-defaults --user=mysql --force --skip-test-db --auth-root-authentication-method=socket";
+        let install = "--no-defaults --user=mysql --force --skip-test-db --auth-root-authentication-method=socket \
+             --innodb-use-native-aio=0";
         match kind {
             Kind::Host => {
                 for sub in ["data", "run"] {
