@@ -312,17 +312,17 @@ pub fn runtime(name: &str, restore: &Arc<Script>, cold: Option<&Arc<Script>>) ->
     }
 }
 
-/// Waits until `check` answers something, for ten seconds at most.
+/// Waits until `check` answers something, for half a minute at most: the machine may be busy.
 ///
 /// # Panics
 /// With `what` when it does not come true in time.
 pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     loop {
         if let Some(found) = check().await {
             return found;
         }
-        assert!(tokio::time::Instant::now() < deadline, "not within ten seconds: {what}");
+        assert!(tokio::time::Instant::now() < deadline, "not within 30 s: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
