@@ -48,6 +48,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("app", 4),
     ("assemble", 4),
     ("bench", 4),
+    ("caretaker", 4),
     ("commands", 4),
     ("doctor", 4),
     ("testing", 4),

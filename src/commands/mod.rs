@@ -14,6 +14,7 @@ mod list;
 mod local;
 mod logs;
 mod progress;
+mod reap;
 mod serve;
 mod snapshot;
 
@@ -53,6 +54,8 @@ enum Command {
     Golden(golden::Golden),
     /// Take and look after snapshots
     Snapshot(snapshot::Snapshot),
+    /// Take down what is over while no daemon runs
+    Reap(reap::Reap),
     /// Show an instance's log files
     Logs(logs::Logs),
     /// Run a command in an instance
@@ -153,6 +156,7 @@ impl Invocation {
             Command::Extend(extend) => extend.run(&context).await?,
             Command::Golden(golden) => golden.run(&context).await?,
             Command::Snapshot(snapshot) => snapshot.run(&context).await?,
+            Command::Reap(reap) => reap.run(&context).await?,
             Command::Logs(logs) => logs.run(&context).await?,
             Command::Exec(exec) => exec.run(&context).await?,
             Command::Bench(bench) => bench.run(&context).await?,

@@ -8,6 +8,7 @@
 pub mod cgroup;
 pub mod devices;
 pub mod facts;
+pub mod mounts;
 pub mod net;
 pub mod process;
 pub mod slots;
