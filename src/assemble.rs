@@ -162,6 +162,9 @@ pub async fn golden(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::
             Err(error) => Err(Chain(&error).to_string()),
         },
     };
+    if let Err(reason) = &prepared {
+        tracing::warn!(golden = %recipe.name, error = reason, "golden cannot be restored, only booted");
+    }
     let maker = |engine| -> Arc<dyn Make> {
         Arc::new(Maker::new(engine, Arc::clone(&recipe), Arc::clone(config), Arc::clone(&host.supply)))
     };

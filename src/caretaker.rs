@@ -77,6 +77,8 @@ pub async fn reap(config: &Config, _lock: &StateLock, whom: Whom) -> anyhow::Res
     reaper.pass(now).await;
     reaper.settle().await;
     if whom == Whom::All {
+        // No client's request adds to it.
+        lifecycle.tasks().close();
         app::destroy_all(&lifecycle).await;
     }
     reaper.sweep_orphans(Certainty::AtOnce).await;

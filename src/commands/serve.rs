@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::app::{App, OnExit, StateLock};
 use crate::assemble::{self, Host};
+use crate::engine::ContainerEngine;
 use crate::error::Chain;
+use crate::host::slots::Slots;
 use crate::provision::GoldenRuntime;
+use crate::shutdown::Phase;
 
 /// `serve`
 #[derive(Debug, clap::Args)]
@@ -36,8 +40,7 @@ impl Serve {
         let engines: Vec<_> = goldens.iter().flat_map(GoldenRuntime::engines).collect();
         let on_exit = if self.ephemeral { OnExit::DestroyInstances } else { OnExit::KeepInstances };
         let app = App::build(config, lock, goldens, on_exit).await?;
-        let filling =
-            tokio::spawn(assemble::keep_filled(Arc::clone(&host.slots), engines.clone(), stop.clone()));
+        let filling = tokio::spawn(fill(app.phase(), Arc::clone(&host.slots), engines.clone(), stop.clone()));
         let ran = app.run(stop.clone()).await;
         // Also when the daemon ended by itself.
         stop.cancel();
@@ -46,6 +49,19 @@ impl Serve {
             tracing::warn!(error = %Chain(&failed), "something made ahead was not removed completely");
         }
         Ok(ran?)
+    }
+}
+
+/// Makes things ahead, as soon as the former daemon's instances are known: before,
+/// a slot would be given the address of one that lives.
+async fn fill(
+    mut phase: watch::Receiver<Phase>,
+    slots: Arc<Slots>,
+    engines: Vec<Arc<dyn ContainerEngine>>,
+    stop: CancellationToken,
+) {
+    if phase.wait_for(|phase| *phase != Phase::Starting).await.is_ok() {
+        assemble::keep_filled(slots, engines, stop).await;
     }
 }
 
