@@ -58,7 +58,9 @@ uninstall: ## remove what install has installed, changed settings aside
 # Times in the package are the commit's, so the same commit gives the same package.
 .PHONY: deb
 deb: ## build/demo-multiplexer_*.deb, a package for Debian 13 (cargo-deb)
-	@test -x target/tools/bin/cargo-deb || $(CARGO) install --locked cargo-deb --root target/tools
+	@# Hardly optimized: it is built for longer than it runs.
+	@test -x target/tools/bin/cargo-deb || CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+	$(CARGO) install --quiet --locked cargo-deb --version 3.8.0 --root target/tools
 	@rm -rf build/package build/demo-multiplexer_*.deb
 	@$(MAKE) --no-print-directory install DESTDIR=build/package PREFIX=/usr
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) target/tools/bin/cargo-deb --no-build --output build $(DEB_FLAGS)
@@ -74,6 +76,10 @@ lint: ## formatting, clippy, rustdoc, shellcheck; warnings are errors
 .PHONY: test
 test: ## all tests: lint, unit, integration with Podman and CRIU
 	@tests/run lint unit lab integration
+
+.PHONY: test-vm
+test-vm: deb ## the package on a stock Debian 13 in an emulated machine; slow, so no part of `make test`
+	@tests/vm/run build/demo-multiplexer_*.deb
 
 .PHONY: test-coverage
 test-coverage: ## the same tests with a report of lines covered (cargo-llvm-cov)

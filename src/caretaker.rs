@@ -16,7 +16,9 @@ use jiff::Timestamp;
 
 use crate::app::{self, StateLock};
 use crate::config::Config;
-use crate::engine::{self, CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase, podman};
+use crate::engine::{
+    self, CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase, podman,
+};
 use crate::error::ErrorKind;
 use crate::host::cgroup::Parent;
 use crate::host::net::Network;
@@ -85,7 +87,10 @@ pub async fn reap(config: &Config, _lock: &StateLock, whom: Whom) -> anyhow::Res
     let alive = store.list().await?.len();
     if whom == Whom::All {
         let left = slots.traces().await?;
-        anyhow::ensure!(alive == 0 && left.is_empty(), "not taken down: {alive} instances, traces of {left:?}");
+        anyhow::ensure!(
+            alive == 0 && left.is_empty(),
+            "not taken down: {alive} instances, traces of {left:?}"
+        );
         slots.network().remove_bridge().await.context("cannot remove the bridge")?;
         slots.cgroups().remove().context("cannot remove the instances' cgroup")?;
     }

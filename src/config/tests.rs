@@ -56,6 +56,19 @@ fn flags_stand_over_the_file_and_the_file_over_env() {
 }
 
 #[test]
+fn the_services_file_stands_below_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (service, own) = (dir.path().join("service.env"), dir.path().join(".env"));
+    std::fs::write(&service, "# x\nPOOL_TARGET_SIZE=1\nMAX_INSTANCES=7\n").unwrap();
+    std::fs::write(&own, "POOL_TARGET_SIZE=2\n").unwrap();
+    let values = collect_from(&[&service, &own], Values::new()).unwrap();
+    assert_eq!((values["POOL_TARGET_SIZE"].as_str(), values["MAX_INSTANCES"].as_str()), ("2", "7"));
+    std::fs::write(&service, "MAX_INSTANCES='7\n").unwrap();
+    let error = collect_from(&[&service, &own], Values::new()).unwrap_err();
+    assert!(error.to_string().contains("service.env"), "{error}");
+}
+
+#[test]
 fn a_file_with_an_unknown_setting_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("settings.toml");

@@ -18,7 +18,8 @@ pub fn lowers_in_use(cgroups: &Parent) -> io::Result<BTreeSet<PathBuf>> {
     for id in cgroups.instances()? {
         // A process that ends meanwhile needs no files.
         let tables = cgroups.processes(&id)?.into_iter();
-        let mut tables = tables.filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok());
+        let mut tables =
+            tables.filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok());
         // One mount namespace an instance: the first process tells of all.
         found.extend(tables.next().iter().flat_map(|table| overlay_lowers(table)));
     }

@@ -308,3 +308,32 @@ fn retain(parent: &Path, wanted: impl Fn(&str, &Path) -> bool) -> Result<(), Pre
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_instances_stand_on_is_neither_pruned_nor_forgotten() {
+        let state = tempfile::tempdir().unwrap();
+        let id = "wordpress-20260101t000000z-0001";
+        let lower = |path: &str| state.path().join(path);
+        for path in
+            [&format!("prepared/{id}/upper"), "prepared/old/upper", "images/used/rootfs", "images/old/rootfs"]
+        {
+            std::fs::create_dir_all(lower(path)).unwrap();
+        }
+        let lowers = BTreeSet::from([
+            lower(&format!("prepared/{id}/upper")),
+            lower("images/used/rootfs"),
+            "/elsewhere/prepared/x/upper".into(),
+        ]);
+        assert_eq!(in_use(state.path(), &lowers), [id.parse().unwrap()]);
+        forget(state.path(), &[], &lowers).unwrap();
+        let left = |kind: &str| {
+            let entries = std::fs::read_dir(lower(kind)).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!((left("prepared"), left("images")), (vec![id.to_owned()], vec!["used".to_owned()]));
+    }
+}
