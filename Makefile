@@ -53,7 +53,7 @@ install: $(if $(filter command environment,$(origin PROGRAM)),,build) ## install
 
 .PHONY: uninstall
 uninstall: ## remove what install has installed, changed settings aside
-	@systemd/install --remove "$(DESTDIR)" "$(PREFIX)" "$(PROGRAM)"
+	@systemd/install --remove "$(DESTDIR)" "$(PREFIX)"
 
 # Times in the package are the commit's, so the same commit gives the same package.
 .PHONY: deb
