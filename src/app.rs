@@ -320,7 +320,17 @@ impl App {
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, AppError> {
     match notify::inherited_listener().map_err(AppError::Socket)? {
-        Some(inherited) => TcpListener::from_std(inherited).map_err(AppError::Socket),
+        Some(inherited) => {
+            let actual = inherited.local_addr().map_err(AppError::Socket)?;
+            if actual != address {
+                tracing::warn!(
+                    address = %actual,
+                    setting = %address,
+                    "systemd's socket is not what LISTEN says: change ListenStream= or LISTEN"
+                );
+            }
+            TcpListener::from_std(inherited).map_err(AppError::Socket)
+        }
         None => TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source }),
     }
 }
@@ -346,7 +356,7 @@ async fn upkeep(pool: tokio::sync::watch::Receiver<PoolStatus>) {
 }
 
 /// Takes every instance down, many at once.
-async fn destroy_all(lifecycle: &Arc<Lifecycle>) {
+pub(crate) async fn destroy_all(lifecycle: &Arc<Lifecycle>) {
     let all = match lifecycle.store().own().await {
         Ok(all) => all,
         Err(error) => return tracing::warn!(error = %Chain(&error), "instances not taken down"),

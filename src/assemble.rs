@@ -260,6 +260,9 @@ async fn restored(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Re
             sum(|archive| archive.raw_bytes),
         );
     }
+    if let Err(reason) = &prepared {
+        tracing::warn!(golden = %recipe.name, error = reason, "golden cannot be restored, only booted");
+    }
     let maker = |engine| -> Arc<dyn Make> {
         Arc::new(Maker::new(engine, Arc::clone(&recipe), Arc::clone(config), Arc::clone(&host.supply)))
     };

@@ -15,6 +15,7 @@ pub mod api;
 pub mod app;
 pub mod assemble;
 pub mod bench;
+pub mod caretaker;
 pub mod checkpoint;
 pub mod client;
 pub mod commands;

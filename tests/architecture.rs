@@ -58,6 +58,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("open_store", 4),
     ("open_jobs", 4),
     ("bench", 4),
+    ("caretaker", 4),
     ("commands", 4),
     ("doctor", 4),
     ("testing", 4),

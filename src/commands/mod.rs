@@ -15,6 +15,7 @@ mod local;
 mod logs;
 mod openapi;
 mod progress;
+mod reap;
 mod serve;
 mod snapshot;
 
@@ -54,6 +55,8 @@ enum Command {
     Golden(golden::Golden),
     /// Take and look after snapshots
     Snapshot(snapshot::Snapshot),
+    /// Take down what is over while no daemon runs
+    Reap(reap::Reap),
     /// Show an instance's log files
     Logs(logs::Logs),
     /// Run a command in an instance
@@ -184,6 +187,7 @@ impl Invocation {
             Command::Extend(extend) => extend.run(&context).await?,
             Command::Golden(golden) => golden.run(&context).await?,
             Command::Snapshot(snapshot) => snapshot.run(&context).await?,
+            Command::Reap(reap) => reap.run(&context).await?,
             Command::Logs(logs) => logs.run(&context).await?,
             Command::Exec(exec) => exec.run(&context).await?,
             Command::Bench(bench) => bench.run(&context).await?,

@@ -4,14 +4,18 @@ use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::app::{App, OnExit, StateLock};
 use crate::assemble::{self, Host};
+use crate::engine::ContainerEngine;
 use crate::error::Chain;
+use crate::host::slots::Slots;
 use crate::metrics;
 use crate::provision::GoldenRuntime;
+use crate::shutdown::Phase;
 
 /// `serve`
 #[derive(Debug, clap::Args)]
@@ -45,8 +49,7 @@ impl Serve {
             app = App::build(config, lock, goldens, on_exit) => app?,
             () = stop.cancelled() => return Ok(()),
         };
-        let filling =
-            tokio::spawn(assemble::keep_filled(Arc::clone(&host.slots), engines.clone(), stop.clone()));
+        let filling = tokio::spawn(fill(app.phase(), Arc::clone(&host.slots), engines.clone(), stop.clone()));
         let guarding = tokio::spawn(assemble::keep_guarded(Arc::clone(&host.slots), stop.clone()));
         let ran = app.run(stop.clone()).await;
         // Also when the daemon ended by itself.
@@ -67,6 +70,19 @@ fn raise_open_files() {
     let raised = Rlimit { current: limit.maximum, ..limit };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(error = %error, "the limit of open files stays as it is");
+    }
+}
+
+/// Makes things ahead, as soon as the former daemon's instances are known: before,
+/// a slot would be given the address of one that lives.
+async fn fill(
+    mut phase: watch::Receiver<Phase>,
+    slots: Arc<Slots>,
+    engines: Vec<Arc<dyn ContainerEngine>>,
+    stop: CancellationToken,
+) {
+    if phase.wait_for(|phase| *phase != Phase::Starting).await.is_ok() {
+        assemble::keep_filled(slots, engines, stop).await;
     }
 }
 

@@ -1,5 +1,5 @@
-//! Settings: read from `.env`, the environment, a TOML file and flags, in
-//! rising order; checked all at once; nothing is opened or bound here.
+//! Settings: read from the installed service's file, `.env`, the environment, a
+//! TOML file and flags, in rising order; checked all at once; nothing is opened or bound here.
 //!
 //! [`SETTINGS`] is the one list of names, defaults and explanations: flags,
 //! `.env.example` and the README are checked against it.

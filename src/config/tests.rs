@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::sources::collect_from;
 use super::*;
 
 pub(super) fn with(changes: &[(&str, &str)]) -> Values {
@@ -101,6 +102,19 @@ fn flags_stand_over_the_file_and_the_file_over_env() {
     ]);
     let config = Config::check(&collect(dir.path(), flags).unwrap()).unwrap();
     assert_eq!((config.pool_target_size, config.max_instances, config.slots_ahead), (3, 8, 1));
+}
+
+#[test]
+fn the_services_file_stands_below_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (service, own) = (dir.path().join("service.env"), dir.path().join(".env"));
+    std::fs::write(&service, "# x\nPOOL_TARGET_SIZE=1\nMAX_INSTANCES=7\n").unwrap();
+    std::fs::write(&own, "POOL_TARGET_SIZE=2\n").unwrap();
+    let values = collect_from(&[&service, &own], Values::new()).unwrap();
+    assert_eq!((values["POOL_TARGET_SIZE"].as_str(), values["MAX_INSTANCES"].as_str()), ("2", "7"));
+    std::fs::write(&service, "MAX_INSTANCES='7\n").unwrap();
+    let error = collect_from(&[&service, &own], Values::new()).unwrap_err();
+    assert!(error.to_string().contains("service.env"), "{error}");
 }
 
 #[test]

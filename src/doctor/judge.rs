@@ -44,6 +44,8 @@ const CAPABILITIES: &[(u8, &str)] = &[
     (18, "SYS_CHROOT"),
     (19, "SYS_PTRACE"),
     (21, "SYS_ADMIN"),
+    // CRIU sets the clock of a clone's time namespace.
+    (25, "SYS_TIME"),
     (27, "MKNOD"),
 ];
 

@@ -164,7 +164,7 @@ fn leftovers(cleanup: &[CleanupError]) -> String {
 
 /// The end of every `destroy` of an instance in a slot: its address is free
 /// only when nothing of it is left, since an address may not have two owners.
-fn destroyed(
+pub(crate) fn destroyed(
     slots: &Slots,
     id: &InstanceId,
     container: Option<&Container>,

@@ -20,6 +20,11 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// A build installs a shop: minutes on a small host.
 const BUILD_DEADLINE: Duration = Duration::from_secs(30 * 60);
 
+/// What systemd tells the daemon and nobody else. Podman would hand the sockets
+/// on to a container, and mount one into it that no clone finds again.
+const FROM_SYSTEMD: &[&str] =
+    &["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC"];
+
 /// Podman did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum PodmanError {
@@ -105,6 +110,9 @@ pub async fn podman_long<S: AsRef<OsStr>>(args: &[S]) -> Result<String, PodmanEr
 
 fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
     let mut command = Command::new("podman");
+    for name in FROM_SYSTEMD {
+        command.env_remove(name);
+    }
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
     command
 }
