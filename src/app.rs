@@ -24,22 +24,24 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::{self, ApiState};
-use crate::config::Config;
+use crate::api::{self, Access, ApiState, Door};
+use crate::config::{Banner, Config};
+use crate::connections::Connections;
 use crate::error::Chain;
 use crate::instance::State;
-use crate::listener::{self, Edges};
+use crate::listener::{self, Bounds, Edges};
 use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::reconciler::{Reconciler, Target};
 use crate::pool::{Nudge, PoolStatus};
 use crate::provision::{GoldenRuntime, Lifecycle, Parts, Provisioner, Terms};
-use crate::proxy::{Proxy, PublicFace};
+use crate::proxy::{self, Proxy, PublicFace};
 use crate::route::RouteTable;
 use crate::shutdown::{Phase, PhaseSetter};
-use crate::store::StoreError;
 use crate::store::embedded::{EmbeddedStore, OpenStoreError};
 use crate::store::metered::MeteredStore;
+use crate::store::{Store, StoreError};
+use crate::token::TokenFileError;
 use crate::{metrics, notify};
 
 /// How long makings and other work under way may take on the way down. A
@@ -83,10 +85,13 @@ pub enum AppError {
     /// The store cannot be opened.
     #[error(transparent)]
     OpenStore(OpenStoreError),
-    /// LISTEN cannot be bound.
+    /// The tokens cannot be read.
+    #[error(transparent)]
+    Tokens(TokenFileError),
+    /// LISTEN or ADMIN_LISTEN cannot be bound.
     #[error("cannot listen on {address}")]
     Listen {
-        /// LISTEN.
+        /// Which.
         address: SocketAddr,
         /// Why.
         #[source]
@@ -134,13 +139,15 @@ pub struct App {
     reaper: Reaper,
     listener: TcpListener,
     edges: Edges,
+    /// Where the operator's part is answered alone.
+    admin: Option<TcpListener>,
     phase: PhaseSetter,
     /// Last, so that it is given up last.
     lock: StateLock,
 }
 
 impl App {
-    /// Opens the store, binds the listener and puts everything together.
+    /// Opens the store, binds the listeners and puts everything together.
     ///
     /// # Errors
     /// [`AppError`]; nothing was started.
@@ -150,12 +157,19 @@ impl App {
         goldens: Vec<GoldenRuntime>,
         on_exit: OnExit,
     ) -> Result<Self, AppError> {
+        let tokens = config.edges.tokens.load().map_err(AppError::Tokens)?;
         let store = EmbeddedStore::open(&config.store_path).map_err(AppError::OpenStore)?;
-        let listener = bind(config.listen).await?;
+        let inherited = notify::inherited_listeners().map_err(AppError::Socket)?;
+        let listener = bind(inherited.listen, config.listen).await?;
+        let admin = match (inherited.admin, config.edges.admin_listen) {
+            (None, None) => None,
+            (inherited, address) => Some(bind(inherited, address.unwrap_or(config.listen)).await?),
+        };
+        let store: Arc<dyn Store> = Arc::new(MeteredStore::new(Arc::new(store)));
         let (refill, reap) = (Nudge::default(), Nudge::default());
         let routes = Arc::new(RouteTable::default());
         let lifecycle = Arc::new(Lifecycle::new(Parts {
-            store: Arc::new(MeteredStore::new(Arc::new(store))),
+            store: Arc::clone(&store),
             routes: Arc::clone(&routes),
             goldens,
             max_instances: config.max_instances,
@@ -177,14 +191,36 @@ impl App {
             pool: reconciler.status(),
             phase: phase.view(),
             trusted_proxies: config.trusted_proxies.clone(),
+            access: Access { tokens, acquire: config.edges.acquire },
+            cors_origins: Arc::new(config.edges.cors_origins.clone()),
             metrics: metrics::install(),
         });
         let edges = Edges {
             api,
-            proxy: Proxy::new(routes, public_face(&config), config.trusted_proxies.clone()),
+            proxy: Proxy::new(proxy::Parts {
+                routes,
+                face: public_face(&config),
+                trusted: config.trusted_proxies.clone(),
+                body_max: config.edges.shop_body_max,
+                patience: config.edges.shop_timeout,
+                banner: (config.edges.banner == Banner::On).then_some(store),
+            }),
             base_domain: config.base_domain.as_str().into(),
+            door: if admin.is_some() { Door::Public } else { Door::Only },
         };
-        Ok(Self { config, on_exit, lifecycle, provisioner, reconciler, reaper, listener, edges, phase, lock })
+        Ok(Self {
+            config,
+            on_exit,
+            lifecycle,
+            provisioner,
+            reconciler,
+            reaper,
+            listener,
+            edges,
+            admin,
+            phase,
+            lock,
+        })
     }
 
     /// Where it listens.
@@ -193,6 +229,14 @@ impl App {
     /// When the socket does not say.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// Where it listens for the operator, if that is somewhere else.
+    ///
+    /// # Errors
+    /// When the socket does not say.
+    pub fn admin_address(&self) -> io::Result<Option<SocketAddr>> {
+        self.admin.as_ref().map(TcpListener::local_addr).transpose()
     }
 
     /// A view of the phase.
@@ -213,7 +257,16 @@ impl App {
         workers.spawn(self.reconciler.run(stop_workers.clone()));
         workers.spawn(self.reaper.run(stop_workers.clone()));
         let address = self.listener.local_addr();
-        edges.spawn(listener::serve(self.listener, self.edges, stop_edges.clone(), REQUESTS_DEADLINE));
+        if let Some(admin) = self.admin {
+            let own = Edges { door: Door::Admin, ..self.edges.clone() };
+            edges.spawn(listener::serve(admin, own, bounds(&self.config), stop_edges.clone()));
+        }
+        let serving = listener::serve(self.listener, self.edges, bounds(&self.config), stop_edges.clone());
+        edges.spawn(serving);
+        if connections_that_fit() < self.config.edges.max_connections {
+            let fitting = connections_that_fit();
+            tracing::warn!(fitting, "open files do not suffice for MAX_CONNECTIONS: raise LimitNOFILE");
+        }
         self.phase.enter(Phase::Serving);
         tracing::info!(
             address = address.map(|it| it.to_string()).unwrap_or_default(),
@@ -265,11 +318,32 @@ impl App {
     }
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, AppError> {
-    match notify::inherited_listener().map_err(AppError::Socket)? {
+async fn bind(
+    inherited: Option<std::net::TcpListener>,
+    address: SocketAddr,
+) -> Result<TcpListener, AppError> {
+    match inherited {
         Some(inherited) => TcpListener::from_std(inherited).map_err(AppError::Socket),
         None => TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source }),
     }
+}
+
+/// The bounds of one listener; each has its own places, so that visitors do not
+/// shut the operator out.
+fn bounds(config: &Config) -> Bounds {
+    let most = config.edges.max_connections.min(connections_that_fit());
+    Bounds {
+        headers: listener::HEADERS_DEADLINE,
+        connections: Connections::new(most, config.trusted_proxies.clone()),
+        drain: REQUESTS_DEADLINE,
+    }
+}
+
+/// How many connections leave half of the open files to restores and the store:
+/// each takes two, the visitor's and the one to the shop.
+fn connections_that_fit() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX))
 }
 
 fn public_face(config: &Config) -> PublicFace {

@@ -37,15 +37,34 @@ pub async fn watchdog() {
     }
 }
 
-/// The first socket that systemd listens on for this service, if any.
+/// What the socket of ADMIN_LISTEN is called: `FileDescriptorName=` of its unit.
+/// Any other name, and none, is LISTEN's.
+const ADMIN: &str = "admin";
+
+/// The sockets that systemd listens on for this service.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// For LISTEN.
+    pub listen: Option<std::net::TcpListener>,
+    /// For ADMIN_LISTEN.
+    pub admin: Option<std::net::TcpListener>,
+}
+
+/// Takes over the sockets that systemd listens on, the first one of each kind.
 ///
 /// # Errors
 /// When the environment names sockets that are not there.
-pub fn inherited_listener() -> io::Result<Option<std::net::TcpListener>> {
-    let Some(number) = sd_notify::listen_fds()?.next() else { return Ok(None) };
-    let listener = std::net::TcpListener::from(own_copy(number)?);
-    listener.set_nonblocking(true)?;
-    Ok(Some(listener))
+pub fn inherited_listeners() -> io::Result<Inherited> {
+    let mut found = Inherited::default();
+    for (number, name) in sd_notify::listen_fds_with_names()? {
+        let place = if name == ADMIN { &mut found.admin } else { &mut found.listen };
+        if place.is_none() {
+            let listener = std::net::TcpListener::from(own_copy(number)?);
+            listener.set_nonblocking(true)?;
+            *place = Some(listener);
+        }
+    }
+    Ok(found)
 }
 
 /// A safe way from a descriptor's number to an owned one: a copy, taken as a

@@ -2,7 +2,8 @@
 //! request is answered as every other error is.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
@@ -11,9 +12,9 @@ use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use serde::de::DeserializeOwned;
 
+use super::access::Caller;
 use super::problem::Problem;
-use super::{ApiState, Peer};
-use crate::client::Client;
+use crate::client::{Client, ClientKey};
 use crate::id::InstanceId;
 
 /// The largest body. The largest valid one is a few hundred bytes; an upload to
@@ -46,8 +47,13 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for JsonBody<
     }
 }
 
+/// How long a body may take: it is a few hundred bytes, in one packet.
+const BODY_DEADLINE: Duration = Duration::from_secs(10);
+
 async fn read(body: Body) -> Result<bytes::Bytes, Problem> {
-    to_bytes(body, BODY_MAX).await.map_err(|error| {
+    let read = tokio::time::timeout(BODY_DEADLINE, to_bytes(body, BODY_MAX)).await;
+    let late = |_| Problem::too_slow(format!("the body took longer than {} s", BODY_DEADLINE.as_secs()));
+    read.map_err(late)?.map_err(|error| {
         let limit = std::error::Error::source(&error)
             .is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
         if limit {
@@ -68,14 +74,14 @@ fn says_json(headers: &HeaderMap) -> bool {
 #[derive(Debug)]
 pub(super) struct Asker(pub(super) Client);
 
-impl FromRequestParts<ApiState> for Asker {
+impl<S: Send + Sync> FromRequestParts<S> for Asker {
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, api: &ApiState) -> Result<Self, Infallible> {
-        // Without a socket, as in some tests, it is nobody in particular.
-        let peer = parts.extensions.get::<Peer>().map(|peer| peer.0.ip());
-        let peer = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        Ok(Self(Client::of(peer, &parts.headers, &api.trusted_proxies)))
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let caller = parts.extensions.get::<Caller>();
+        // Behind the layer there always is one; without, it is nobody in particular.
+        let nobody = || Client::Remote(ClientKey::of_address(Ipv4Addr::UNSPECIFIED.into()));
+        Ok(Self(caller.map_or_else(nobody, |caller| caller.client.clone())))
     }
 }
 

@@ -4,8 +4,13 @@
 //! also what tests drive. Holds no state of its own. Every error is
 //! `application/problem+json`; the status comes from [`problem`] alone.
 //!
+//! Layers, from the outside: the request's span, deadline and error body
+//! ([`request`]), pages of other sites ([`cors`]), who may ask ([`access`]).
+//!
 //! Not responsible for: the rules of handing out ([`crate::provision`]).
 
+mod access;
+mod cors;
 mod demo;
 mod dto;
 mod extract;
@@ -19,13 +24,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post};
 use http::{Method, Uri};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
+pub use self::access::{Access, Door};
 use self::problem::Problem;
 use crate::client::TrustedProxies;
+use crate::config::Origins;
 use crate::pool::PoolStatus;
 use crate::provision::Provisioner;
 use crate::shutdown::Phase;
@@ -41,6 +49,10 @@ pub struct ApiState {
     pub phase: watch::Receiver<Phase>,
     /// Whose word about their callers is taken.
     pub trusted_proxies: TrustedProxies,
+    /// Who may ask for what.
+    pub access: Access,
+    /// Whose pages may ask at all.
+    pub cors_origins: Arc<Origins>,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
 }
@@ -70,7 +82,9 @@ pub fn router(state: ApiState) -> Router {
         .route("/metrics", get(health::prometheus))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(axum::middleware::from_fn(request::around))
+        .layer(from_fn_with_state(state.clone(), access::check))
+        .layer(from_fn_with_state(state.clone(), cors::around))
+        .layer(from_fn(request::around))
         .with_state(state)
 }
 

@@ -16,9 +16,13 @@ use crate::error::{Chain, ErrorKind};
 use crate::provision::errors::{AcquireError, LeaseError};
 use crate::provision::limits::{Standing, seconds};
 use crate::store::StoreError;
+use crate::token::Scope;
 
 /// When a place may be free again: instances end all the time.
 const RETRY_EXHAUSTED: u32 = 10;
+
+/// The scheme of tokens, for `WWW-Authenticate` (RFC 6750).
+const CHALLENGE: &str = "Bearer realm=\"demo-multiplexer\"";
 
 /// When something that does not answer may answer again.
 const RETRY_UNAVAILABLE: u32 = 5;
@@ -37,6 +41,8 @@ pub struct Problem {
     retry_after: Option<u32>,
     /// How the client stands in the limits, when that is why.
     standings: Box<[Standing]>,
+    /// What kind of token would be taken.
+    challenge: Option<String>,
 }
 
 /// How a problem is logged.
@@ -113,6 +119,7 @@ impl Problem {
             chain: Some(chain),
             retry_after: face.retry_after,
             standings: Box::default(),
+            challenge: None,
         }
     }
 
@@ -147,6 +154,40 @@ impl Problem {
         Self::plain(status, "unsupported-media-type", "The body is not JSON", detail)
     }
 
+    /// A token is missing, or not known; `error` is RFC 6750's word for why.
+    pub(super) fn unauthorized(detail: &'static str, error: Option<&'static str>) -> Self {
+        let status = StatusCode::UNAUTHORIZED;
+        let challenge = match error {
+            Some(error) => format!("{CHALLENGE}, error=\"{error}\""),
+            None => CHALLENGE.to_owned(),
+        };
+        let plain = Self::plain(status, "unauthorized", "A token is needed", detail);
+        Self { challenge: Some(challenge), ..plain }
+    }
+
+    /// The token shown is not for this.
+    pub(super) fn scope_missing(scope: Scope) -> Self {
+        let scope = scope.as_str();
+        let challenge = format!("{CHALLENGE}, error=\"insufficient_scope\", scope=\"{scope}\"");
+        let forbidden = StatusCode::FORBIDDEN;
+        let detail = format!("this takes a token with the scope {scope}");
+        let plain = Self::plain(forbidden, "scope-missing", "The token is not for this", detail);
+        Self { challenge: Some(challenge), ..plain }
+    }
+
+    /// A request whose body does not come.
+    pub(super) fn too_slow(detail: String) -> Self {
+        let status = StatusCode::REQUEST_TIMEOUT;
+        Self::plain(status, "too-slow", "The request did not arrive in time", detail)
+    }
+
+    /// An answer that does not come.
+    pub(super) fn hangs(detail: String) -> Self {
+        let face = face(ErrorKind::Unavailable);
+        let plain = Self::plain(face.status, face.name, face.title, detail);
+        Self { retry_after: face.retry_after, ..plain }
+    }
+
     /// Something only this host's own clients may ask.
     pub(super) fn forbidden(detail: &'static str) -> Self {
         Self::plain(StatusCode::FORBIDDEN, "forbidden", "Not for you", detail)
@@ -161,6 +202,7 @@ impl Problem {
             chain: None,
             retry_after: None,
             standings: Box::default(),
+            challenge: None,
         }
     }
 
@@ -201,6 +243,10 @@ impl IntoResponse for Problem {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         limits::tell(headers, &self.standings);
+        // Words and quotes only.
+        if let Some(challenge) = self.challenge.as_deref().and_then(|text| HeaderValue::from_str(text).ok()) {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
         response.extensions_mut().insert(self);
         response
     }

@@ -3,9 +3,11 @@
 //! The outermost layer of the router, and the only place that logs a request's
 //! error.
 
+use std::time::Duration;
+
 use axum::extract::{MatchedPath, Request};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tracing::Instrument as _;
 
@@ -16,6 +18,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id taken over from a client or a proxy in front.
 const REQUEST_ID_MAX: usize = 64;
 
+/// Until an answer begins; streams may go on. Acquire's own patience is 120 s and
+/// tells more, so this ends what has no patience of its own.
+const DEADLINE: Duration = Duration::from_secs(150);
+
 /// Runs one request within its span and finishes its answer.
 pub(super) async fn around(request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
@@ -23,7 +29,10 @@ pub(super) async fn around(request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let span = tracing::info_span!("request", request_id = %id, method = %request.method(), %route);
     async move {
-        let mut response = next.run(request).await;
+        let mut response = match tokio::time::timeout(DEADLINE, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => Problem::hangs(format!("no answer within {} s", DEADLINE.as_secs())).into_response(),
+        };
         if let Some(problem) = response.extensions_mut().remove::<Problem>() {
             log(&problem, response.status().as_u16());
             *response.body_mut() = problem.body(&id);

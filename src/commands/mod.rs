@@ -16,6 +16,7 @@ mod logs;
 mod progress;
 mod serve;
 mod snapshot;
+mod token;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -61,6 +62,8 @@ enum Command {
     Bench(bench::Bench),
     /// Say what this host lacks and what to do about it
     Doctor(doctor::Doctor),
+    /// Make tokens for the API
+    Token(token::Token),
     /// Print a shell's completion script
     Completions(Completions),
 }
@@ -183,6 +186,7 @@ impl Invocation {
             Command::Logs(logs) => logs.run(&context).await?,
             Command::Exec(exec) => exec.run(&context).await?,
             Command::Bench(bench) => bench.run(&context).await?,
+            Command::Token(token) => token.run(&context)?,
             Command::Completions(completions) => {
                 clap_complete::generate(completions.shell, &mut command_line(), NAME, &mut std::io::stdout());
             }

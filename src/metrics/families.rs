@@ -152,6 +152,12 @@ pub const FAMILIES: &[Family] = &[
         &["class"],
         "Requests to instances, by the class of their answer: 2xx, 3xx, ...",
     ),
+    family(
+        "demo_multiplexer_connections_refused_total",
+        Counter,
+        &[],
+        "Connections closed because as many were open as may be, or as one client may have",
+    ),
     family("demo_multiplexer_sse_clients", Gauge, &[], "Clients that follow an instance's status"),
     family(
         "demo_multiplexer_job_attempts_total",

@@ -139,6 +139,11 @@ pub fn cleanup_failed() {
     counter!("demo_multiplexer_cleanup_failures_total").increment(1);
 }
 
+/// A connection found no place.
+pub fn connection_refused() {
+    counter!("demo_multiplexer_connections_refused_total").increment(1);
+}
+
 /// A request to an instance was answered with this status.
 pub fn proxied(status: u16) {
     let class = match status {
