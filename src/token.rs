@@ -415,12 +415,12 @@ mod tests {
         std::fs::write(&path, format!("{}\n", made("a", "admin").1)).unwrap();
         let source = TokenSource::of_setting(path.to_str().unwrap()).unwrap();
         for mode in [0o644, 0o640, 0o604, 0o602, 0o620] {
-            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
             let told = source.load().unwrap_err().to_string();
             assert!(told.contains(&format!("has mode {mode:04o}")) && told.contains("chmod 600"), "{told}");
         }
         for mode in [0o600, 0o400] {
-            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
             assert!(!source.load().unwrap().is_empty());
         }
         assert!(matches!(TokenSource::File("/nowhere/x".into()).load(), Err(TokenFileError::Read { .. })));

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
+use http::header::CONNECTION;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, StatusCode, Uri, Version};
 use hyper::upgrade::OnUpgrade;
@@ -107,9 +108,12 @@ impl Proxy {
         response
     }
 
-    /// Answers a request of which nobody knows for certain whose it is.
+    /// Answers a request of which nobody knows for certain whose it is; what
+    /// follows it on its connection may be as unclear.
     pub fn refuse(&self) -> Response {
-        Page::BadRequest.answer("")
+        let mut response = Page::BadRequest.answer("");
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response
     }
 
     async fn answer(&self, mut request: Request<Body>, label: &str, host: &Host, peer: IpAddr) -> Response {

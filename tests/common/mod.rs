@@ -3,6 +3,8 @@
 // Each test binary uses its own part of this file.
 #![allow(dead_code)]
 
+pub(crate) mod front;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
