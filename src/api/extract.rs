@@ -30,7 +30,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for JsonBody<
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
-        let bytes = read(body).await?;
+        let bytes = read(body, BODY_DEADLINE).await?;
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self(T::default()));
         }
@@ -50,9 +50,9 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for JsonBody<
 /// How long a body may take: it is a few hundred bytes, in one packet.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 
-async fn read(body: Body) -> Result<bytes::Bytes, Problem> {
-    let read = tokio::time::timeout(BODY_DEADLINE, to_bytes(body, BODY_MAX)).await;
-    let late = |_| Problem::too_slow(format!("the body took longer than {} s", BODY_DEADLINE.as_secs()));
+async fn read(body: Body, deadline: Duration) -> Result<bytes::Bytes, Problem> {
+    let read = tokio::time::timeout(deadline, to_bytes(body, BODY_MAX)).await;
+    let late = |_| Problem::too_slow(format!("the body took longer than {} s", deadline.as_secs()));
     read.map_err(late)?.map_err(|error| {
         let limit = std::error::Error::source(&error)
             .is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
@@ -97,5 +97,24 @@ impl<S: Send + Sync> FromRequestParts<S> for PathId {
         let Path(text) = text.map_err(|_| Problem::not_found("the path does not name an instance"))?;
         // What cannot be an id cannot be an instance's.
         text.parse().map(Self).map_err(|error: crate::id::IdError| Problem::not_found(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::response::IntoResponse as _;
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_does_not_come_is_given_up() {
+        let never = futures_util::stream::pending::<Result<Bytes, Infallible>>();
+        let late = read(Body::from_stream(never), Duration::from_millis(20)).await.unwrap_err();
+        assert_eq!(late.into_response().status(), 408);
+        let read = read(Body::from("{}"), Duration::from_secs(60)).await.unwrap();
+        assert_eq!(&read[..], b"{}");
     }
 }

@@ -29,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 /// A running daemon.
 pub(crate) struct Daemon {
     pub(crate) address: SocketAddr,
+    /// ADMIN_LISTEN's.
+    pub(crate) admin: Option<SocketAddr>,
     stop: CancellationToken,
     task: JoinHandle<Result<(), AppError>>,
 }
@@ -47,6 +49,12 @@ impl Host {
             restore: Script::quiet(EngineKind::Criu),
             cold: Script::quiet(EngineKind::Podman),
         }
+    }
+
+    /// A host whose shops are that web server.
+    pub(crate) fn with_shops_at(upstream: SocketAddr) -> Self {
+        let SocketAddr::V4(upstream) = upstream else { panic!("IPv4") };
+        Self { restore: Script::new(EngineKind::Criu, upstream), ..Self::new() }
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {
@@ -89,9 +97,10 @@ impl Host {
     pub(crate) async fn start_with(&self, changes: &[(&str, &str)], on_exit: OnExit) -> Daemon {
         let app = self.build(changes, on_exit).await.unwrap();
         let (address, mut phase, stop) = (app.address().unwrap(), app.phase(), CancellationToken::new());
+        let admin = app.admin_address().unwrap();
         let task = tokio::spawn(app.run(stop.clone()));
         phase.wait_for(|phase| *phase == Phase::Serving).await.unwrap();
-        Daemon { address, stop, task }
+        Daemon { address, admin, stop, task }
     }
 }
 
@@ -125,21 +134,32 @@ impl Daemon {
         headers: &[(&str, &str)],
         body: &str,
     ) -> Answer {
-        let mut request = Request::builder().method(method).uri(path);
-        if !headers.iter().any(|(name, _)| *name == "host") {
-            request = request.header("host", "localhost:8080");
-        }
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let response = send(self.address, request.body(Body::from(body.to_owned())).unwrap()).await;
-        Answer::read(response).await
+        send_to(self.address, method, path, headers, body).await
     }
 
     /// The numbers of `/api/v1/pool/stats` for the first golden.
     pub(crate) async fn states(&self) -> Value {
         self.get("/api/v1/pool/stats").await.json()["goldens"][0]["states"].clone()
     }
+}
+
+/// Sends one request to the API and reads the whole answer.
+pub(crate) async fn send_to(
+    address: SocketAddr,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Answer {
+    let mut request = Request::builder().method(method).uri(path);
+    if !headers.iter().any(|(name, _)| *name == "host") {
+        request = request.header("host", "localhost:8080");
+    }
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = send(address, request.body(Body::from(body.to_owned())).unwrap()).await;
+    Answer::read(response).await
 }
 
 /// Sends one request on a connection of its own.
