@@ -161,9 +161,7 @@ impl Caller {
             let host = client == Client::Local && api.access.tokens.is_empty() && !is_of_a_page(headers);
             return Ok(Self { client, rights: if host { Rights::Host } else { Rights::None } });
         };
-        let entry = api.access.tokens.find(token).ok_or_else(|| {
-            Problem::unauthorized("the token is not known to this daemon (API_TOKENS)", Some("invalid_token"))
-        })?;
+        let entry = api.access.tokens.find(token).ok_or_else(Problem::token_unknown)?;
         let client = Client::Remote(ClientKey::of_token(entry.name()));
         Ok(Self { client, rights: Rights::Token(entry.scopes().clone()) })
     }
@@ -183,7 +181,7 @@ pub(super) async fn check(State(api): State<ApiState>, mut request: Request, nex
     match judge(who, door, &api.access, &caller.rights) {
         Verdict::Pass => {}
         Verdict::Hidden => return unknown_path(request.uri().clone()).await.into_response(),
-        Verdict::Unknown => return Problem::unauthorized("this takes a token", None).into_response(),
+        Verdict::Unknown => return Problem::token_missing().into_response(),
         Verdict::Lacks(scope) => return Problem::scope_missing(scope).into_response(),
         Verdict::Elsewhere => {
             return Problem::forbidden(

@@ -21,9 +21,6 @@ use crate::token::Scope;
 /// When a place may be free again: instances end all the time.
 const RETRY_EXHAUSTED: u32 = 10;
 
-/// The scheme of tokens, for `WWW-Authenticate` (RFC 6750).
-const CHALLENGE: &str = "Bearer realm=\"demo-multiplexer\"";
-
 /// When something that does not answer may answer again.
 const RETRY_UNAVAILABLE: u32 = 5;
 
@@ -42,7 +39,28 @@ pub struct Problem {
     /// How the client stands in the limits, when that is why.
     standings: Box<[Standing]>,
     /// What kind of token would be taken.
-    challenge: Option<String>,
+    challenge: Option<Challenge>,
+}
+
+/// What `WWW-Authenticate` says about a token (RFC 6750, 3).
+#[derive(Debug, Clone, Copy)]
+enum Challenge {
+    Missing,
+    Unknown,
+    Scope(Scope),
+}
+
+impl Challenge {
+    fn header(self) -> String {
+        let scheme = "Bearer realm=\"demo-multiplexer\"";
+        match self {
+            Self::Missing => scheme.to_owned(),
+            Self::Unknown => format!("{scheme}, error=\"invalid_token\""),
+            Self::Scope(scope) => {
+                format!("{scheme}, error=\"insufficient_scope\", scope=\"{}\"", scope.as_str())
+            }
+        }
+    }
 }
 
 /// How a problem is logged.
@@ -154,24 +172,32 @@ impl Problem {
         Self::plain(status, "unsupported-media-type", "The body is not JSON", detail)
     }
 
-    /// A token is missing, or not known; `error` is RFC 6750's word for why.
-    pub(super) fn unauthorized(detail: &'static str, error: Option<&'static str>) -> Self {
-        let status = StatusCode::UNAUTHORIZED;
-        let challenge = match error {
-            Some(error) => format!("{CHALLENGE}, error=\"{error}\""),
-            None => CHALLENGE.to_owned(),
-        };
-        let plain = Self::plain(status, "unauthorized", "A token is needed", detail);
-        Self { challenge: Some(challenge), ..plain }
+    /// There is no token, and this takes one.
+    pub(super) fn token_missing() -> Self {
+        Self::challenged("this takes a token".into(), Challenge::Missing)
+    }
+
+    /// The token shown is nobody's.
+    pub(super) fn token_unknown() -> Self {
+        let detail = "the token is not known to this daemon (API_TOKENS)";
+        Self::challenged(detail.into(), Challenge::Unknown)
     }
 
     /// The token shown is not for this.
     pub(super) fn scope_missing(scope: Scope) -> Self {
-        let scope = scope.as_str();
-        let challenge = format!("{CHALLENGE}, error=\"insufficient_scope\", scope=\"{scope}\"");
-        let forbidden = StatusCode::FORBIDDEN;
-        let detail = format!("this takes a token with the scope {scope}");
-        let plain = Self::plain(forbidden, "scope-missing", "The token is not for this", detail);
+        let detail = format!("this takes a token with the scope {}", scope.as_str());
+        Self::challenged(detail, Challenge::Scope(scope))
+    }
+
+    fn challenged(detail: String, challenge: Challenge) -> Self {
+        let plain = match challenge {
+            Challenge::Missing | Challenge::Unknown => {
+                Self::plain(StatusCode::UNAUTHORIZED, "unauthorized", "A token is needed", detail)
+            }
+            Challenge::Scope(_) => {
+                Self::plain(StatusCode::FORBIDDEN, "scope-missing", "The token is not for this", detail)
+            }
+        };
         Self { challenge: Some(challenge), ..plain }
     }
 
@@ -244,7 +270,7 @@ impl IntoResponse for Problem {
         }
         limits::tell(headers, &self.standings);
         // Words and quotes only.
-        if let Some(challenge) = self.challenge.as_deref().and_then(|text| HeaderValue::from_str(text).ok()) {
+        if let Some(challenge) = self.challenge.and_then(|it| HeaderValue::from_str(&it.header()).ok()) {
             headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
         response.extensions_mut().insert(self);
