@@ -385,6 +385,6 @@ async fn a_token_is_in_no_log_and_no_metric() {
     let names = |dir: &Path| common::names_in(dir);
     assert!(names(&host.state_dir()).contains(&"store.redb".to_owned()));
     let store = std::fs::read(host.state_dir().join("store.redb")).unwrap();
-    let wanted = it.acquire[4..].as_bytes();
+    let wanted = &it.acquire.as_bytes()[4..];
     assert!(!store.windows(wanted.len()).any(|window| window == wanted), "nor in the store");
 }
