@@ -11,6 +11,10 @@ CARGO := cargo
 LOCKED := $(if $(CI),--locked)
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 GOLDEN ?= wordpress
+PREFIX ?= /usr
+DESTDIR ?=
+# What `install` and `deb` install, when it is not what `build` has built.
+PROGRAM ?= build/demo-multiplexer
 
 # Put before a command: runs it in the lab where one is needed, else here.
 ON_HOST = $$(! tests/lab/needed >/dev/null || echo tests/lab/exec)
@@ -56,6 +60,25 @@ lab: build ## bring up the lab host, where this machine needs one; the binary in
 golden: lab ## build a golden and take its snapshot (GOLDEN=wordpress)
 	@host=$(ON_HOST); $$host build/demo-multiplexer --recipe-dir "$$PWD/podman" snapshot create $(GOLDEN)
 
+.PHONY: install
+install: $(if $(filter command environment,$(origin PROGRAM)),,build) ## install program, recipes, units and settings (DESTDIR, PREFIX=/usr)
+	@systemd/install "$(DESTDIR)" "$(PREFIX)" "$(PROGRAM)"
+
+.PHONY: uninstall
+uninstall: ## remove what install has installed, changed settings aside
+	@systemd/install --remove "$(DESTDIR)" "$(PREFIX)"
+
+# Times in the package are the commit's, so the same commit gives the same package.
+.PHONY: deb
+deb: ## build/demo-multiplexer_*.deb, a package for Debian 13 (cargo-deb)
+	@# Hardly optimized: it is built for longer than it runs.
+	@test -x target/tools/bin/cargo-deb || CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+	$(CARGO) install --quiet --locked cargo-deb --version 3.8.0 --root target/tools
+	@rm -rf build/package build/demo-multiplexer_*.deb
+	@$(MAKE) --no-print-directory install DESTDIR=build/package PREFIX=/usr
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) target/tools/bin/cargo-deb --no-build --output build $(DEB_FLAGS)
+	@rm -rf build/package
+
 .PHONY: lint
 lint: ## formatting, clippy, rustdoc, shellcheck; warnings are errors
 	$(CARGO) fmt --check
@@ -64,8 +87,12 @@ lint: ## formatting, clippy, rustdoc, shellcheck; warnings are errors
 	grep -rlE '^#!(/usr)?/bin/(env )?(ba)?sh' $(wildcard .ci podman systemd tests) | xargs shellcheck -x -P SCRIPTDIR
 
 .PHONY: test
-test: ## all tests: lint, unit, integration with Podman and CRIU
-	@tests/run lint unit lab integration
+test: ## all tests: lint, unit, the API's contract, integration with Podman and CRIU
+	@tests/run lint unit contract lab integration
+
+.PHONY: test-vm
+test-vm: deb ## the package on a stock Debian 13 in an emulated machine; slow, so no part of `make test`
+	@tests/vm/run build/demo-multiplexer_*.deb
 
 .PHONY: test-coverage
 test-coverage: ## the same tests with a report of lines covered (cargo-llvm-cov)
@@ -76,6 +103,10 @@ test-coverage: ## the same tests with a report of lines covered (cargo-llvm-cov)
 .PHONY: bench
 bench: ## acquire from the pool and with an empty pool; fails when a median exceeds 500 ms
 	@tests/run bench
+
+.PHONY: bench-routes
+bench-routes: ## what a route costs in Caddy and in the built-in proxy; needs caddy
+	cargo bench --all-features --bench routes
 
 .PHONY: clean-all
 clean-all: ## remove everything that was built: binaries, the lab with its state, its cached root

@@ -2,11 +2,12 @@
 //! and workers and knows the order in which they begin and end.
 //!
 //! ```text
-//! lock -> open store -> bind               build: whatever is wrong is fatal here
-//! adopt, reap, sweep                       starting
-//! reconciler, reaper, listener; READY=1    serving
-//! no intake -> makings end or roll back -> work under way ends -> listener ends   draining
-//! instances stay (or go, if so asked)      stopped
+//! lock -> open store -> bind                          build: whatever is wrong is fatal here
+//! adopt, reap, sweep                                  starting
+//! job bus, reconciler, reaper, status streams, listener; READY=1   serving
+//! no intake, status streams end -> makings end or roll back -> work under way ends
+//!     -> listener ends                                draining
+//! instances stay (or go, if so asked); last events    stopped
 //! ```
 //!
 //! Instances outlive the daemon: the next one adopts them.
@@ -24,21 +25,24 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api::status::StatusHub;
 use crate::api::{self, Access, ApiState, Door};
 use crate::config::{Banner, Config};
 use crate::connections::Connections;
 use crate::error::Chain;
-use crate::instance::State;
+use crate::instance::{Instance, State};
 use crate::listener::{self, Bounds, Edges};
+use crate::nats::NatsError;
+use crate::open_jobs::Jobs;
+use crate::open_store::{Opened, StoreOpenError, open_store};
 use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
-use crate::pool::reconciler::{Reconciler, Target};
-use crate::pool::{Nudge, PoolStatus};
+use crate::pool::reconciler::Reconciler;
+use crate::pool::{Nudge, PoolStatus, Target};
 use crate::provision::{GoldenRuntime, Lifecycle, Parts, Provisioner, Terms};
 use crate::proxy::{self, Proxy, PublicFace};
-use crate::route::RouteTable;
+use crate::route::{self, RouteError};
 use crate::shutdown::{Phase, PhaseSetter};
-use crate::store::embedded::{EmbeddedStore, OpenStoreError};
 use crate::store::metered::MeteredStore;
 use crate::store::{Store, StoreError};
 use crate::token::TokenFileError;
@@ -84,10 +88,13 @@ pub enum AppError {
     },
     /// The store cannot be opened.
     #[error(transparent)]
-    OpenStore(OpenStoreError),
+    OpenStore(StoreOpenError),
     /// The tokens cannot be read.
     #[error(transparent)]
     Tokens(TokenFileError),
+    /// NATS cannot be used with these settings.
+    #[error(transparent)]
+    Nats(NatsError),
     /// LISTEN or ADMIN_LISTEN cannot be bound.
     #[error("cannot listen on {address}")]
     Listen {
@@ -97,6 +104,9 @@ pub enum AppError {
         #[source]
         source: io::Error,
     },
+    /// No client for the router can be made.
+    #[error("cannot use the router")]
+    Router(#[source] RouteError),
     /// systemd's socket cannot be used.
     #[error("cannot use the socket that systemd listens on")]
     Socket(#[source] io::Error),
@@ -135,13 +145,17 @@ pub struct App {
     on_exit: OnExit,
     lifecycle: Arc<Lifecycle>,
     provisioner: Arc<Provisioner>,
+    jobs: Jobs,
     reconciler: Reconciler,
     reaper: Reaper,
+    status: Arc<StatusHub>,
     listener: TcpListener,
     edges: Edges,
     /// Where the operator's part is answered alone.
     admin: Option<TcpListener>,
     phase: PhaseSetter,
+    /// What a former daemon knew, until it is taken over.
+    remembered: Vec<Instance>,
     /// Last, so that it is given up last.
     lock: StateLock,
 }
@@ -158,16 +172,17 @@ impl App {
         on_exit: OnExit,
     ) -> Result<Self, AppError> {
         let tokens = config.edges.tokens.load().map_err(AppError::Tokens)?;
-        let store = EmbeddedStore::open(&config.store_path).map_err(AppError::OpenStore)?;
+        let Opened { store, remembered } = open_store(&config).await.map_err(AppError::OpenStore)?;
+        let store: Arc<dyn Store> = Arc::new(MeteredStore::new(store));
         let inherited = notify::inherited_listeners().map_err(AppError::Socket)?;
-        let listener = bind(inherited.listen, config.listen).await?;
+        let listener = bind(inherited.listen, "LISTEN", config.listen).await?;
         let admin = match (inherited.admin, config.edges.admin_listen) {
             (None, None) => None,
-            (inherited, address) => Some(bind(inherited, address.unwrap_or(config.listen)).await?),
+            (Some(socket), None) => Some(TcpListener::from_std(socket).map_err(AppError::Socket)?),
+            (socket, Some(address)) => Some(bind(socket, "ADMIN_LISTEN", address).await?),
         };
-        let store: Arc<dyn Store> = Arc::new(MeteredStore::new(Arc::new(store)));
         let (refill, reap) = (Nudge::default(), Nudge::default());
-        let routes = Arc::new(RouteTable::default());
+        let routes = Arc::new(route::open::open(&config).map_err(AppError::Router)?);
         let lifecycle = Arc::new(Lifecycle::new(Parts {
             store: Arc::clone(&store),
             routes: Arc::clone(&routes),
@@ -183,8 +198,11 @@ impl App {
             starts: config.restore_concurrency,
             cold_start: config.cold_start,
         };
-        let reconciler = Reconciler::new(Arc::clone(&lifecycle), target, refill);
-        let reaper = Reaper::new(Arc::clone(&lifecycle), reap);
+        let status = StatusHub::new(Arc::clone(&provisioner), config.sse_max_clients);
+        let jobs = Jobs::open(&config, &lifecycle, target, refill.clone()).await.map_err(AppError::Nats)?;
+        let dispatch = jobs.dispatch();
+        let reconciler = Reconciler::new(Arc::clone(&lifecycle), target, refill, Arc::clone(dispatch));
+        let reaper = Reaper::new(Arc::clone(&lifecycle), reap, Arc::clone(dispatch));
         let phase = PhaseSetter::default();
         let api = api::router(ApiState {
             provisioner: Arc::clone(&provisioner),
@@ -193,12 +211,15 @@ impl App {
             trusted_proxies: config.trusted_proxies.clone(),
             access: Access { tokens, acquire: config.edges.acquire },
             cors_origins: Arc::new(config.edges.cors_origins.clone()),
+            base_domain: config.base_domain.as_str().into(),
+            status: Arc::clone(&status),
+            nats: jobs.link(),
             metrics: metrics::install(),
         });
         let edges = Edges {
             api,
             proxy: Proxy::new(proxy::Parts {
-                routes,
+                routes: Arc::clone(routes.memory()),
                 face: public_face(&config),
                 trusted: config.trusted_proxies.clone(),
                 body_max: config.edges.shop_body_max,
@@ -213,12 +234,15 @@ impl App {
             on_exit,
             lifecycle,
             provisioner,
+            jobs,
             reconciler,
             reaper,
             listener,
             edges,
             admin,
             phase,
+            remembered,
+            status,
             lock,
         })
     }
@@ -250,12 +274,20 @@ impl App {
     /// # Errors
     /// [`AppError::Adopt`]: the store cannot be read.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), AppError> {
-        self.take_over().await?;
-        let (workers, edges) = (TaskTracker::new(), TaskTracker::new());
+        let (workers, edges, feeds) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
         let (stop_workers, stop_edges) = (CancellationToken::new(), CancellationToken::new());
+        let stop_feeds = CancellationToken::new();
+        // Whatever makes this function return ends them.
+        let _ends = (stop_workers.clone().drop_guard(), stop_feeds.clone().drop_guard());
+        self.jobs.begin((&workers, &stop_workers), (&feeds, &stop_feeds));
+        self.take_over().await?;
+        self.jobs.open_bus(&workers, &stop_workers);
         let pool = self.reconciler.status();
         workers.spawn(self.reconciler.run(stop_workers.clone()));
         workers.spawn(self.reaper.run(stop_workers.clone()));
+        let routes = Arc::clone(self.lifecycle.routes());
+        workers.spawn(route::keeper::keep(routes, stop_workers.clone()));
+        workers.spawn(self.status.run(stop_workers.clone()));
         let address = self.listener.local_addr();
         if let Some(admin) = self.admin {
             let own = Edges { door: Door::Admin, ..self.edges.clone() };
@@ -296,6 +328,9 @@ impl App {
         if self.on_exit == OnExit::DestroyInstances {
             destroy_all(&self.lifecycle).await;
         }
+        stop_feeds.cancel();
+        feeds.close();
+        feeds.wait().await;
         self.phase.enter(Phase::Stopped);
         drop(self.lock);
         Ok(())
@@ -305,12 +340,16 @@ impl App {
     /// anything is served.
     async fn take_over(&mut self) -> Result<(), AppError> {
         let now = Timestamp::now();
+        let remembered = std::mem::take(&mut self.remembered);
+        self.lifecycle.recall(remembered).await.map_err(AppError::Adopt)?;
         let found = adopt_all(&self.lifecycle, now).await.map_err(AppError::Adopt)?;
         tracing::info!(
             adopted = found.adopted,
             dropped = found.dropped,
             "former daemon's instances looked at"
         );
+        // Before anything is taken down: its address may still be led to.
+        route::keeper::look(self.lifecycle.routes()).await;
         self.reaper.pass(now).await;
         self.reaper.settle().await;
         self.reaper.sweep_orphans(Certainty::AtOnce).await;
@@ -318,12 +357,24 @@ impl App {
     }
 }
 
+/// Takes systemd's socket, or listens at the setting's address.
 async fn bind(
     inherited: Option<std::net::TcpListener>,
+    setting: &'static str,
     address: SocketAddr,
 ) -> Result<TcpListener, AppError> {
     match inherited {
-        Some(inherited) => TcpListener::from_std(inherited).map_err(AppError::Socket),
+        Some(inherited) => {
+            let actual = inherited.local_addr().map_err(AppError::Socket)?;
+            if actual != address {
+                tracing::warn!(
+                    address = %actual,
+                    setting = %address,
+                    "systemd's socket is not what {setting} says: change ListenStream= or {setting}"
+                );
+            }
+            TcpListener::from_std(inherited).map_err(AppError::Socket)
+        }
         None => TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source }),
     }
 }
@@ -367,8 +418,8 @@ async fn upkeep(pool: tokio::sync::watch::Receiver<PoolStatus>) {
 }
 
 /// Takes every instance down, many at once.
-async fn destroy_all(lifecycle: &Arc<Lifecycle>) {
-    let all = match lifecycle.store().list().await {
+pub(crate) async fn destroy_all(lifecycle: &Arc<Lifecycle>) {
+    let all = match lifecycle.store().own().await {
         Ok(all) => all,
         Err(error) => return tracing::warn!(error = %Chain(&error), "instances not taken down"),
     };

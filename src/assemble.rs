@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::golden::HOST;
 use crate::config::{ColdStart, Config, ContainerMode};
+use crate::database::{Mover, Root, Server, SharedEngine, Template};
 use crate::engine::cold::Ready;
 use crate::engine::criu::CriuEngine;
 use crate::engine::docker::DockerEngine;
@@ -37,6 +38,10 @@ use crate::snapshot::prepare::{self, Prepared};
 /// One page of a booting shop; it is asked again at once.
 const BOOT_PAGE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How many databases wait at least, copied, on a shared server: a visitor's and
+/// the next one's. A pool of more has as many, to be full again at once.
+const DATABASES_AHEAD: usize = 2;
+
 /// The host's side of all goldens.
 #[derive(Debug)]
 pub struct Host {
@@ -44,6 +49,8 @@ pub struct Host {
     pub slots: Arc<Slots>,
     /// Credentials made ahead.
     pub supply: Arc<Supply>,
+    /// The database server that shops share, if they do.
+    pub database: Option<Arc<Server>>,
 }
 
 impl Host {
@@ -65,7 +72,8 @@ impl Host {
         let slots = Slots::new(Parts { network, cgroups, quota }, &config.state_dir, config.slots_ahead)
             .with_context(|| format!("cannot use STATE_DIR {}", config.state_dir.display()))?;
         let supply = Supply::start().context("cannot start the identity thread")?;
-        Ok(Self { slots: Arc::new(slots), supply: Arc::new(supply) })
+        let database = config.database.clone().map(Server::open).transpose()?;
+        Ok(Self { slots: Arc::new(slots), supply: Arc::new(supply), database })
     }
 }
 
@@ -175,7 +183,7 @@ fn recipe_of(golden: &str, config: &Config, catalog: &Catalog) -> anyhow::Result
             .and_then(|name| name.parse::<GoldenName>().ok())
             .with_context(|| format!("GOLDEN={golden:?} is no golden"))?,
     };
-    let newest = catalog.newest(&name)?;
+    let newest = catalog.newest(&name, config.database_mode())?;
     match (loaded, newest) {
         (_, Some(manifest)) => Ok((manifest.recipe.clone(), Some(manifest))),
         (Ok((_, recipe)), None) => Ok((recipe, None)),
@@ -233,7 +241,11 @@ async fn restored(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Re
     let prepared = match &newest {
         None => Err(match catalog.why_unusable(&recipe.name)? {
             Some(error) => Chain(&error).to_string(),
-            None => format!("no snapshot in {}", config.snapshot_dir.display()),
+            None => format!(
+                "no snapshot in {} with DATABASE_MODE={}",
+                config.snapshot_dir.display(),
+                config.database_mode().as_str()
+            ),
         }),
         Some(manifest) => match prepare::host_facts().await {
             Ok(facts) => prepare_newest(&catalog, manifest, &facts, config).await,
@@ -248,15 +260,14 @@ async fn restored(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Re
             sum(|archive| archive.raw_bytes),
         );
     }
+    if let Err(reason) = &prepared {
+        tracing::warn!(golden = %recipe.name, error = reason, "golden cannot be restored, only booted");
+    }
     let maker = |engine| -> Arc<dyn Make> {
         Arc::new(Maker::new(engine, Arc::clone(&recipe), Arc::clone(config), Arc::clone(&host.supply)))
     };
     let restore = match &prepared {
-        Ok(prepared) => {
-            let engine = CriuEngine::new(prepared.source.clone(), Arc::clone(&host.slots))
-                .context("cannot open the prepared snapshot")?;
-            Ok(maker(Arc::new(engine)))
-        }
+        Ok(prepared) => Ok(maker(restorer(prepared, config, host)?)),
         Err(reason) => Err(reason.clone()),
     };
     let image = Images::Podman.newest(&recipe.name).await.unwrap_or_default();
@@ -280,6 +291,23 @@ async fn restored(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Re
     }
     let runtime = GoldenRuntime { name: recipe.name.clone(), title: recipe.title.clone(), restore, cold };
     Ok(Assembled { runtime, prepared: prepared.ok(), image, recipe })
+}
+
+/// The driver that restores a prepared snapshot.
+fn restorer(prepared: &Prepared, config: &Config, host: &Host) -> anyhow::Result<Arc<dyn ContainerEngine>> {
+    let recipe = &prepared.manifest.recipe;
+    let mut source = prepared.source.clone();
+    if let (Some(server), Some(inside)) = (&host.database, recipe.run.socket_directory()) {
+        source.show(inside, server.directory());
+    }
+    let engine = CriuEngine::new(source, Arc::clone(&host.slots));
+    let engine: Arc<dyn ContainerEngine> = Arc::new(engine.context("cannot open the prepared snapshot")?);
+    let Some(server) = &host.database else { return Ok(engine) };
+    let mover = Mover::of(recipe, Root::Directory(prepared.image.clone()), server)?;
+    let id = prepared.manifest.id.clone();
+    let template = Template::new(Arc::clone(server), id, mover, prepared.dump.clone());
+    let ahead = config.pool_target_size.max(DATABASES_AHEAD);
+    Ok(Arc::new(SharedEngine::start(engine, template, ahead)))
 }
 
 async fn prepare_newest(

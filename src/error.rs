@@ -33,6 +33,22 @@ pub enum ErrorKind {
     Bug,
 }
 
+impl ErrorKind {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Limited,
+        Self::NotFound,
+        Self::Conflict,
+        Self::Gone,
+        Self::Exhausted,
+        Self::Unavailable,
+        Self::NoSpace,
+        Self::Incompatible,
+        Self::Invalid,
+        Self::Bug,
+    ];
+}
+
 /// Prints an error followed by all its sources, separated by `: `.
 #[derive(Debug)]
 pub struct Chain<'a>(pub &'a (dyn Error + 'static));

@@ -110,6 +110,28 @@ text_newtype!(
     }
 );
 
+text_newtype!(
+    /// A daemon's name among those that share a store; by default its host's.
+    NodeName,
+    "node name",
+    "1 to 63 characters of a-z, 0-9, - and ., a letter or digit first and last",
+    |text| {
+        let edge = |byte: Option<u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        text.len() <= 63
+            && edge(text.bytes().next())
+            && edge(text.bytes().next_back())
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+    }
+);
+
+impl NodeName {
+    /// The name of a host without one.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self("localhost".into())
+    }
+}
+
 impl InstanceId {
     /// Draws a new id from the thread's cryptographic generator.
     #[must_use]
@@ -157,6 +179,9 @@ mod tests {
             assert!(text.parse::<GoldenName>().is_err(), "{text:?}");
             assert!(text.parse::<SnapshotId>().is_err(), "{text:?}");
             assert!(text.parse::<InstanceId>().is_err(), "{text:?}");
+        }
+        for text in ["", "..", "a/b", "A", "a:b", "a b", "-a", "a.", "{a}", &"a".repeat(64)] {
+            assert!(text.parse::<NodeName>().is_err(), "{text:?}");
         }
     }
 

@@ -1,10 +1,10 @@
 //! A whole demo shop per visitor, restored from a snapshot in a blink.
 //!
 //! ```text
-//! L4  main, commands, app                    name concrete adapters, wire them
-//! L3  api, proxy, pool::{reconciler, reaper} edges and workers
-//! L2  provision, checkpoint, restore, snapshot::{archive, catalog, prepare}   procedures
-//! L1  engine, store, route, host             ports with their adapters; the kernel
+//! L4  main, commands, app, open_{jobs,store} name concrete adapters, wire them
+//! L3  api, proxy, pool::{reconciler, reaper}, jobs::worker, events, route::keeper   edges and workers
+//! L2  provision, checkpoint, restore, database, snapshot::{archive, catalog, prepare}   procedures
+//! L1  engine, store, route, jobs, nats, host ports with their adapters; the kernel
 //! L0  id, client, token, connections, error, config, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
 //! ```
 //!
@@ -15,22 +15,29 @@ pub mod api;
 pub mod app;
 pub mod assemble;
 pub mod bench;
+pub mod caretaker;
 pub mod checkpoint;
 pub mod client;
 pub mod commands;
 pub mod config;
 pub mod connections;
+pub mod database;
 pub mod doctor;
 pub mod engine;
 pub mod error;
+pub mod events;
 pub mod golden;
 pub mod host;
 pub mod id;
 pub mod identity;
 pub mod instance;
+pub mod jobs;
 pub mod listener;
 pub mod metrics;
+pub mod nats;
 pub mod notify;
+pub mod open_jobs;
+pub mod open_store;
 pub mod pool;
 pub mod provision;
 pub mod proxy;

@@ -45,6 +45,15 @@ const HEADERS_BYTES_MAX: usize = 32 << 10;
 /// Headers of a request; a browser behind two proxies sends some thirty.
 const HEADERS_MAX: usize = 100;
 
+/// How long a client may take nothing of what is sent to it: its host is gone,
+/// or it keeps the connection and does not read. The kernel hangs up on it then,
+/// which ends the answer wherever it stands. Long enough for a train's tunnel.
+const SEND_DEADLINE_MS: u32 = 30_000;
+/// How long a client that has just connected may take for its first request when
+/// the daemon stops: one that has something to ask does so at once, and one that
+/// only connects ahead, as browsers do, shall not hold up the end.
+const FIRST_REQUEST_DEADLINE: Duration = Duration::from_millis(500);
+
 /// A pause after accept has failed: out of file descriptors, most likely, and
 /// some are freed at any moment.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -159,7 +168,12 @@ async fn connection(
 ) {
     // Answers are small; waiting to fill a packet only delays them.
     let _ = stream.set_nodelay(true);
+    // Without it a client costs a place for a quarter of an hour, or for ever.
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, SEND_DEADLINE_MS);
+    let asked = CancellationToken::new();
+    let has_asked = asked.clone();
     let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
+        has_asked.cancel();
         let (edges, mut request) = (edges.clone(), request.map(Body::new));
         // A websocket holds it for longer than this connection's task.
         request.extensions_mut().insert(Arc::clone(&place));
@@ -176,11 +190,72 @@ async fn connection(
     let served = tokio::select! {
         served = connection.as_mut() => served,
         () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            // hyper would close a connection that it has not read from yet: its
+            // client, who found the door open, would be turned away.
+            let first_request = tokio::time::timeout(FIRST_REQUEST_DEADLINE, asked.cancelled());
+            tokio::select! {
+                served = connection.as_mut() => served,
+                _ = first_request => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         }
     };
     if let Err(error) = served {
         tracing::debug!(error = %crate::error::Chain(&error), "connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::client::TrustedProxies;
+    use crate::proxy::{Parts, PublicFace};
+
+    /// Both ends of a connection that is served by a listener which is told to stop.
+    async fn connect() -> (TcpStream, tokio::task::JoinHandle<()>) {
+        let edges = Edges {
+            api: Router::new().route("/livez", get(async || "alive")),
+            proxy: Proxy::new(Parts {
+                routes: Arc::default(),
+                face: PublicFace { scheme: "http", port: 80 },
+                trusted: TrustedProxies::default(),
+                body_max: 1000,
+                patience: HEADERS_DEADLINE,
+                banner: None,
+            }),
+            base_domain: "localhost".into(),
+            door: Door::Only,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        let place = Connections::new(8, TrustedProxies::default()).place(peer.ip()).unwrap();
+        let stop = CancellationToken::new();
+        stop.cancel();
+        (client, tokio::spawn(connection(stream, peer, edges, place, HEADERS_DEADLINE, stop)))
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_just_connected_is_answered_once_when_the_daemon_stops() {
+        let (mut client, served) = connect().await;
+        // The server's turn: it would close here.
+        tokio::task::yield_now().await;
+        client.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("alive"), "{answer}");
+        served.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_asks_nothing_does_not_hold_up_the_end() {
+        let (mut client, served) = connect().await;
+        served.await.unwrap();
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "closed");
     }
 }

@@ -179,6 +179,8 @@ async fn a_failure_in_any_phase_is_answered_fittingly_and_leaves_nothing() {
             (ErrorKind::Incompatible, 503),
             (ErrorKind::Unavailable, 503),
             (ErrorKind::Bug, 500),
+            // A file that is missing on the host is not what the client asked for.
+            (ErrorKind::NotFound, 500),
         ] {
             host.restore.fail_make(Some((phase, kind)));
             let answer = daemon.acquire().await;
@@ -191,7 +193,7 @@ async fn a_failure_in_any_phase_is_answered_fittingly_and_leaves_nothing() {
     }
     let stats = daemon.get("/api/v1/pool/stats").await.json();
     let failures = &stats["goldens"][0]["failures"];
-    assert_eq!(failures["total"], 25);
+    assert_eq!(failures["total"], 30);
     assert!(
         failures["last_error"].as_str().unwrap().contains("in phase probe: the script says so"),
         "{failures}"

@@ -12,7 +12,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use common::front::upstream;
+use common::edge::upstream;
 use common::{Answer, Daemon, Host, send};
 use demo_multiplexer::testing::eventually;
 use http::{HeaderMap, Method};

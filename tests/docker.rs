@@ -67,7 +67,7 @@ async fn two_booted_shops_are_whole_and_share_nothing_and_a_release_leaves_nothi
     let metrics = daemon.get("/metrics").await.text().into_owned();
     let made = "demo_multiplexer_restores_total{golden=\"wordpress\",source=\"cold\",outcome=\"ok\"} 2";
     assert!(metrics.contains(made), "{metrics}");
-    assert_eq!(daemon.get("/health").await.json()["engines"]["docker"]["status"], "ok");
+    assert_eq!(daemon.get("/health").await.json()["dependencies"]["docker"]["status"], "ok");
     assert!(place.log().contains("\"source\":\"cold\""), "{}", place.log());
 
     daemon.release(shops[0].id()).await;
@@ -149,10 +149,10 @@ async fn without_live_restore_a_stopped_engine_takes_the_shops_along_and_all_is_
     is_refused_for_now(&daemon).await;
     let health = daemon.get("/health").await.json();
     assert_eq!(
-        (&health["status"], &health["engines"]["docker"]["status"]),
+        (&health["status"], &health["dependencies"]["docker"]["status"]),
         (&json!("degraded"), &json!("down"))
     );
-    let why = health["engines"]["docker"]["error"].as_str().unwrap();
+    let why = health["dependencies"]["docker"]["error"].as_str().unwrap();
     assert!(why.contains("no Docker engine answers at"), "{why}");
     // A refused acquire that never got to Docker leaves nothing to be cleaned up.
     let before = daemon.ids().await.len();

@@ -18,6 +18,9 @@ const SETTINGS_MARKS: (&str, &str) =
 const METRICS_MARKS: (&str, &str) =
     ("<!-- metrics: written by tests/docs.rs -->\n", "<!-- end of metrics -->\n");
 
+const EVENT_MARKS: (&str, &str) =
+    ("<!-- event schema: written by tests/docs.rs -->\n", "<!-- end of event schema -->\n");
+
 /// Columns of a comment in `.env.example`.
 const WIDTH: usize = 100;
 
@@ -73,6 +76,12 @@ fn the_readme_has_every_setting() {
         writeln!(table, "| `{}` | {default} | {help} |", setting.name).unwrap();
     }
     readme_has(SETTINGS_MARKS, &table);
+}
+
+#[test]
+fn the_readme_has_the_schema_of_an_event() {
+    let schema = read("src/instance/event.schema.json");
+    readme_has(EVENT_MARKS, &format!("```json\n{schema}```\n"));
 }
 
 #[test]

@@ -280,6 +280,13 @@ async fn a_shop_keeps_its_locks_and_an_operator_s_command_brings_no_key() {
     assert_eq!(place.cli(&["exec", shop.id(), "--", "sh", "-c", "kill -9 $$"]).await.code, Some(137));
     let said = place.cli(&["exec", shop.id(), "--", "no-such-program"]).await.refused();
     assert!(said.contains("no-such-program is not in the instance"), "{said}");
+    // Nor do its logs lead out, hang or fill whoever reads them.
+    let traps = "cd /var/log/golden; rm -f php.log nginx.log; mkfifo php.log; ln -s /proc/1/environ nginx.log; \
+                 truncate -s 8G mariadb.log; printf '\\033]0;owned\\007' >start.log";
+    place.inside(shop.id(), &["sh", "-c", traps]).await;
+    let said = tokio::time::timeout(Duration::from_secs(20), place.cli(&["logs", shop.id()])).await.unwrap();
+    assert!(!said.out.contains('\u{1b}'), "{said:?}");
+    assert!(said.out.len() < 4 << 20, "{} bytes", said.out.len());
     shop.answers().await;
     daemon.stop().await;
 }

@@ -108,10 +108,11 @@ async fn every_family_is_touched_and_has_the_labels_it_says() {
     let daemon = host.start(&settings).await;
     live(&host, &daemon).await;
     one_connection_too_many(&daemon).await;
-    // Their callers need a real snapshot, a follower of a stream, a job.
+    // Their callers need a real snapshot, a follower of a stream, a Caddy, a NATS.
     metrics::snapshot_in_use(&"shop".parse().unwrap(), 10, 20);
-    let following = metrics::follows_status();
-    metrics::job_attempted("snapshot", metrics::Outcome::Ok);
+    metrics::sse_client_came();
+    metrics::routes_written(true, std::time::Duration::from_millis(5));
+    metrics::event_published();
     let scrape = daemon.get("/metrics").await;
     let found = series_of(scrape.text());
     for family in FAMILIES {
@@ -124,7 +125,7 @@ async fn every_family_is_touched_and_has_the_labels_it_says() {
         assert!(scrape.text().contains(&kind), "{kind}");
     }
     assert!(scrape.text().contains("\ndemo_multiplexer_sse_clients 1\n"));
-    drop(following);
+    metrics::sse_client_left();
     let scrape = daemon.get("/metrics").await;
     assert!(scrape.text().contains("\ndemo_multiplexer_sse_clients 0\n"), "one that leaves is not counted");
     assert!(scrape.text().contains(r#"demo_multiplexer_daemon_phase{phase="serving"} 1"#));

@@ -16,7 +16,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::routing::any;
 use bytes::Bytes;
-use common::front::{
+use common::edge::{
     Wishes, echo_upstream, front, front_with, raw, slow_upstream, until_closed, upgraded, upstream,
 };
 use common::{Answer, send};

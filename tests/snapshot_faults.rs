@@ -137,7 +137,7 @@ fn prepared(place: &Place) -> Vec<String> {
 async fn a_foreign_format_version_is_named_with_what_to_do() {
     let Some(material) = Material::copy("version").await else { return };
     material.change_manifest(|manifest| manifest["format_version"] = json!(77));
-    let why = "the manifest has format version 77; this program reads 1: take the snapshot anew";
+    let why = "the manifest has format version 77; this program reads 1 to 2: take the snapshot anew";
     for verb in ["inspect", "verify"] {
         let said = material.cli(&["snapshot", verb, &material.id]).await;
         assert_eq!(said.code, Some(1));

@@ -1,5 +1,6 @@
 <?php
-// What makes this clone different from every other one: its address and one secret, both in /etc/golden/instance.ini.
+// What makes this clone different from every other one: its address, one secret and, on a shared database server, its
+// database, all in /etc/golden/instance.ini.
 // Loaded before every PHP script (auto_prepend_file); the ini file is read each time, so no opcode cache holds a value.
 
 (function () {

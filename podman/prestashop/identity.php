@@ -1,11 +1,16 @@
 <?php
-// Takes what belongs to one shop alone out of its files. PrestaShop keeps its secrets in app/config/parameters.php, in a
-// cached copy and compiled into its Symfony containers, and its address in cached pieces of pages. Each place gets an
-// expression that reads the clone's own identity (keys.php). So a clone needs one small file rewritten, and everything
-// compiled and cached stays valid.
+// Takes what belongs to one shop alone out of its files. PrestaShop keeps its secrets and where its database is in
+// app/config/parameters.php, in a cached copy and compiled into its Symfony containers, and its address in cached pieces
+// of pages. Each place gets an expression that reads the clone's own identity (keys.php). So a clone needs one small file
+// rewritten, and everything compiled and cached stays valid.
 //
 //   identity.php parameters SHOP   right after the installation, before anything is compiled
 //   identity.php cache SHOP        when everything is compiled and cached; does no harm a second time
+
+/** PrestaShop's parameters that instance.ini has under another name. */
+const DATABASE_PARAMETERS = [
+    'database_name' => 'database', 'database_user' => 'database_user', 'database_password' => 'database_password',
+];
 
 [, $step, $shop] = $argv;
 
@@ -13,7 +18,11 @@ if ($step === 'parameters') {
     $file = "$shop/app/config/parameters.php";
     $lines = '';
     foreach ((require $file)['parameters'] as $name => $value) {
-        $code = in_array($name, PRESTASHOP_KEYS, true) ? "prestashop_key('$name')" : var_export($value, true);
+        $code = match (true) {
+            in_array($name, PRESTASHOP_KEYS, true) => "prestashop_key('$name')",
+            isset(DATABASE_PARAMETERS[$name]) => "INSTANCE['" . DATABASE_PARAMETERS[$name] . "']",
+            default => var_export($value, true),
+        };
         $lines .= "    '$name' => $code,\n";
     }
     file_put_contents($file, "<?php\nreturn ['parameters' => [\n$lines]];\n");
@@ -32,6 +41,27 @@ function without_secrets(string $code): string
         if (str_contains($code, $value)) {
             throw new RuntimeException("$name is part of a longer string");
         }
+    }
+    return $code;
+}
+
+/** The same code: where the database is. By the name before it, for an empty password cannot be told from other texts. */
+function without_database(string $code): string
+{
+    foreach (DATABASE_PARAMETERS as $parameter => $name) {
+        $code = preg_replace("/(?<='$parameter' => )'[^']*'/", "\\INSTANCE['$name']", $code);
+    }
+    // Doctrine's connection.
+    $text = "'[^']*'";
+    $code = preg_replace(
+        "/('dbname' => )$text(, 'user' => )$text(, 'password' => )$text/",
+        "\$1\\INSTANCE['database']\$2\\INSTANCE['database_user']\$3\\INSTANCE['database_password']",
+        $code,
+    );
+    // On a shared server its name is like no other word; beside the shop it is, and only the key tells.
+    $shared = INSTANCE['database_password'] !== '';
+    if (str_contains($code, "'dbname' => '") || ($shared && str_contains($code, INSTANCE['database']))) {
+        throw new RuntimeException('the database is named in a form not known');
     }
     return $code;
 }
@@ -68,7 +98,7 @@ foreach (new RecursiveIteratorIterator(new RecursiveDirectoryIterator($cache, Fi
         continue;
     }
     try {
-        $new = str_starts_with($file, "$cache/smarty/cache/") ? without_address($old) : without_secrets($old);
+        $new = str_starts_with($file, "$cache/smarty/cache/") ? without_address($old) : without_database(without_secrets($old));
         if (str_contains($new, INSTANCE['host'])) {
             throw new RuntimeException('the address is in a form or place not known');
         }

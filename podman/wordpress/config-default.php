@@ -10,10 +10,10 @@ foreach (['AUTH', 'SECURE_AUTH', 'LOGGED_IN', 'NONCE'] as $use) {
 }
 unset($use);
 
-// MariaDB knows the system user that connects through its socket: there is no password.
-define('DB_NAME', 'wordpress');
-define('DB_USER', 'www-data');
-define('DB_PASSWORD', '');
+// MariaDB beside the shop knows the system user that connects through its socket: there is no password then.
+define('DB_NAME', INSTANCE['database']);
+define('DB_USER', INSTANCE['database_user']);
+define('DB_PASSWORD', INSTANCE['database_password']);
 define('DB_HOST', 'localhost');
 define('DB_CHARSET', 'utf8mb4');
 

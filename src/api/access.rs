@@ -85,8 +85,24 @@ const TABLE: &[(&str, Who)] = &[
 
 /// Whom a matched path is for; nobody minds who asks for one that is not there.
 pub(super) fn who(path: Option<&MatchedPath>) -> Who {
-    let Some(path) = path else { return Who::Anybody };
-    TABLE.iter().find(|(known, _)| *known == path.as_str()).map_or(Who::Operator, |(_, who)| *who)
+    path.map_or(Who::Anybody, |path| row(path.as_str()).unwrap_or(Who::Operator))
+}
+
+fn row(path: &str) -> Option<Who> {
+    TABLE.iter().find(|(known, _)| *known == path).map(|(_, who)| *who)
+}
+
+/// The statuses with which [`check`] may answer a request to a path, and when.
+pub(super) fn refusals(path: &str) -> &'static [(&'static str, &'static str)] {
+    const UNKNOWN: (&str, &str) = ("401", "The token is not known, or one is needed and missing");
+    const NOT_FOR_YOU: (&str, &str) =
+        ("403", "The token is not for this; without API_TOKENS: the client is on another host, or a page");
+    const HIDDEN: (&str, &str) = ("404", "It is answered at ADMIN_LISTEN only");
+    match row(path).unwrap_or(Who::Operator) {
+        Who::Anybody => &[UNKNOWN],
+        Who::Acquirer | Who::Holder => &[UNKNOWN, NOT_FOR_YOU],
+        Who::Watcher | Who::Operator => &[UNKNOWN, NOT_FOR_YOU, HIDDEN],
+    }
 }
 
 /// The settings this depends on.
@@ -237,6 +253,8 @@ pub(super) fn details(extension: Option<Extension<Details>>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn access(acquire: Acquire, tokens: bool) -> Access {
@@ -293,6 +311,15 @@ mod tests {
         assert_eq!(judge(Who::Acquirer, Door::Public, &access, &Rights::None), Verdict::Pass);
         assert_eq!(judge(Who::Watcher, Door::Admin, &access, &Rights::None), Verdict::Pass);
         assert_eq!(judge(Who::Operator, Door::Admin, &access, &Rights::None), Verdict::Unknown);
+    }
+
+    #[test]
+    fn every_path_has_its_row_and_every_row_its_path() {
+        let document = super::super::document();
+        let paths: BTreeSet<&str> = document.paths.paths.keys().map(String::as_str).collect();
+        let rows: BTreeSet<&str> = TABLE.iter().map(|(path, _)| *path).collect();
+        assert_eq!(rows, paths);
+        assert_eq!(rows.len(), TABLE.len(), "one row for a path");
     }
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {

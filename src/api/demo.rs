@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::dto::{AcquireAnswer, AcquireBody, ExtendBody, InstanceAnswer, ListAnswer};
 use super::extract::{Asker, JsonBody, PathId};
+use super::openapi::Id;
 use super::problem::Problem;
 use super::{ApiState, limits};
 use crate::error::ErrorKind;
@@ -16,7 +17,30 @@ use crate::provision::errors::AcquireError;
 use crate::provision::ttl::{self, TtlError};
 use crate::provision::{AcquireRequest, Handed};
 
-/// `POST /api/v1/demo/acquire`.
+/// Claims an instance.
+///
+/// The answer is the only place where the password is told. The same
+/// idempotency key, in the header or in the body, gets the same instance again.
+#[utoipa::path(
+    post, path = "/api/v1/demo/acquire", tag = "demo", operation_id = "acquire",
+    params(("Idempotency-Key" = Option<String>, Header, description = "As `idempotency_key` in the body",
+        pattern = r"^[!-~]([ -~]{0,253}[!-~])?$")),
+    request_body(content = AcquireBody, example = json!({ "ttl": "30m", "idempotency_key": "order-4711" })),
+    responses(
+        (status = 201, description = "An instance, from now on the client's", body = AcquireAnswer,
+            headers(("Location" = String, description = "Where it is shown"))),
+        (status = 200, description = "The instance that this key got before", body = AcquireAnswer,
+            headers(("Location" = String, description = "Where it is shown"))),
+        (status = 400, description = "The body or the key is not valid, or the golden is unknown"),
+        (status = 409, description = "The key was used for another golden"),
+        (status = 413, description = "The body is too large"),
+        (status = 415, description = "The body is not JSON by its own account"),
+        (status = 429, description = "The client has had as many instances as it may"),
+        (status = 500, description = "A defect of this service or of the golden"),
+        (status = 503, description = "No capacity is left, or something does not answer"),
+        (status = 507, description = "No disk or memory is left for another instance")
+    )
+)]
 pub(super) async fn acquire(
     State(api): State<ApiState>,
     Asker(client): Asker,
@@ -58,8 +82,14 @@ fn key(headers: &HeaderMap, body: Option<String>) -> Result<Option<String>, Prob
     }
 }
 
-/// `GET /api/v1/demo`: an operator's, since whoever knows an instance's name can
-/// end it.
+/// Lists all instances, for the operator.
+///
+/// Whoever knows an instance's name can end it.
+#[utoipa::path(get, path = "/api/v1/demo", tag = "demo", operation_id = "list_instances", responses(
+    (status = 200, description = "All, the oldest first", body = ListAnswer),
+    (status = 500, description = "A record cannot be read"),
+    (status = 503, description = "The store does not answer")
+))]
 pub(super) async fn list(State(api): State<ApiState>) -> Result<Json<ListAnswer>, Problem> {
     let now = Timestamp::now();
     let mut all = api.provisioner.lifecycle().store().list().await?;
@@ -67,7 +97,17 @@ pub(super) async fn list(State(api): State<ApiState>) -> Result<Json<ListAnswer>
     Ok(Json(ListAnswer { instances: all.iter().map(|instance| InstanceAnswer::of(instance, now)).collect() }))
 }
 
-/// `GET /api/v1/demo/{id}`.
+/// Shows an instance, without its password.
+#[utoipa::path(
+    get, path = "/api/v1/demo/{id}", tag = "demo", operation_id = "show_instance", params(("id" = inline(Id), Path)),
+    responses(
+        (status = 200, description = "The instance", body = InstanceAnswer),
+        (status = 404, description = "It is unknown, or its end is long past"),
+        (status = 410, description = "Its time is over"),
+        (status = 500, description = "Its record cannot be read"),
+        (status = 503, description = "The store does not answer")
+    )
+)]
 pub(super) async fn show(
     State(api): State<ApiState>,
     PathId(id): PathId,
@@ -77,7 +117,24 @@ pub(super) async fn show(
     Ok(Json(InstanceAnswer::of(&instance, now)))
 }
 
-/// `POST /api/v1/demo/{id}/extend`.
+/// Gives an instance more time, counted from its present end.
+#[utoipa::path(
+    post, path = "/api/v1/demo/{id}/extend", tag = "demo", operation_id = "extend_instance",
+    params(("id" = inline(Id), Path)),
+    request_body(content = ExtendBody, example = json!({ "ttl": "30m" })),
+    responses(
+        (status = 200, description = "The instance with its new end", body = InstanceAnswer),
+        (status = 400, description = "The body is not valid"),
+        (status = 404, description = "The instance is unknown, or its end is long past"),
+        (status = 409, description = "It would live longer than MAX_TTL, or it is nobody's"),
+        (status = 410, description = "Its time is over"),
+        (status = 413, description = "The body is too large"),
+        (status = 415, description = "The body is not JSON by its own account"),
+        (status = 500, description = "Its record cannot be read"),
+        (status = 503, description = "The store does not answer"),
+        (status = 507, description = "The store's disk is full")
+    )
+)]
 pub(super) async fn extend(
     State(api): State<ApiState>,
     PathId(id): PathId,
@@ -99,7 +156,19 @@ fn extension(given: &Value, max: SignedDuration) -> Result<SignedDuration, TtlEr
     }
 }
 
-/// `DELETE /api/v1/demo/{id}`.
+/// Ends an instance; one that is not there is fine.
+#[utoipa::path(
+    delete, path = "/api/v1/demo/{id}", tag = "demo", operation_id = "release_instance",
+    params(("id" = inline(Id), Path)),
+    responses(
+        (status = 204, description = "Nobody reaches it any more"),
+        (status = 404, description = "No instance can have that name"),
+        (status = 409, description = "It is still being made"),
+        (status = 500, description = "Its record cannot be read"),
+        (status = 503, description = "The store does not answer"),
+        (status = 507, description = "The store's disk is full")
+    )
+)]
 pub(super) async fn release(State(api): State<ApiState>, PathId(id): PathId) -> Result<StatusCode, Problem> {
     api.provisioner.release(&id).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -4,33 +4,44 @@
 //! thing it stands on, for people; 503 when it cannot do its work. Who is no
 //! watcher gets the one word: names, versions and errors are none of theirs.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use http::{StatusCode, header};
-use serde_json::{Value, json};
 
 use super::ApiState;
 use super::access::{Details, details};
-use super::dto::ms;
+use super::dto::{
+    DependencyHealth, GoldenHealth, Health, HealthAnswer, HealthWord, JobsHealth, RouterHealth, ms, whole_ms,
+};
 use super::problem::Problem;
+use crate::engine::Dependency;
 use crate::error::Chain;
 use crate::instance::State as InstanceState;
 use crate::metrics;
+use crate::nats::Link;
 use crate::shutdown::Phase;
 
 /// A store that takes longer than this for an empty commit (1 ms on a healthy
 /// disk) holds up every acquire.
 const STORE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// `GET /livez`.
+/// Says that the process answers.
+#[utoipa::path(get, path = "/livez", tag = "health", responses(
+    (status = 200, description = "It does", body = String, example = json!("ok\n"))
+))]
 pub(super) async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`.
+/// Says whether requests are to be sent here.
+#[utoipa::path(get, path = "/readyz", tag = "health", responses(
+    (status = 200, description = "They are", body = String, example = json!("ready\n")),
+    (status = 503, description = "It starts or is being stopped", body = String, example = json!("draining\n"))
+))]
 pub(super) async fn readyz(State(api): State<ApiState>) -> Response {
     let phase = *api.phase.borrow();
     match phase {
@@ -41,13 +52,21 @@ pub(super) async fn readyz(State(api): State<ApiState>) -> Response {
     }
 }
 
-/// `GET /health`.
+/// Says how each thing is that the daemon stands on; the one word to who is no
+/// watcher.
+#[utoipa::path(get, path = "/health", tag = "health", responses(
+    (status = 200, description = "It does its work, though it may be degraded", body = HealthAnswer),
+    (status = 503, description = "It cannot do its work now", body = HealthAnswer)
+))]
 pub(super) async fn health(State(api): State<ApiState>, extension: Option<Extension<Details>>) -> Response {
     let phase = *api.phase.borrow();
     let (store_up, store) = store_health(&api).await;
-    let (engines_up, engines) = engine_health(&api).await;
     let (pools_well, pool) = pool_health(&api);
-    let (status, word) = match (store_up, phase, pools_well && engines_up) {
+    let (standing, dependencies) = dependencies_health(&api).await;
+    let (router_well, router) = router_health(&api);
+    let (jobs_well, jobs) = jobs_health(&api);
+    let all_well = pools_well && standing.makes && router_well && jobs_well;
+    let (status, word) = match (store_up && standing.works, phase, all_well) {
         (false, ..) => (StatusCode::SERVICE_UNAVAILABLE, "down"),
         (_, Phase::Starting | Phase::Draining | Phase::Stopped, _) => {
             (StatusCode::SERVICE_UNAVAILABLE, phase.as_str())
@@ -56,75 +75,120 @@ pub(super) async fn health(State(api): State<ApiState>, extension: Option<Extens
         (true, Phase::Serving, true) => (StatusCode::OK, "ok"),
     };
     if !details(extension) {
-        return (status, Json(json!({ "status": word }))).into_response();
+        return (status, Json(HealthAnswer::Word(HealthWord { status: word }))).into_response();
     }
-    let body = json!({
-        "status": word,
-        "phase": phase.as_str(),
-        "version": env!("CARGO_PKG_VERSION"),
-        "store": store,
-        "engines": engines,
-        "pool": pool,
-    });
+    let version = env!("CARGO_PKG_VERSION");
+    let body = HealthAnswer::Whole(Box::new(Health {
+        status: word,
+        phase: phase.as_str(),
+        version,
+        store,
+        dependencies,
+        router,
+        jobs,
+        pool,
+    }));
     (status, Json(body)).into_response()
 }
 
-async fn store_health(api: &ApiState) -> (bool, Value) {
+async fn store_health(api: &ApiState) -> (bool, DependencyHealth) {
     let began = Instant::now();
     let ping = api.provisioner.lifecycle().store().ping();
     let error = match tokio::time::timeout(STORE_DEADLINE, ping).await {
-        Ok(Ok(())) => return (true, json!({ "status": "ok", "ms": ms(began.elapsed()) })),
+        Ok(Ok(())) => {
+            let ms = Some(ms(began.elapsed()));
+            return (true, DependencyHealth { status: "ok", ms, error: None });
+        }
         Ok(Err(error)) => Chain(&error).to_string(),
         Err(_) => format!("no answer within {} s", STORE_DEADLINE.as_secs()),
     };
-    (false, json!({ "status": "down", "error": error }))
+    (false, DependencyHealth { status: "down", ms: None, error: Some(error) })
 }
 
-/// Programs that drivers ask for their containers, one entry each. Without one
-/// nothing can be made, but what runs goes on and what is ready is handed out.
-async fn engine_health(api: &ApiState) -> (bool, Value) {
-    let mut all_up = true;
-    let mut engines = serde_json::Map::new();
+/// What instances stand on beside the host, by its name, and whether any can be
+/// made and whether those that live work: without a container engine what runs
+/// goes on, without its database a shop does not.
+async fn dependencies_health(api: &ApiState) -> (Standing, BTreeMap<String, DependencyHealth>) {
+    let mut standing = Standing { makes: true, works: true };
+    let mut all = BTreeMap::new();
     for engine in api.provisioner.lifecycle().engines() {
-        let kind = engine.kind().as_str();
-        if engines.contains_key(kind) {
-            continue;
+        if let Some(Dependency { name, outage }) = engine.dependency() {
+            standing.works &= outage.is_none();
+            all.insert(name.to_owned(), DependencyHealth::of(outage));
         }
-        if let Some(answer) = engine.health().await {
-            all_up &= answer.is_ok();
-            let entry = match answer {
-                Ok(()) => json!({ "status": "ok" }),
-                Err(error) => json!({ "status": "down", "error": Chain(&error).to_string() }),
-            };
-            engines.insert(kind.to_owned(), entry);
+        let kind = engine.kind().as_str();
+        if !all.contains_key(kind)
+            && let Some(answer) = engine.health().await
+        {
+            standing.makes &= answer.is_ok();
+            all.insert(
+                kind.to_owned(),
+                DependencyHealth::of(answer.err().map(|error| Chain(&error).to_string())),
+            );
         }
     }
-    (all_up, Value::Object(engines))
+    (standing, all)
+}
+
+/// What follows for instances.
+struct Standing {
+    makes: bool,
+    works: bool,
+}
+
+/// Without NATS jobs are done all the same; its daemon alone sees them then, and
+/// nobody hears of events.
+fn jobs_health(api: &ApiState) -> (bool, JobsHealth) {
+    let (status, queue, error) = match api.nats.as_ref().map(|link| link.borrow().clone()) {
+        None => ("ok", "process", None),
+        Some(Link::Up { .. }) => ("ok", "nats", None),
+        Some(Link::Down { why }) => ("degraded", "process", Some(why)),
+    };
+    (error.is_none(), JobsHealth { status, queue, error })
 }
 
 /// A golden is well when it can be restored and the pool's last attempt worked.
-fn pool_health(api: &ApiState) -> (bool, Value) {
+fn pool_health(api: &ApiState) -> (bool, BTreeMap<String, GoldenHealth>) {
     let status = api.pool.borrow();
     let mut all_well = true;
-    let mut goldens = serde_json::Map::new();
+    let mut goldens = BTreeMap::new();
     for golden in api.provisioner.lifecycle().goldens() {
         let of = status.get(&golden.name).cloned().unwrap_or_default();
         let entry = match (&golden.restore, of.failures_in_a_row) {
-            (Err(reason), _) => json!({ "status": "degraded", "no_restore": reason }),
-            (Ok(_), 0) => json!({ "status": "ok" }),
-            (Ok(_), failures) => json!({
-                "status": "degraded",
-                "failures_in_a_row": failures,
-                "retry_at": of.retry_at.map(super::dto::whole_ms),
-            }),
+            (Err(reason), _) => GoldenHealth {
+                status: "degraded",
+                no_restore: Some(reason.clone()),
+                ..GoldenHealth::default()
+            },
+            (Ok(_), 0) => GoldenHealth { status: "ok", ..GoldenHealth::default() },
+            (Ok(_), failures) => GoldenHealth {
+                status: "degraded",
+                failures_in_a_row: Some(failures),
+                retry_at: of.retry_at.map(whole_ms),
+                ..GoldenHealth::default()
+            },
         };
         all_well &= golden.restore.is_ok() && of.failures_in_a_row == 0;
         goldens.insert(golden.name.to_string(), entry);
     }
-    (all_well, Value::Object(goldens))
+    (all_well, goldens)
 }
 
-/// `GET /metrics`, in Prometheus' text format.
+/// A router without routes is no more than slower: the built-in proxy serves.
+fn router_health(api: &ApiState) -> (bool, RouterHealth) {
+    let routes = api.provisioner.lifecycle().routes();
+    let kind = if routes.router().is_some() { "caddy" } else { "embedded" };
+    let error = routes.router().and_then(|_| routes.trouble());
+    let status = if error.is_some() { "degraded" } else { "ok" };
+    (error.is_none(), RouterHealth { status, kind, error })
+}
+
+/// Tells the metrics, in Prometheus' text format.
+#[utoipa::path(get, path = "/metrics", tag = "health", responses(
+    (status = 200, description = "All series", body = String, content_type = "text/plain"),
+    (status = 500, description = "A record cannot be read"),
+    (status = 503, description = "The store does not answer")
+))]
 pub(super) async fn prometheus(State(api): State<ApiState>) -> Result<Response, Problem> {
     let lifecycle = api.provisioner.lifecycle();
     // All or nothing: gauges of some goldens only would look like expiries.

@@ -2,7 +2,8 @@
 //!
 //! Called by the listener for every request that is not a shop's; [`router`] is
 //! also what tests drive. Holds no state of its own. Every error is
-//! `application/problem+json`; the status comes from [`problem`] alone.
+//! `application/problem+json`; the status comes from [`problem`] alone. Routes
+//! and the OpenAPI document ([`document`]) are made from one list.
 //!
 //! Layers, from the outside: the request's span, deadline and error body
 //! ([`request`]), pages of other sites ([`cors`]), who may ask ([`access`]).
@@ -16,24 +17,30 @@ mod dto;
 mod extract;
 mod health;
 mod limits;
+mod openapi;
 mod pool;
 pub mod problem;
 mod request;
+pub mod status;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{delete, get, post};
 use http::{Method, Uri};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 pub use self::access::{Access, Door};
 use self::problem::Problem;
+use self::status::StatusHub;
 use crate::client::TrustedProxies;
 use crate::config::Origins;
+use crate::nats::Link;
 use crate::pool::PoolStatus;
 use crate::provision::Provisioner;
 use crate::shutdown::Phase;
@@ -53,6 +60,12 @@ pub struct ApiState {
     pub access: Access,
     /// Whose pages may ask at all.
     pub cors_origins: Arc<Origins>,
+    /// BASE_DOMAIN.
+    pub base_domain: Arc<str>,
+    /// Streams that watch an instance.
+    pub status: Arc<StatusHub>,
+    /// Whether NATS can be used; none when jobs stay in the process anyway.
+    pub nats: Option<watch::Receiver<Link>>,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
 }
@@ -70,22 +83,39 @@ pub struct Peer(pub SocketAddr);
 
 /// The API as a service.
 pub fn router(state: ApiState) -> Router {
-    Router::new()
-        .route("/api/v1/demo", get(demo::list))
-        .route("/api/v1/demo/acquire", post(demo::acquire))
-        .route("/api/v1/demo/{id}", delete(demo::release).get(demo::show))
-        .route("/api/v1/demo/{id}/extend", post(demo::extend))
-        .route("/api/v1/pool/stats", get(pool::stats))
-        .route("/health", get(health::health))
-        .route("/livez", get(health::livez))
-        .route("/readyz", get(health::readyz))
-        .route("/metrics", get(health::prometheus))
+    let (router, _) = routes().split_for_parts();
+    router
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(state.clone(), access::check))
         .layer(from_fn_with_state(state.clone(), cors::around))
         .layer(from_fn(request::around))
         .with_state(state)
+}
+
+/// The API as an OpenAPI 3.1 document.
+#[must_use]
+pub fn document() -> utoipa::openapi::OpenApi {
+    let (_, document) = routes().split_for_parts();
+    openapi::finish(document)
+}
+
+/// Every route, with its part of the document: there is no other way to add one.
+fn routes() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::with_openapi(openapi::head())
+        .routes(routes!(demo::list))
+        .routes(routes!(demo::acquire))
+        .routes(routes!(demo::show, demo::release))
+        .routes(routes!(demo::extend))
+        .routes(routes!(status::status))
+        .routes(routes!(pool::stats))
+        .routes(routes!(tls::ask))
+        .routes(routes!(health::health))
+        .routes(routes!(health::livez))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::prometheus))
+        .routes(routes!(openapi::json))
+        .routes(routes!(openapi::page))
 }
 
 async fn unknown_path(uri: Uri) -> Problem {

@@ -13,7 +13,12 @@ use crate::instance::State as InstanceState;
 use crate::provision::GoldenRuntime;
 use crate::store::StoreError;
 
-/// `GET /api/v1/pool/stats`.
+/// Tells what is ready, what was handed out and what fails.
+#[utoipa::path(get, path = "/api/v1/pool/stats", tag = "pool", operation_id = "pool_stats", responses(
+    (status = 200, description = "By golden", body = StatsAnswer),
+    (status = 500, description = "A record cannot be read"),
+    (status = 503, description = "The store does not answer")
+))]
 pub(super) async fn stats(State(api): State<ApiState>) -> Result<Json<StatsAnswer>, Problem> {
     let lifecycle = api.provisioner.lifecycle();
     let mut goldens = Vec::new();

@@ -9,9 +9,11 @@ use std::error::Error;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
-use serde_json::json;
 
+use super::dto::ProblemAnswer;
+use super::extract::BODY_MAX;
 use super::limits;
+use super::status::StatusError;
 use crate::error::{Chain, ErrorKind};
 use crate::provision::errors::{AcquireError, LeaseError};
 use crate::provision::limits::{Standing, seconds};
@@ -219,6 +221,19 @@ impl Problem {
         Self::plain(StatusCode::FORBIDDEN, "forbidden", "Not for you", detail)
     }
 
+    /// Any problem of that status, to show what it looks like.
+    pub(super) fn example(status: StatusCode, detail: &str) -> Option<Self> {
+        let of_kinds = ErrorKind::ALL.map(face).map(|it| Self::plain(it.status, it.name, it.title, detail));
+        let others = [
+            Self::token_missing(),
+            Self::forbidden(""),
+            Self::too_large(BODY_MAX),
+            Self::unsupported_media_type(),
+        ];
+        let any = of_kinds.into_iter().chain(others).find(|problem| problem.status == status);
+        Some(Self { detail: detail.to_owned(), ..any? })
+    }
+
     fn plain(status: StatusCode, name: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
         Self {
             status,
@@ -230,6 +245,12 @@ impl Problem {
             standings: Box::default(),
             challenge: None,
         }
+    }
+
+    /// Its status.
+    #[must_use]
+    pub const fn status(&self) -> StatusCode {
+        self.status
     }
 
     /// How it is logged.
@@ -248,14 +269,18 @@ impl Problem {
 
     /// The body.
     pub(super) fn body(&self, request_id: &str) -> Body {
-        let value = json!({
-            "type": format!("urn:demo-multiplexer:problem:{}", self.name),
-            "title": self.title,
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-            "request_id": request_id,
-        });
-        Body::from(value.to_string())
+        Body::from(serde_json::to_vec(&self.answer(request_id)).unwrap_or_default())
+    }
+
+    /// The body's content.
+    pub(super) fn answer<'a>(&'a self, request_id: &'a str) -> ProblemAnswer<'a> {
+        ProblemAnswer {
+            kind: format!("urn:demo-multiplexer:problem:{}", self.name),
+            title: self.title,
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            request_id,
+        }
     }
 }
 
@@ -292,6 +317,12 @@ impl From<AcquireError> for Problem {
 
 impl From<LeaseError> for Problem {
     fn from(error: LeaseError) -> Self {
+        Self::of(error.kind(), &error)
+    }
+}
+
+impl From<StatusError> for Problem {
+    fn from(error: StatusError) -> Self {
         Self::of(error.kind(), &error)
     }
 }

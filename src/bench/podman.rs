@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::{BenchError, Timing, until_200};
-use crate::checkpoint::golden::{Golden, HOST};
+use crate::checkpoint::golden::{Boot, Golden, HOST};
 use crate::engine::podman::cli::{self, RunSpec};
 use crate::golden::recipe::Recipe;
 use crate::host::net;
@@ -26,8 +26,16 @@ pub async fn cold(recipe: &Recipe, image: &str, devices: &Path) -> Result<Timing
     cli::remove(NAME).await?;
     let netns = net::lone_namespace().await?;
     let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd()));
-    let spec =
-        RunSpec { name: NAME, image, netns: &path, recipe, controllers: &[], devices, criu_config: None };
+    let spec = RunSpec {
+        name: NAME,
+        image,
+        netns: &path,
+        recipe,
+        controllers: &[],
+        devices,
+        criu_config: None,
+        database: None,
+    };
     let args = cli::run_args(&spec);
     let begun = Instant::now();
     let timing = async {
@@ -68,7 +76,7 @@ impl<'a> Stock<'a> {
         let dir = state_dir.join("bench");
         std::fs::create_dir_all(&dir)
             .map_err(|source| BenchError::Io { doing: "make a directory", source })?;
-        let golden = Golden::boot(recipe, image, state_dir, say).await?;
+        let golden = Golden::boot(&Boot { recipe, image, state_dir, database: None }, say).await?;
         let stock = Self { golden, recipe, dir };
         stock.golden.warm(recipe, say).await?;
         stock.golden.quiesce(recipe, say).await?;

@@ -96,7 +96,7 @@ impl Direct {
         Ok(Concurrent {
             clones: n,
             all_200_ms: (all.as_secs_f64() * 1e4).round() / 10.0,
-            first_200_ms: Spread::of(&firsts).unwrap_or(Spread { median: 0.0, p95: 0.0 }),
+            first_200_ms: Spread::of(&firsts).unwrap_or(Spread { median: 0.0, p95: 0.0, p99: 0.0 }),
         })
     }
 

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{BenchError, Timing, until_200};
 use crate::app::{App, OnExit, StateLock};
 use crate::assemble::{self, Host};
-use crate::config::Config;
+use crate::config::{Config, StoreAt, ValkeyAt};
 use crate::engine::ContainerEngine;
 use crate::restore::probe;
 
@@ -54,7 +54,11 @@ impl Service {
         let mut config = base.clone();
         config.pool_target_size = pool_target;
         config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        config.store_path = config.state_dir.join("bench.redb");
+        config.store = match config.store {
+            StoreAt::Embedded(_) => StoreAt::Embedded(config.state_dir.join("bench.redb")),
+            // Beside a daemon's own records.
+            StoreAt::Valkey(at) => StoreAt::Valkey(ValkeyAt { prefix: format!("{}-bench", at.prefix), ..at }),
+        };
         config.goldens.truncate(1);
         let name = config.goldens.first().context("no golden is named")?.clone();
         let lock = StateLock::take(&config)?;
@@ -166,8 +170,10 @@ impl Service {
         if let Some(failed) = assemble::drain(&self.host.slots, &self.engines).await.into_iter().next() {
             return Err(failed.into());
         }
-        std::fs::remove_file(self.config.state_dir.join("bench.redb"))?;
-        Ok(())
+        match std::fs::remove_file(self.config.state_dir.join("bench.redb")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 }
 

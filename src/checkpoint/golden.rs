@@ -8,15 +8,19 @@ use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::engine::OwnDatabase;
 use crate::engine::podman::cli::{self, PodmanError, RunSpec};
 use crate::golden::recipe::Recipe;
 use crate::host::devices;
 use crate::host::net::{self, NetError};
+use crate::restore::personalize::{self, PersonalizeError};
 use crate::restore::probe::{self, Page, ProbeError};
+use crate::restore::values::{RenderError, Values};
 
 /// The golden's own host name: reserved, resolves nowhere (RFC 6761).
 pub const HOST: &str = "golden.invalid";
@@ -71,6 +75,12 @@ pub enum GoldenError {
     /// A page did not come.
     #[error("a page did not come")]
     Probe(#[from] ProbeError),
+    /// Its recipe asks for something unknown.
+    #[error("its recipe's values cannot be drawn")]
+    Values(#[from] RenderError),
+    /// It could not be told where its database is.
+    #[error("it cannot be told where its database is")]
+    Identity(#[from] PersonalizeError),
     /// It does not come to rest.
     #[error("it does not come to rest within {} s: {what}", QUIET_DEADLINE.as_secs())]
     Restless {
@@ -97,17 +107,26 @@ pub struct Golden {
     port: u16,
 }
 
+/// What a golden is booted from.
+#[derive(Debug)]
+pub struct Boot<'a> {
+    /// Its recipe.
+    pub recipe: &'a Recipe,
+    /// Its image.
+    pub image: &'a str,
+    /// The daemon's own files.
+    pub state_dir: &'a Path,
+    /// Its database on a shared server; none when it has a server inside.
+    pub database: Option<&'a OwnDatabase>,
+}
+
 impl Golden {
     /// Runs a golden's image and waits until it is up.
     ///
     /// # Errors
     /// [`GoldenError`]; the container is removed.
-    pub async fn boot(
-        recipe: &Recipe,
-        image: &str,
-        state_dir: &Path,
-        say: &(dyn Fn(&str) + Sync),
-    ) -> Result<Self, GoldenError> {
+    pub async fn boot(boot: &Boot<'_>, say: &(dyn Fn(&str) + Sync)) -> Result<Self, GoldenError> {
+        let Boot { recipe, image, state_dir, database } = *boot;
         let name = format!("dm-golden-{}", recipe.name);
         cli::remove(&name).await?;
         let config = state_dir.join("criu-checkpoint.conf");
@@ -125,12 +144,17 @@ impl Golden {
             controllers: &[],
             devices: &devices,
             criu_config: Some(&config),
+            database: database.and_then(|own| own.socket.parent()),
         };
         say(&format!("booting {image}"));
         let booted = async {
             cli::podman(&cli::run_args(&spec)).await?;
             let golden =
                 Self { pid: cli::pid(&name).await?, name: name.clone(), netns, port: recipe.run.port };
+            if let Some(own) = database {
+                // Before the first page: PHP reads it anew at each.
+                golden.tell(recipe, own)?;
+            }
             golden.wait_until_up(recipe).await?;
             Ok(golden)
         };
@@ -171,6 +195,31 @@ impl Golden {
     pub async fn page(&self, path: &str) -> Result<Page, ProbeError> {
         let stream = net::connect_in(self.netns.as_fd(), self.port);
         probe::get_over(stream, ([127, 0, 0, 1], self.port).into(), HOST, path, PAGE_DEADLINE).await
+    }
+
+    /// Tells the golden where its database is, in the files that tell a clone.
+    fn tell(&self, recipe: &Recipe, own: &OwnDatabase) -> Result<(), GoldenError> {
+        let mut values = Values::default();
+        values.set("host", HOST);
+        values.set("domain", HOST);
+        values.set("url", format!("http://{HOST}"));
+        values.set("admin_email", format!("admin@{HOST}"));
+        // Nobody logs in by it: the database has the one of the build.
+        values.set("admin_password_bcrypt", "");
+        values.set_database(&recipe.run, Some(own));
+        values.draw(&recipe.personalize.values)?;
+        Ok(personalize::write_files(self.pid, &recipe.personalize, &values)?)
+    }
+
+    /// Writes the golden's database to a new file, by its own program.
+    ///
+    /// # Errors
+    /// [`GoldenError`].
+    pub async fn export_database(&self, program: &str, to: &Path) -> Result<(), GoldenError> {
+        let file = std::fs::File::create_new(to)
+            .map_err(|source| GoldenError::Io { doing: "create the database's dump", source })?;
+        let args = ["exec", self.name.as_str(), program, "export"];
+        Ok(cli::podman_piped(&args, &[], (Stdio::null(), file.into())).await?)
     }
 
     async fn wait_until_up(&self, recipe: &Recipe) -> Result<(), GoldenError> {

@@ -3,6 +3,8 @@
 //! Called by `demo-multiplexer snapshot create`. Phases and their undo:
 //!
 //! ```text
+//! database    with a shared server: a database there, as the image was
+//!             built with it, instead of the one inside                 undo: drop it
 //! boot        `podman run` in a network namespace without any way out   undo: podman rm
 //! warm        the recipe's pages and commands                           (nothing to undo)
 //! quiesce     idle workers gone, the recipe's commands, no connection   (nothing to undo)
@@ -24,17 +26,20 @@ mod zero;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use self::golden::{Golden, GoldenError};
+use self::golden::{Boot, Golden, GoldenError};
+use crate::config::DatabaseMode;
+use crate::database::{DatabaseError, Mover, Root, Scratch, Server};
 use crate::engine::podman::cli::{self, PodmanError};
 use crate::golden::build::Image;
 use crate::golden::recipe::Recipe;
 use crate::id::SnapshotId;
 use crate::snapshot::archive::{self, ArchiveError};
 use crate::snapshot::catalog::{Catalog, CatalogError};
-use crate::snapshot::manifest::{FILES_ARCHIVE, FORMAT_VERSION, MEMORY_ARCHIVE, Manifest};
+use crate::snapshot::manifest::{self, DATABASE_ARCHIVE, FILES_ARCHIVE, MEMORY_ARCHIVE, Manifest};
 use crate::snapshot::prepare::{self, FactsError};
 
 /// The snapshot could not be taken; nothing of it is left.
@@ -43,6 +48,9 @@ pub enum CheckpointError {
     /// The golden did not boot, warm or quiesce.
     #[error("the golden is not fit to be frozen")]
     Golden(#[from] GoldenError),
+    /// The shared server, or the way to it.
+    #[error("the golden's database cannot be had on the shared server")]
+    Database(#[from] DatabaseError),
     /// Podman or CRIU refused to freeze it.
     #[error("the golden cannot be frozen{}", .log)]
     Freeze {
@@ -83,46 +91,104 @@ pub enum CheckpointError {
     Facts(#[from] FactsError),
 }
 
+/// What a checkpoint is made from.
+#[derive(Debug)]
+pub struct Checkpoint<'a> {
+    /// The golden's recipe.
+    pub recipe: &'a Recipe,
+    /// Its image.
+    pub image: &'a Image,
+    /// Where the snapshot goes.
+    pub catalog: &'a Catalog,
+    /// The daemon's own files.
+    pub state_dir: &'a Path,
+    /// The server that the clones will share; none when each has its own.
+    pub server: Option<&'a Arc<Server>>,
+}
+
 /// Boots, warms, freezes and stores a golden; `say` is told each step.
 ///
 /// # Errors
 /// [`CheckpointError`]; nothing is left.
 ///
 /// # Cancel safety
-/// A dropped call leaves the container; the next call removes it.
+/// A dropped call leaves the container and the database; the next call removes
+/// them.
 pub async fn create(
-    recipe: &Recipe,
-    image: &Image,
-    catalog: &Catalog,
-    state_dir: &Path,
+    checkpoint: &Checkpoint<'_>,
     say: &(dyn Fn(&str) + Sync),
 ) -> Result<Manifest, CheckpointError> {
+    let Checkpoint { recipe, image, .. } = *checkpoint;
     let host = prepare::host_facts().await?;
     let created_at = Timestamp::now();
     let id = SnapshotId::new(&recipe.name, created_at);
     // Taken first: it also says that no other snapshot is being made.
-    let writer = catalog.begin(id.clone())?;
-    let golden = Golden::boot(recipe, &image.name, state_dir, say).await?;
-    let frozen = freeze(&golden, recipe, say).await;
-    let result = match frozen {
-        Ok(frozen) => collect(frozen, writer.dir(), say).await,
-        Err(error) => Err(error),
+    let writer = checkpoint.catalog.begin(id.clone())?;
+    let scratch = match checkpoint.server {
+        None => None,
+        Some(server) => {
+            say("copying its database to the shared server");
+            let mover = Mover::of(recipe, Root::Image(image.name.clone()), server)?;
+            Some(Scratch::make(server, &id, &mover, writer.dir()).await?)
+        }
     };
-    let removed = golden.remove().await;
+    let result = boot_and_collect(checkpoint, scratch.as_ref(), writer.dir(), say).await;
+    let dropped = match scratch {
+        Some(scratch) => scratch.drop().await,
+        None => Ok(()),
+    };
     let (archives, root_mode) = result?;
-    removed?;
+    dropped?;
+    let database = checkpoint.server.map_or(DatabaseMode::Bundled, |_| DatabaseMode::Shared);
     let manifest = Manifest {
-        format_version: FORMAT_VERSION,
+        format_version: manifest::format_version(database),
         id,
         created_at,
         image_id: image.id.clone(),
         root_mode,
         host,
+        database,
         archives,
         recipe: recipe.clone(),
     };
     writer.finish(&manifest)?;
     Ok(manifest)
+}
+
+async fn boot_and_collect(
+    checkpoint: &Checkpoint<'_>,
+    scratch: Option<&Scratch>,
+    dir: &Path,
+    say: &(dyn Fn(&str) + Sync),
+) -> Result<(Archives, u32), CheckpointError> {
+    let Checkpoint { recipe, image, state_dir, .. } = *checkpoint;
+    let boot = Boot { recipe, image: &image.name, state_dir, database: scratch.map(Scratch::own) };
+    let golden = Golden::boot(&boot, say).await?;
+    let dump = dir.join(prepare::DUMP);
+    let frozen = async {
+        golden.warm(recipe, say).await?;
+        golden.quiesce(recipe, say).await?;
+        let program = recipe.run.database_program.as_deref();
+        if let (Some(program), Some(_)) = (program, scratch) {
+            say("copying its database from the shared server");
+            golden.export_database(program, &dump).await?;
+        }
+        freeze(&golden, say).await
+    };
+    let result = match frozen.await {
+        Ok(mut frozen) => {
+            frozen.dump = scratch.map(|_| dump.clone());
+            collect(frozen, dir, say).await
+        }
+        Err(error) => Err(error),
+    };
+    let removed = golden.remove().await;
+    let collected = result?;
+    removed?;
+    if scratch.is_some() {
+        std::fs::remove_file(&dump).map_err(|source| CheckpointError::Io { path: dump.clone(), source })?;
+    }
+    Ok(collected)
 }
 
 /// Where the frozen golden's parts lie.
@@ -131,15 +197,11 @@ struct Frozen {
     spec: PathBuf,
     upper: PathBuf,
     root_mode: u32,
+    /// Its database as SQL, if it was on a shared server.
+    dump: Option<PathBuf>,
 }
 
-async fn freeze(
-    golden: &Golden,
-    recipe: &Recipe,
-    say: &(dyn Fn(&str) + Sync),
-) -> Result<Frozen, CheckpointError> {
-    golden.warm(recipe, say).await?;
-    golden.quiesce(recipe, say).await?;
+async fn freeze(golden: &Golden, say: &(dyn Fn(&str) + Sync)) -> Result<Frozen, CheckpointError> {
     if let Some(command) = golden.holds_foreign_pipe().await? {
         return Err(CheckpointError::Pipes { command });
     }
@@ -159,7 +221,7 @@ async fn freeze(
         CheckpointError::Freeze { log, source }
     })?;
     let images = userdata.join("checkpoint");
-    Ok(Frozen { images, spec, upper, root_mode })
+    Ok(Frozen { images, spec, upper, root_mode, dump: None })
 }
 
 type Archives = std::collections::BTreeMap<String, crate::snapshot::manifest::Archive>;
@@ -179,6 +241,11 @@ async fn collect(
         let mut archives = Archives::new();
         archives.insert(MEMORY_ARCHIVE.to_owned(), archive::pack(&memory, &dir.join(MEMORY_ARCHIVE))?);
         archives.insert(FILES_ARCHIVE.to_owned(), archive::pack(&files, &dir.join(FILES_ARCHIVE))?);
+        if let Some(dump) = &frozen.dump {
+            let database = [(prepare::DUMP, dump.as_path())];
+            let packed = archive::pack(&database, &dir.join(DATABASE_ARCHIVE))?;
+            archives.insert(DATABASE_ARCHIVE.to_owned(), packed);
+        }
         Ok((archives, frozen.root_mode))
     });
     packing.await.unwrap_or_else(|error| {

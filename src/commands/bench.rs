@@ -78,6 +78,8 @@ impl Bench {
         let golden = assemble::golden(name, &shared, &host).await?;
         let mut report = Report {
             golden: golden.recipe.name.to_string(),
+            store: config.store.kind(),
+            router: config.router.kind(),
             machine: machine(&config.state_dir),
             versions: versions().await?,
             ways: Vec::new(),

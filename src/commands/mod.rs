@@ -13,7 +13,9 @@ mod lease;
 mod list;
 mod local;
 mod logs;
+mod openapi;
 mod progress;
+mod reap;
 mod serve;
 mod snapshot;
 mod token;
@@ -54,6 +56,8 @@ enum Command {
     Golden(golden::Golden),
     /// Take and look after snapshots
     Snapshot(snapshot::Snapshot),
+    /// Take down what is over while no daemon runs
+    Reap(reap::Reap),
     /// Show an instance's log files
     Logs(logs::Logs),
     /// Run a command in an instance
@@ -62,6 +66,9 @@ enum Command {
     Bench(bench::Bench),
     /// Say what this host lacks and what to do about it
     Doctor(doctor::Doctor),
+    /// Print the API as an OpenAPI document
+    #[command(name = "openapi")]
+    OpenApi(openapi::OpenApi),
     /// Make tokens for the API
     Token(token::Token),
     /// Print a shell's completion script
@@ -183,9 +190,11 @@ impl Invocation {
             Command::Extend(extend) => extend.run(&context).await?,
             Command::Golden(golden) => golden.run(&context).await?,
             Command::Snapshot(snapshot) => snapshot.run(&context).await?,
+            Command::Reap(reap) => reap.run(&context).await?,
             Command::Logs(logs) => logs.run(&context).await?,
             Command::Exec(exec) => exec.run(&context).await?,
             Command::Bench(bench) => bench.run(&context).await?,
+            Command::OpenApi(openapi) => openapi.run()?,
             Command::Token(token) => token.run(&context)?,
             Command::Completions(completions) => {
                 clap_complete::generate(completions.shell, &mut command_line(), NAME, &mut std::io::stdout());

@@ -2,15 +2,20 @@
 
 use std::sync::Arc;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::app::{App, OnExit, StateLock};
 use crate::assemble::{self, Host};
+use crate::engine::ContainerEngine;
 use crate::error::Chain;
+use crate::host::slots::Slots;
 use crate::metrics;
 use crate::provision::GoldenRuntime;
+use crate::shutdown::Phase;
 
 /// `serve`
 #[derive(Debug, clap::Args)]
@@ -28,6 +33,7 @@ impl Serve {
         tokio::spawn(on_signal(signals, stop.clone()));
         // Before anything happens that counts.
         metrics::install();
+        raise_open_files();
         let config = context.config;
         let lock = StateLock::take(&config)?;
         let host = Host::open(&config).await?;
@@ -38,9 +44,12 @@ impl Serve {
         }
         let engines: Vec<_> = goldens.iter().flat_map(GoldenRuntime::engines).collect();
         let on_exit = if self.ephemeral { OnExit::DestroyInstances } else { OnExit::KeepInstances };
-        let app = App::build(config, lock, goldens, on_exit).await?;
-        let filling =
-            tokio::spawn(assemble::keep_filled(Arc::clone(&host.slots), engines.clone(), stop.clone()));
+        // It may wait for the store.
+        let app = tokio::select! {
+            app = App::build(config, lock, goldens, on_exit) => app?,
+            () = stop.cancelled() => return Ok(()),
+        };
+        let filling = tokio::spawn(fill(app.phase(), Arc::clone(&host.slots), engines.clone(), stop.clone()));
         let guarding = tokio::spawn(assemble::keep_guarded(Arc::clone(&host.slots), stop.clone()));
         let ran = app.run(stop.clone()).await;
         // Also when the daemon ended by itself.
@@ -51,6 +60,29 @@ impl Serve {
             tracing::warn!(error = %Chain(&failed), "something made ahead was not removed completely");
         }
         Ok(ran?)
+    }
+}
+
+/// Takes as many open files as this process may have: each client is one, and
+/// what a shell or a unit gives at first is enough for a few hundred.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(error = %error, "the limit of open files stays as it is");
+    }
+}
+
+/// Makes things ahead, as soon as the former daemon's instances are known: before,
+/// a slot would be given the address of one that lives.
+async fn fill(
+    mut phase: watch::Receiver<Phase>,
+    slots: Arc<Slots>,
+    engines: Vec<Arc<dyn ContainerEngine>>,
+    stop: CancellationToken,
+) {
+    if phase.wait_for(|phase| *phase != Phase::Starting).await.is_ok() {
+        assemble::keep_filled(slots, engines, stop).await;
     }
 }
 

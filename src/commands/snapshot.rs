@@ -8,9 +8,12 @@ use serde_json::json;
 use super::client::print_json;
 use super::progress::Progress;
 use super::{Context, Output, golden};
-use crate::checkpoint;
+use crate::checkpoint::{self, Checkpoint};
+use crate::database::{Server, Template};
 use crate::error::Chain;
 use crate::golden::recipe::Recipe;
+use crate::host::cgroup::Parent;
+use crate::host::mounts;
 use crate::id::SnapshotId;
 use crate::snapshot::catalog::{Catalog, Entry};
 use crate::snapshot::manifest::Manifest;
@@ -29,6 +32,9 @@ enum Verb {
     Create {
         /// A recipe's name or folder; GOLDEN's first when left out
         name: Option<String>,
+        /// Of each golden that GOLDEN names, one after the other
+        #[arg(long, conflicts_with = "name")]
+        all: bool,
         /// Do nothing when the newest snapshot was taken of the recipe as it is now, on a host like this
         #[arg(long)]
         if_missing: bool,
@@ -52,7 +58,7 @@ enum Verb {
     },
     /// Say where this host's public key lies, for other hosts to trust
     Key,
-    /// Remove old snapshots, and what was prepared of them
+    /// Remove old snapshots that no instance runs on, and what was prepared of them
     Prune {
         /// How many of each golden stay
         #[arg(long, default_value_t = 2)]
@@ -64,9 +70,15 @@ impl Snapshot {
     pub(super) async fn run(self, context: &Context) -> anyhow::Result<()> {
         let mut catalog = Catalog::of(&context.config)?;
         match self.verb {
-            Verb::Create { name, if_missing } => {
-                let manifest = create(context, &catalog, name.as_deref(), if_missing).await?;
-                print_manifest(context, &manifest)
+            Verb::Create { all: true, if_missing, .. } => {
+                for name in &context.config.goldens {
+                    print_manifest(context, &create(context, &catalog, name, if_missing).await?)?;
+                }
+                Ok(())
+            }
+            Verb::Create { name, if_missing, .. } => {
+                let name = context.golden(name.as_deref());
+                print_manifest(context, &create(context, &catalog, name, if_missing).await?)
             }
             Verb::List => list(context, &catalog),
             Verb::Inspect { id } => print_json(&serde_json::to_value(catalog.inspect(&id)?)?),
@@ -82,7 +94,7 @@ impl Snapshot {
                     }
                 }
             }
-            Verb::Prune { keep } => prune(context, &catalog, keep),
+            Verb::Prune { keep } => prune(context, &catalog, keep).await,
         }
     }
 }
@@ -90,13 +102,13 @@ impl Snapshot {
 async fn create(
     context: &Context,
     catalog: &Catalog,
-    name: Option<&str>,
+    name: &str,
     if_missing: bool,
 ) -> anyhow::Result<Manifest> {
-    let (folder, recipe) = Recipe::load(context.golden(name), &context.config.recipe_dir)?;
+    let (folder, recipe) = Recipe::load(name, &context.config.recipe_dir)?;
     let image = golden::build_image(context, &folder, &recipe).await?;
     if if_missing
-        && let Some(newest) = catalog.newest(&recipe.name)?
+        && let Some(newest) = catalog.newest(&recipe.name, context.config.database_mode())?
         && newest.recipe == recipe
         && newest.image_id == image.id
         && crate::snapshot::compat::check(&newest.host, &prepare::host_facts().await?).is_ok()
@@ -105,9 +117,9 @@ async fn create(
     }
     let progress = Progress::start();
     let state_dir = &context.config.state_dir;
-    let manifest =
-        checkpoint::create(&recipe, &image, catalog, state_dir, &|step| progress.say(step)).await?;
-    Ok(manifest)
+    let server = context.config.database.clone().map(Server::open).transpose()?;
+    let from = Checkpoint { recipe: &recipe, image: &image, catalog, state_dir, server: server.as_ref() };
+    Ok(checkpoint::create(&from, &|step| progress.say(step)).await?)
 }
 
 fn print_manifest(context: &Context, manifest: &Manifest) -> anyhow::Result<()> {
@@ -175,13 +187,20 @@ fn verify(context: &Context, catalog: &Catalog, id: Option<SnapshotId>) -> anyho
     anyhow::bail!("damaged: {}; take them anew (`snapshot create`) and remove them", broken.join(", "))
 }
 
-fn prune(context: &Context, catalog: &Catalog, keep: usize) -> anyhow::Result<()> {
+async fn prune(context: &Context, catalog: &Catalog, keep: usize) -> anyhow::Result<()> {
     // A running daemon restores from what is prepared.
     let lock =
         crate::app::StateLock::take(&context.config).context("nothing is pruned while the daemon runs")?;
-    let removed = catalog.prune(keep, &[])?;
+    // Instances outlive the daemon, and run on the files of what they were restored from.
+    let lowers = mounts::lowers_in_use(&Parent::open(&context.config.cgroup_parent)?)?;
+    let state_dir = &context.config.state_dir;
+    let removed = catalog.prune(keep, &prepare::in_use(state_dir, &lowers))?;
     let kept: Vec<Manifest> = catalog.list()?.into_iter().filter_map(|entry| entry.manifest.ok()).collect();
-    prepare::forget(&context.config.state_dir, &kept.iter().collect::<Vec<_>>())?;
+    prepare::forget(state_dir, &kept.iter().collect::<Vec<_>>(), &lowers)?;
+    if let Some(server) = context.config.database.clone() {
+        let ids: Vec<&SnapshotId> = kept.iter().map(|manifest| &manifest.id).collect();
+        Template::forget(&*Server::open(server)?, &ids).await?;
+    }
     drop(lock);
     if context.output == Output::Json {
         return print_json(&serde_json::to_value(&removed)?);

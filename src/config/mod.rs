@@ -1,34 +1,41 @@
-//! Settings: read from `.env`, the environment, a TOML file and flags, in
-//! rising order; checked all at once; nothing is opened or bound here.
+//! Settings: read from the installed service's file, `.env`, the environment, a
+//! TOML file and flags, in rising order; checked all at once; nothing is opened or bound here.
 //!
 //! [`SETTINGS`] is the one list of names, defaults and explanations: flags,
 //! `.env.example` and the README are checked against it.
 
+mod database;
 mod edges;
+mod nats;
+mod reader;
+mod router;
 mod settings;
+mod sources;
+mod store;
 mod subnet;
 pub mod units;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::SignedDuration;
 
-use crate::client::TrustedProxies;
-
+pub use self::database::{DatabaseMode, DatabaseServer};
 pub use self::edges::{Acquire, Banner, EdgeSettings, Origins};
+pub use self::nats::{NatsConfig, NatsLogin};
+use self::reader::Reader;
+pub use self::router::{AdminAddress, Router};
 pub use self::settings::{SETTINGS, Setting};
+pub use self::sources::collect;
+pub use self::store::{Endpoint, Servers, StoreAt, ValkeyAt};
 pub use self::subnet::Subnet;
+use crate::client::TrustedProxies;
+use crate::id::NodeName;
 
 /// Names and raw values of settings, before they are checked.
 pub type Values = BTreeMap<String, String>;
-
-/// The largest limit: each counted acquire is kept while it counts, and a
-/// client that may have more needs none.
-const RATE_LIMIT_MAX: usize = 10_000;
 
 /// Which engine runs the containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +74,8 @@ pub struct Config {
     pub docker_socket: PathBuf,
     /// Whether a cold start is an acceptable last resort.
     pub cold_start: ColdStart,
+    /// The server that shops share; none when each brings its own.
+    pub database: Option<DatabaseServer>,
     /// Instances live at `<id>.<base_domain>`.
     pub base_domain: String,
     /// The proxies whose word about their callers is taken.
@@ -83,8 +92,14 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Who may ask for what, and how much at a time.
     pub edges: EdgeSettings,
-    /// Where the embedded store lies.
-    pub store_path: PathBuf,
+    /// What leads visitors to instances.
+    pub router: Router,
+    /// Where the state is kept.
+    pub store: StoreAt,
+    /// This daemon's name among those that share a Valkey, a NATS or a Caddy.
+    pub node: NodeName,
+    /// NATS, if jobs and events go over it.
+    pub nats: Option<NatsConfig>,
     /// All of the daemon's own files.
     pub state_dir: PathBuf,
     /// Snapshots at rest.
@@ -107,6 +122,8 @@ pub struct Config {
     pub max_ttl: SignedDuration,
     /// The collector that traces are sent to.
     pub otlp_url: Option<String>,
+    /// How many status streams are open at once at most.
+    pub sse_max_clients: usize,
 }
 
 /// What is wrong with the settings, all of it.
@@ -119,142 +136,6 @@ pub struct ConfigError {
 
 fn count(n: usize) -> String {
     if n == 1 { "one thing is".into() } else { format!("{n} things are") }
-}
-
-/// Collects the raw values: defaults, `.env` in `dir`, the environment, the
-/// TOML file named by `CONFIG_FILE`, then `flags`.
-///
-/// # Errors
-/// When a file cannot be read or names a setting that does not exist.
-pub fn collect(dir: &Path, flags: Values) -> Result<Values, ConfigError> {
-    let mut problems = Vec::new();
-    let mut values: Values =
-        SETTINGS.iter().map(|setting| (setting.name.to_owned(), setting.default.to_owned())).collect();
-    match dotenvy::from_path_iter(dir.join(".env")) {
-        Ok(lines) => {
-            for line in lines {
-                match line {
-                    Ok((name, value)) => {
-                        if known(&name) {
-                            values.insert(name, value);
-                        }
-                    }
-                    Err(error) => problems.push(format!(".env: {error}")),
-                }
-            }
-        }
-        Err(error) if error.not_found() => {}
-        Err(error) => problems.push(format!(".env: {error}")),
-    }
-    for setting in SETTINGS {
-        if let Ok(value) = std::env::var(setting.name) {
-            values.insert(setting.name.to_owned(), value);
-        }
-    }
-    let file = flags.get("CONFIG_FILE").or_else(|| values.get("CONFIG_FILE")).cloned();
-    if let Some(path) = file.filter(|path| !path.is_empty()) {
-        match read_toml(Path::new(&path)) {
-            Ok(from_file) => values.extend(from_file),
-            Err(error) => problems.extend(error.problems),
-        }
-    }
-    values.extend(flags);
-    if problems.is_empty() { Ok(values) } else { Err(ConfigError { problems }) }
-}
-
-fn known(name: &str) -> bool {
-    SETTINGS.iter().any(|setting| setting.name == name)
-}
-
-fn read_toml(path: &Path) -> Result<Values, ConfigError> {
-    let one = |problem: String| ConfigError { problems: vec![format!("{}: {problem}", path.display())] };
-    let text = std::fs::read_to_string(path).map_err(|error| one(error.to_string()))?;
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| one(error.to_string()))?;
-    let mut values = Values::new();
-    for (key, value) in table {
-        let name = key.to_ascii_uppercase();
-        if !known(&name) {
-            return Err(one(format!("{key} is not a setting")));
-        }
-        let value = match value {
-            toml::Value::String(text) => text,
-            other => other.to_string(),
-        };
-        values.insert(name, value);
-    }
-    Ok(values)
-}
-
-/// Reads values one by one and keeps every complaint.
-struct Reader<'a> {
-    values: &'a Values,
-    problems: Vec<String>,
-}
-
-impl Reader<'_> {
-    fn text(&self, name: &str) -> String {
-        self.values.get(name).map(|value| value.trim().to_owned()).unwrap_or_default()
-    }
-
-    fn parse<T: FromStr>(&mut self, name: &str, fallback: T, rule: &str) -> T {
-        let text = self.text(name);
-        text.parse().unwrap_or_else(|_| {
-            self.problems.push(format!("{name}={text:?}: {rule}"));
-            fallback
-        })
-    }
-
-    fn number(&mut self, name: &str, range: std::ops::RangeInclusive<usize>) -> usize {
-        let rule = format!("a whole number from {} to {}", range.start(), range.end());
-        let n = self.parse(name, *range.start(), &rule);
-        if !range.contains(&n) {
-            self.problems.push(format!("{name}={n}: {rule}"));
-        }
-        n
-    }
-
-    fn limit(&mut self, name: &str) -> u32 {
-        u32::try_from(self.number(name, 0..=RATE_LIMIT_MAX)).unwrap_or(0)
-    }
-
-    fn duration(&mut self, name: &str) -> SignedDuration {
-        let text = self.text(name);
-        match text.parse::<SignedDuration>() {
-            Ok(duration) if duration.is_positive() => duration,
-            _ => {
-                self.problems.push(format!("{name}={text:?}: a time such as 90s, 30m or 2h"));
-                SignedDuration::from_hours(1)
-            }
-        }
-    }
-
-    fn http_url(&mut self, name: &str) -> Option<String> {
-        let text = Some(self.text(name)).filter(|text| !text.is_empty())?;
-        let uri = text.parse::<http::Uri>().ok();
-        let whole = uri
-            .is_some_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.query().is_none());
-        if !whole {
-            self.problems.push(format!("{name}={text:?}: a URL such as http://127.0.0.1:4318, or empty"));
-        }
-        Some(text)
-    }
-
-    fn choice<T: Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> T {
-        let text = self.text(name);
-        choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).unwrap_or_else(|| {
-            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-            self.problems.push(format!("{name}={text:?}: one of {}", words.join(", ")));
-            choices[0].1
-        })
-    }
-
-    fn directory(&mut self, name: &str) -> PathBuf {
-        let text = self.text(name);
-        if text.is_empty() {
-            self.problems.push(format!("{name} is empty: a directory"));
-        }
-        std::path::absolute(&text).unwrap_or_else(|_| PathBuf::from(text))
-    }
 }
 
 impl Config {
@@ -276,16 +157,8 @@ impl Config {
         };
         let own_port = if public_scheme == "https" { 443 } else { 80 };
         let state_dir = read.directory("STATE_DIR");
-        let store_url = read.text("STORE_URL");
-        let store_path = match store_url.strip_prefix("embedded:") {
-            Some("") => state_dir.join("store.redb"),
-            Some(path) => PathBuf::from(path),
-            None => {
-                read.problems
-                    .push(format!("STORE_URL={:?}: embedded:PATH", store_url.split('@').next_back()));
-                PathBuf::new()
-            }
-        };
+        let store = read.store(&state_dir);
+        let node = read.node();
         let base_domain = read.text("BASE_DOMAIN").to_ascii_lowercase();
         if base_domain.is_empty()
             || !base_domain.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
@@ -339,6 +212,7 @@ impl Config {
             read.problems.push(format!("BRIDGE_SUBNET: {problem}"));
             Subnet { network: Ipv4Addr::new(10, 77, 0, 0), prefix: 16 }
         });
+        let router = router::read(&mut read);
         let cgroup_parent = read.text("CGROUP_PARENT");
         if cgroup_parent.is_empty() || cgroup_parent.split('/').any(|part| part.is_empty() || part == "..") {
             read.problems
@@ -370,6 +244,17 @@ impl Config {
                     .into(),
             );
         }
+        let mode = read
+            .choice("DATABASE_MODE", &[("bundled", DatabaseMode::Bundled), ("shared", DatabaseMode::Shared)]);
+        let database = match mode {
+            DatabaseMode::Bundled => None,
+            DatabaseMode::Shared => {
+                let [url, file, prefix] =
+                    ["DATABASE_URL", "DATABASE_PASSWORD_FILE", "DATABASE_PREFIX"].map(|name| read.text(name));
+                let checked = DatabaseServer::check(&url, &file, &prefix, &state_dir);
+                checked.map_err(|problems| read.problems.extend(problems)).ok()
+            }
+        };
         let config = Self {
             goldens,
             pool_target_size: read.number("POOL_TARGET_SIZE", 0..=10_000),
@@ -379,6 +264,7 @@ impl Config {
             container_mode,
             docker_socket,
             cold_start,
+            database,
             base_domain,
             trusted_proxies,
             rate_limit_hourly: read.limit("RATE_LIMIT_HOURLY"),
@@ -387,8 +273,11 @@ impl Config {
             public_port: public_port.filter(|port| *port != own_port),
             listen,
             edges: EdgeSettings::read(&mut read, listen),
-            store_path,
+            router,
             trusted_snapshot_keys,
+            store,
+            node,
+            nats: nats::read(&mut read),
             snapshot_dir: read.directory("SNAPSHOT_DIR"),
             recipe_dir: read.directory("RECIPE_DIR"),
             state_dir,
@@ -399,6 +288,7 @@ impl Config {
             default_ttl,
             max_ttl,
             otlp_url: read.http_url("OTLP_URL"),
+            sse_max_clients: read.number("SSE_MAX_CLIENTS", 1..=1_000_000),
         };
         if read.problems.is_empty() { Ok(config) } else { Err(ConfigError { problems: read.problems }) }
     }
@@ -409,6 +299,15 @@ impl Config {
         match self.public_port {
             Some(port) => format!("{label}.{}:{port}", self.base_domain),
             None => format!("{label}.{}", self.base_domain),
+        }
+    }
+
+    /// Where the shops' databases are.
+    #[must_use]
+    pub const fn database_mode(&self) -> DatabaseMode {
+        match self.database {
+            None => DatabaseMode::Bundled,
+            Some(_) => DatabaseMode::Shared,
         }
     }
 

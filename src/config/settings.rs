@@ -42,6 +42,22 @@ pub const SETTINGS: &[Setting] = &[
         "The Docker engine of CONTAINER_MODE=docker: a unix socket of this host",
     ),
     setting("COLD_START", "allowed", "allowed or refused: boot the golden when it cannot be restored"),
+    setting(
+        "DATABASE_MODE",
+        "bundled",
+        "bundled: each shop has its own MariaDB, frozen with it; shared: a database of its own on one server",
+    ),
+    setting(
+        "DATABASE_URL",
+        "mysql://root@localhost/?socket=/run/mysqld/mysqld.sock",
+        "The shared server (MariaDB 10.11 or newer) and its administrator, mysql://USER:PASSWORD@localhost/?socket=PATH",
+    ),
+    setting("DATABASE_PASSWORD_FILE", "", "A file with that administrator's password"),
+    setting(
+        "DATABASE_PREFIX",
+        "",
+        "What this daemon's databases and users are named with; empty takes dmux_ and a hash of STATE_DIR",
+    ),
     setting("BASE_DOMAIN", "localhost", "Instances live at <id>.<this>; *.localhost needs no DNS"),
     setting(
         "TRUSTED_PROXIES",
@@ -85,7 +101,55 @@ pub const SETTINGS: &[Setting] = &[
     setting("SHOP_BODY_MAX", "64M", "The largest request body that is passed on to a shop"),
     setting("SHOP_TIMEOUT", "60s", "How long a shop may take until its answer begins"),
     setting("BANNER", "off", "on: the built-in proxy shows the time that is left on the shops' pages"),
-    setting("STORE_URL", "embedded:", "embedded:PATH; without a path the store lies in STATE_DIR"),
+    setting(
+        "ROUTER",
+        "embedded",
+        "embedded: the built-in proxy leads visitors to instances; caddy: routes are also kept in Caddy",
+    ),
+    setting(
+        "CADDY_ADMIN_URL",
+        "http://127.0.0.1:2019",
+        "Caddy's admin API for ROUTER=caddy; unix//run/caddy/admin.sock for a socket",
+    ),
+    setting(
+        "STORE_URL",
+        "embedded:",
+        "embedded:PATH (without a path in STATE_DIR), or a Valkey that several daemons share: \
+         redis://[user:password@]host[:port][/database], rediss:// with TLS, \
+         redis+sentinel://[user:password@]host:port,host:port/primary[/database]",
+    ),
+    setting("STORE_PASSWORD_FILE", "", "A file with Valkey's password, which then need not be in STORE_URL"),
+    setting(
+        "STORE_CA_FILE",
+        "",
+        "The authorities, in PEM, that sign Valkey's certificate; empty takes the system's",
+    ),
+    setting("STORE_PREFIX", "demo-multiplexer", "What all keys in Valkey begin with, in braces"),
+    setting(
+        "NODE_NAME",
+        "",
+        "This daemon's name among those that share a Valkey, NATS or Caddy, each on a host or STATE_DIR of its own; \
+         empty takes the host's name",
+    ),
+    setting(
+        "NATS_URL",
+        "",
+        "NATS JetStream for jobs and events: nats:// or tls://[USER:PASSWORD@]HOST[:PORT], further servers of \
+         the cluster after a comma; empty keeps jobs in the process",
+    ),
+    setting("NATS_CREDS_FILE", "", "A NATS credentials file (JWT and nkey), in place of user and password"),
+    setting(
+        "NATS_CA_FILE",
+        "",
+        "Certificates of the authority that signed the NATS servers'; empty takes the system's",
+    ),
+    setting(
+        "NATS_PREFIX",
+        "demo-multiplexer",
+        "What the names of all subjects, streams and consumers in NATS begin with",
+    ),
+    setting("EVENTS_MAX_AGE", "168h", "How long NATS keeps life-cycle events"),
+    setting("EVENTS_MAX_MIB", "256", "MiB of life-cycle events that NATS keeps; the oldest go first"),
     setting(
         "STATE_DIR",
         "/var/lib/demo-multiplexer",
@@ -118,6 +182,11 @@ pub const SETTINGS: &[Setting] = &[
         "API_TOKEN_FILE",
         "",
         "A file with the token that those commands show the daemon; the environment's API_TOKEN stands over it",
+    ),
+    setting(
+        "SSE_MAX_CLIENTS",
+        "10000",
+        "Status streams that are open at once at most; further ones get a 503",
     ),
     setting("LOG_LEVEL", "info", "What is logged, in the form of tracing's EnvFilter"),
     setting(

@@ -1,4 +1,4 @@
-//! The instances' network, as BRIDGE_SUBNET writes it. Pure.
+//! An IPv4 network and the addresses in it.
 
 use std::net::Ipv4Addr;
 use std::str::FromStr;

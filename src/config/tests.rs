@@ -1,8 +1,11 @@
 //! Settings: each rule by an example.
 
+use std::path::Path;
+
+use super::sources::collect_from;
 use super::*;
 
-fn with(changes: &[(&str, &str)]) -> Values {
+pub(super) fn with(changes: &[(&str, &str)]) -> Values {
     let mut values: Values =
         SETTINGS.iter().map(|setting| (setting.name.to_owned(), setting.default.to_owned())).collect();
     for (name, value) in changes {
@@ -15,7 +18,8 @@ fn with(changes: &[(&str, &str)]) -> Values {
 fn the_defaults_are_valid() {
     let config = Config::check(&with(&[])).unwrap();
     assert_eq!(config.host_of("abc"), "abc.localhost:8080");
-    assert_eq!(config.store_path, Path::new("/var/lib/demo-multiplexer/store.redb"));
+    let StoreAt::Embedded(path) = config.store else { panic!("{:?}", config.store) };
+    assert_eq!(path, Path::new("/var/lib/demo-multiplexer/store.redb"));
 }
 
 #[test]
@@ -32,9 +36,12 @@ fn every_problem_is_reported_at_once() {
         ("TRUSTED_PROXIES", "10.0.0.0/8, proxy"),
         ("RATE_LIMIT_HOURLY", "-1"),
         ("OTLP_URL", "localhost:4318"),
+        ("ROUTER", "caddy"),
+        ("CADDY_ADMIN_URL", "2019"),
+        ("NODE_NAME", "a/b"),
     ]))
     .unwrap_err();
-    assert_eq!(error.problems.len(), 11, "{error}");
+    assert_eq!(error.problems.len(), 13, "{error}");
     assert!(error.to_string().contains("TRUSTED_PROXIES: \"proxy\" is not of the form"), "{error}");
     assert!(error.to_string().contains("CONTAINER_MODE=\"lxc\": one of podman, docker"), "{error}");
 }
@@ -50,6 +57,31 @@ fn docker_mode_wants_a_socket_of_this_host_and_cold_starts() {
     assert!(error.to_string().contains("set COLD_START=allowed, or CONTAINER_MODE=podman"), "{error}");
     // Somebody else's setting, while Podman is asked for.
     Config::check(&with(&[("DOCKER_HOST", "ssh://elsewhere")])).unwrap();
+}
+
+#[test]
+fn what_belongs_to_a_valkey_is_checked_with_it() {
+    let config = Config::check(&with(&[
+        ("STORE_URL", "rediss://demo@valkey.example.com"),
+        ("STORE_PASSWORD_FILE", "/etc/demo-multiplexer/valkey"),
+        ("STORE_CA_FILE", "/etc/ssl/own.pem"),
+        ("NODE_NAME", "host-7"),
+    ]))
+    .unwrap();
+    let StoreAt::Valkey(at) = config.store else { panic!("{:?}", config.store) };
+    assert_eq!((at.prefix.as_str(), config.node.as_str()), ("demo-multiplexer", "host-7"));
+    assert_eq!(at.ca_file.as_deref(), Some(Path::new("/etc/ssl/own.pem")));
+
+    let error = Config::check(&with(&[
+        ("STORE_URL", "redis://:secret@valkey.example.com"),
+        ("STORE_PASSWORD_FILE", "/etc/demo-multiplexer/valkey"),
+        ("STORE_CA_FILE", "/etc/ssl/own.pem"),
+        ("STORE_PREFIX", "a{b}"),
+        ("NODE_NAME", "Host 7"),
+    ]))
+    .unwrap_err();
+    assert_eq!(error.problems.len(), 4, "{error}");
+    assert!(!error.to_string().contains("secret"), "{error}");
 }
 
 #[test]
@@ -70,6 +102,19 @@ fn flags_stand_over_the_file_and_the_file_over_env() {
     ]);
     let config = Config::check(&collect(dir.path(), flags).unwrap()).unwrap();
     assert_eq!((config.pool_target_size, config.max_instances, config.slots_ahead), (3, 8, 1));
+}
+
+#[test]
+fn the_services_file_stands_below_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (service, own) = (dir.path().join("service.env"), dir.path().join(".env"));
+    std::fs::write(&service, "# x\nPOOL_TARGET_SIZE=1\nMAX_INSTANCES=7\n").unwrap();
+    std::fs::write(&own, "POOL_TARGET_SIZE=2\n").unwrap();
+    let values = collect_from(&[&service, &own], Values::new()).unwrap();
+    assert_eq!((values["POOL_TARGET_SIZE"].as_str(), values["MAX_INSTANCES"].as_str()), ("2", "7"));
+    std::fs::write(&service, "MAX_INSTANCES='7\n").unwrap();
+    let error = collect_from(&[&service, &own], Values::new()).unwrap_err();
+    assert!(error.to_string().contains("service.env"), "{error}");
 }
 
 #[test]

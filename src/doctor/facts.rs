@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use super::packages::Family;
 use crate::engine::docker::api::Version;
+use crate::route::caddy::Surroundings;
 
 /// What a program answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,8 +62,15 @@ pub(super) struct Facts {
     pub(super) routes: Vec<Route>,
     /// `nft list tables`.
     pub(super) nftables: Answer,
+    /// The shared database server: its version, when all that a daemon asks of
+    /// it works.
+    pub(super) database: Tried<String>,
+    /// NATS and its JetStream; none when NATS_URL is empty.
+    pub(super) nats: Tried,
     /// LISTEN.
     pub(super) listen: Listen,
+    /// Caddy, or why it cannot be looked at; none with the built-in router.
+    pub(super) router: Option<Result<Surroundings, String>>,
     /// Programs that building a golden takes and that are not there.
     pub(super) tools_missing: Vec<&'static str>,
     /// Goldens of the settings whose recipe cannot be read, and why.

@@ -3,10 +3,10 @@
 //! One function a finding, in the order in which they are printed: what stands
 //! first is what the rest stands on.
 
+use super::database;
 use super::facts::{Answer, Bridge, Facts, Listen, StateDir};
 use super::trial::without_harmless;
-use super::{Finding, Status};
-use super::{docker, packages};
+use super::{Finding, Status, docker, nats, packages, router};
 use crate::config::{Config, Subnet};
 
 /// cgroup.kill came with it (cgroup-v2.rst).
@@ -44,6 +44,8 @@ const CAPABILITIES: &[(u8, &str)] = &[
     (18, "SYS_CHROOT"),
     (19, "SYS_PTRACE"),
     (21, "SYS_ADMIN"),
+    // CRIU sets the clock of a clone's time namespace.
+    (25, "SYS_TIME"),
     (27, "MKNOD"),
 ];
 
@@ -52,15 +54,15 @@ const SYS_RESOURCE: u8 = 24;
 /// Controllers with what is not limited when they are missing.
 const CONTROLLERS: &[&str] = &["memory", "pids", "cpu", "io"];
 
-fn ok(name: &'static str, seen: impl Into<String>) -> Finding {
+pub(super) fn ok(name: &'static str, seen: impl Into<String>) -> Finding {
     Finding { name, status: Status::Ok, seen: seen.into(), advice: None }
 }
 
-fn warn(name: &'static str, seen: impl Into<String>, advice: impl Into<String>) -> Finding {
+pub(super) fn warn(name: &'static str, seen: impl Into<String>, advice: impl Into<String>) -> Finding {
     Finding { name, status: Status::Warn, seen: seen.into(), advice: Some(advice.into()) }
 }
 
-fn fail(name: &'static str, seen: impl Into<String>, advice: impl Into<String>) -> Finding {
+pub(super) fn fail(name: &'static str, seen: impl Into<String>, advice: impl Into<String>) -> Finding {
     Finding { name, status: Status::Fail, seen: seen.into(), advice: Some(advice.into()) }
 }
 
@@ -88,7 +90,10 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         network(facts),
         Some(bridge(facts, config)),
         Some(nftables(facts)),
+        database::judge(facts, config),
+        nats::judge(facts),
         Some(listen(facts, config)),
+        router::judge(facts.router.as_ref(), config),
         Some(golden_tools(facts)),
         Some(recipes(facts, config)),
     ];

@@ -10,11 +10,14 @@
 //! Invariant: nothing that was made for a trial is left, and no trial touches
 //! an instance.
 
+mod database;
 mod docker;
 mod facts;
 mod judge;
+mod nats;
 mod packages;
 mod probe;
+mod router;
 mod trial;
 
 #[cfg(test)]

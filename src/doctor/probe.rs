@@ -17,10 +17,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
+use super::database;
 use super::docker;
 use super::facts::{Answer, Bridge, Facts, Listen, Runtime, StateDir, field, parse_routes};
 use super::packages::Family;
-use super::trial;
+use super::{nats, router, trial};
 use crate::config::Config;
 use crate::engine::criu::{self, RestoreError};
 use crate::engine::docker::Docker;
@@ -30,7 +31,7 @@ use crate::golden::recipe::Recipe;
 use crate::host::{facts, net};
 
 /// The slowest call, `podman info`, takes 0.4 s; on a first start it makes its storage.
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(super) const DEADLINE: Duration = Duration::from_secs(20);
 
 const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
 
@@ -52,7 +53,19 @@ pub(super) async fn probe(config: &Config) -> Facts {
     let restores = docker.is_none();
     let criu = if restores { criu_version().await } else { Answer::Missing };
     let has_criu = matches!(criu, Answer::Said(_));
-    let (criu_check, userfaultfd, checkpoint, podman, runtime, network, nftables, listen) = tokio::join!(
+    let (
+        criu_check,
+        userfaultfd,
+        checkpoint,
+        podman,
+        runtime,
+        network,
+        nftables,
+        nats,
+        listen,
+        database,
+        router,
+    ) = tokio::join!(
         ask_if(restores, "criu", &["check"]),
         ask_if(restores, "criu", &["check", "--feature", "uffd-noncoop"]),
         async { if root && has_criu { Some(trial::checkpoint().await) } else { None } },
@@ -62,7 +75,10 @@ pub(super) async fn probe(config: &Config) -> Facts {
             if root { Some(net::trial().await.map_err(|error| Chain(&error).to_string())) } else { None }
         },
         ask("nft", &["list", "tables"]),
+        nats::trial(config),
         listen(config.listen),
+        database::trial(config),
+        router::probe(config),
     );
     Facts {
         family: Family::of(&read("/etc/os-release")),
@@ -86,7 +102,10 @@ pub(super) async fn probe(config: &Config) -> Facts {
         bridge: bridge(&config.bridge_name),
         routes: parse_routes(&read("/proc/net/route")),
         nftables,
+        database,
+        nats,
         listen,
+        router,
         tools_missing: TOOLS.iter().copied().filter(|tool| find_program(tool).is_none()).collect(),
         recipes_unread: recipes(config),
     }

@@ -39,7 +39,10 @@ fn fit() -> Facts {
         bridge: Bridge::Absent,
         routes: vec![route("eth0", "0.0.0.0", 0), route("eth0", "192.168.1.0", 24)],
         nftables: Answer::Said(String::new()),
+        database: None,
+        nats: None,
         listen: Listen::Free,
+        router: None,
         tools_missing: Vec::new(),
         recipes_unread: Vec::new(),
     }
@@ -311,4 +314,12 @@ fn the_kernels_tables_are_read() {
     assert_eq!(parse_routes(table), [route("eth0", "0.0.0.0", 0), route("dmux0", "10.77.0.0", 16)]);
     assert_eq!(parse_routes("no table at all\nx\n"), []);
     assert_eq!(field("CapPrm:\t1\nCapEff:\t2\n", "CapEff"), Some("2"));
+}
+
+#[test]
+fn a_nats_that_is_away_is_no_reason_not_to_start() {
+    let away = only(|facts| facts.nats = Some(Err("JetStream is off".into())));
+    assert_eq!((away.name, away.status), ("nats", Status::Warn));
+    assert!(away.seen.contains("JetStream is off") && away.advice.unwrap().contains("NATS_URL"));
+    assert!(found(|facts| facts.nats = Some(Ok(()))).is_empty());
 }

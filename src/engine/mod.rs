@@ -12,6 +12,7 @@
 //! instances at once. Neither is cancel-safe: callers spawn them.
 
 use std::fmt;
+use std::path::PathBuf;
 
 pub mod cold;
 pub mod criu;
@@ -19,6 +20,7 @@ pub mod docker;
 pub mod podman;
 
 use async_trait::async_trait;
+use secrecy::SecretString;
 
 use crate::error::ErrorKind;
 use crate::host::slots::Slots;
@@ -32,13 +34,39 @@ pub struct Launched {
     pub container: Container,
     /// The snapshot it came from, if any.
     pub snapshot: Option<SnapshotId>,
+    /// Its database on a shared server; none when it has a server inside.
+    pub database: Option<OwnDatabase>,
     /// How long each phase took, in order.
     pub phases: Vec<(Phase, std::time::Duration)>,
+}
+
+/// A shop's own database on a server that shops share.
+#[derive(Debug, Clone)]
+pub struct OwnDatabase {
+    /// Its name.
+    pub name: String,
+    /// Who may use it, and nothing else.
+    pub user: String,
+    /// That user's password.
+    pub password: SecretString,
+    /// The server's socket, on the host.
+    pub socket: PathBuf,
+}
+
+/// Something beside the host itself that a driver's shops stand on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dependency {
+    /// What it is called in `/health`.
+    pub name: &'static str,
+    /// Why it does not answer; none while it does.
+    pub outage: Option<String>,
 }
 
 /// A step of making an instance; the label of metrics, errors and spans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Phase {
+    /// Taking (or copying) a database on the shared server.
+    Database,
     /// Taking (or making) a slot: address, network namespace, cgroup, directories.
     Slot,
     /// CRIU, or the cold boot.
@@ -60,6 +88,7 @@ impl Phase {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Database => "database",
             Self::Slot => "slot",
             Self::Restore => "restore",
             Self::Adopt => "adopt",
@@ -74,7 +103,7 @@ impl Phase {
     #[must_use]
     pub fn span(self) -> tracing::Span {
         match self {
-            Self::Slot | Self::Restore | Self::Adopt => {
+            Self::Slot | Self::Database | Self::Restore | Self::Adopt => {
                 tracing::info_span!("restore", phase = self.as_str())
             }
             Self::Personalize => tracing::info_span!("personalize"),
@@ -135,7 +164,7 @@ fn leftovers(cleanup: &[CleanupError]) -> String {
 
 /// The end of every `destroy` of an instance in a slot: its address is free
 /// only when nothing of it is left, since an address may not have two owners.
-fn destroyed(
+pub(crate) fn destroyed(
     slots: &Slots,
     id: &InstanceId,
     container: Option<&Container>,
@@ -158,6 +187,11 @@ pub trait ContainerEngine: Send + Sync + fmt::Debug {
 
     /// How an instance made by it is reported.
     fn source(&self) -> Source;
+
+    /// What its shops stand on beside the host, if anything.
+    fn dependency(&self) -> Option<Dependency> {
+        None
+    }
 
     /// Names the next instance; a driver that makes things ahead names one
     /// whose things wait.

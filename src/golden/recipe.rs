@@ -85,6 +85,10 @@ pub struct Run {
     pub database_socket: Option<String>,
     /// The database that personalize statements run in.
     pub database: Option<String>,
+    /// Who the shop is on its own server, where no password is asked.
+    pub database_user: Option<String>,
+    /// A program inside that moves the database, for `DATABASE_MODE=shared`.
+    pub database_program: Option<String>,
     /// Log files inside, shown by `demo-multiplexer logs`.
     #[serde(default)]
     pub logs: Vec<String>,
@@ -249,6 +253,15 @@ pub enum RecipeError {
     },
 }
 
+impl Run {
+    /// The directory of the database's socket inside.
+    #[must_use]
+    pub fn socket_directory(&self) -> Option<&str> {
+        let (directory, _) = self.database_socket.as_deref()?.rsplit_once('/')?;
+        (!directory.is_empty()).then_some(directory)
+    }
+}
+
 impl Recipe {
     /// Reads a recipe's folder: `name` is a folder (it contains a slash) or the
     /// name of one below `recipe_dir`. Answers the folder with the recipe.
@@ -289,7 +302,9 @@ impl Recipe {
         }
         let paths =
             self.personalize.files.iter().map(|file| &file.path).chain(&self.personalize.remove.paths);
-        for path in paths.chain(self.run.database_socket.iter()).chain(&self.run.logs) {
+        let run = &self.run;
+        let paths = paths.chain(&run.database_socket).chain(&run.database_program).chain(&run.logs);
+        for path in paths {
             if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
                 return Err(format!("{path} is not an absolute path without .."));
             }

@@ -177,6 +177,18 @@ impl Parent {
         }
     }
 
+    /// Removes the parent itself, when no instance is left and no daemon comes
+    /// back; absent is fine.
+    ///
+    /// # Errors
+    /// When something is still below it.
+    pub fn remove(&self) -> io::Result<()> {
+        for path in self.path.ancestors().take_while(|path| *path != Path::new(MOUNT)) {
+            std::fs::remove_dir(path).or_else(ignore_missing)?;
+        }
+        Ok(())
+    }
+
     /// Ids of all instances that have a cgroup.
     ///
     /// # Errors

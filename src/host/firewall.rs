@@ -77,6 +77,15 @@ impl Firewall {
         Ok(())
     }
 
+    /// Removes the table, when nothing is behind it any more; absent is fine.
+    ///
+    /// # Errors
+    /// When `nft` refuses.
+    pub async fn remove(&self) -> io::Result<()> {
+        // Made first, so that there is one.
+        nft(&format!("table inet {0}\ndelete table inet {0}\n", self.table)).await
+    }
+
     /// Puts the table up again if somebody removed it; answers whether that was
     /// so. Rules that were changed by hand are left as they are.
     ///

@@ -315,6 +315,17 @@ impl Network {
         }
     }
 
+    /// Deletes the bridge and its firewall, when no instance is left; absent is fine.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove_bridge(&self) -> io::Result<()> {
+        match self.handle.link().del(self.bridge).execute().await.map_err(to_io) {
+            Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(error),
+            _ => self.firewall.remove().await,
+        }
+    }
+
     /// Ids of all instances that have a port of this bridge; those of another
     /// daemon's bridge are none of our business.
     ///

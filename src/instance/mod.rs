@@ -16,6 +16,7 @@
 //! instance has `expires_at`.
 
 pub mod event;
+mod record;
 mod state;
 
 use std::net::Ipv4Addr;
@@ -24,11 +25,9 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize, Serializer};
 
+pub use self::record::{RECORD_VERSION, RecordError};
 pub use self::state::{State, Transition};
-use crate::id::{GoldenName, InstanceId, SnapshotId};
-
-/// The version this program writes into instance records.
-pub const RECORD_VERSION: u16 = 1;
+use crate::id::{GoldenName, InstanceId, NodeName, SnapshotId};
 
 /// How a shop came to be, as the acquire answer tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -43,6 +42,9 @@ pub enum Source {
 }
 
 impl Source {
+    /// All of them, the best one first.
+    pub const ALL: [Self; 3] = [Self::Pool, Self::Restore, Self::Cold];
+
     /// The word used in answers, metrics and logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -123,6 +125,8 @@ pub struct Instance {
     pub id: InstanceId,
     /// Which golden it is a copy of.
     pub golden: GoldenName,
+    /// The daemon that made it, and alone may end it.
+    pub node: NodeName,
     /// The snapshot it was restored from; none after a cold start.
     pub snapshot: Option<SnapshotId>,
     /// Where it stands in its life.
@@ -149,12 +153,13 @@ pub struct Instance {
 impl Instance {
     /// A new record in `warming`, before anything of it exists.
     #[must_use]
-    pub fn warming(id: InstanceId, golden: GoldenName, now: Timestamp) -> Self {
+    pub fn warming(id: InstanceId, golden: GoldenName, node: NodeName, now: Timestamp) -> Self {
         Self {
             version: RECORD_VERSION,
             generation: 0,
             id,
             golden,
+            node,
             snapshot: None,
             state: State::Warming,
             made_by: Source::Restore,

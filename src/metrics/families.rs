@@ -87,7 +87,7 @@ pub const FAMILIES: &[Family] = &[
         "demo_multiplexer_restore_phase_duration_seconds",
         Histogram,
         &["source", "phase"],
-        "One phase of making an instance: slot, restore, adopt, personalize, probe",
+        "One phase of making an instance: slot, database, restore, adopt, personalize, probe",
     ),
     family(
         "demo_multiplexer_restore_failures_total",
@@ -158,11 +158,23 @@ pub const FAMILIES: &[Family] = &[
         &[],
         "Connections closed because as many were open as may be, or as one client may have",
     ),
+    family(
+        "demo_multiplexer_route_write_duration_seconds",
+        Histogram,
+        &["outcome"],
+        "One change of the routes in Caddy (ROUTER=caddy)",
+    ),
     family("demo_multiplexer_sse_clients", Gauge, &[], "Clients that follow an instance's status"),
     family(
         "demo_multiplexer_job_attempts_total",
         Counter,
         &["kind", "outcome"],
-        "Attempts at a job; outcome: ok or failed",
+        "Attempts at a job; outcome: done, unneeded, retried, dead, or fallback (kept in the process)",
+    ),
+    family(
+        "demo_multiplexer_events_total",
+        Counter,
+        &["outcome"],
+        "Life-cycle events, published to NATS or dropped",
     ),
 ];

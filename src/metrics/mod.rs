@@ -56,6 +56,33 @@ impl Outcome {
     }
 }
 
+/// How an attempt at a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobOutcome {
+    /// As asked.
+    Done,
+    /// There was nothing to do.
+    Unneeded,
+    /// It failed and comes again.
+    Retried,
+    /// It was given up.
+    Dead,
+    /// The bus did not take it, so it stayed in the process.
+    Fallback,
+}
+
+impl JobOutcome {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Unneeded => "unneeded",
+            Self::Retried => "retried",
+            Self::Dead => "dead",
+            Self::Fallback => "fallback",
+        }
+    }
+}
+
 /// Installs the recorder once a process and answers what renders it.
 pub fn install() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -85,6 +112,13 @@ fn describe() {
         }
     }
     gauge!("demo_multiplexer_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    gauge!("demo_multiplexer_sse_clients").set(0.0);
+}
+
+/// The router was told of changes, many at once or one.
+pub fn routes_written(ok: bool, took: Duration) {
+    let outcome = if ok { Outcome::Ok } else { Outcome::Failed };
+    histogram!("demo_multiplexer_route_write_duration_seconds", "outcome" => outcome.as_str()).record(took);
 }
 
 /// A client got an instance.
@@ -144,6 +178,22 @@ pub fn connection_refused() {
     counter!("demo_multiplexer_connections_refused_total").increment(1);
 }
 
+/// An attempt at a job ended so.
+pub fn job_attempt(kind: &'static str, outcome: JobOutcome) {
+    counter!("demo_multiplexer_job_attempts_total", "kind" => kind, "outcome" => outcome.as_str())
+        .increment(1);
+}
+
+/// An event reached NATS.
+pub fn event_published() {
+    counter!("demo_multiplexer_events_total", "outcome" => "published").increment(1);
+}
+
+/// So many events were given up: NATS was away for too long.
+pub fn events_dropped(count: u64) {
+    counter!("demo_multiplexer_events_total", "outcome" => "dropped").increment(count);
+}
+
 /// A request to an instance was answered with this status.
 pub fn proxied(status: u16) {
     let class = match status {
@@ -187,35 +237,22 @@ pub fn snapshot_in_use(golden: &GoldenName, compressed: u64, raw: u64) {
     }
 }
 
-/// A client begins to follow an instance's status; dropping the answer ends it.
-#[must_use]
-pub fn follows_status() -> Following {
-    gauge!("demo_multiplexer_sse_clients").increment(1.0);
-    Following(())
-}
-
-/// One client that follows an instance's status.
-#[derive(Debug)]
-pub struct Following(());
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        gauge!("demo_multiplexer_sse_clients").decrement(1.0);
-    }
-}
-
-/// An attempt at a job of that kind has ended.
-pub fn job_attempted(kind: &'static str, outcome: Outcome) {
-    counter!("demo_multiplexer_job_attempts_total", "kind" => kind, "outcome" => outcome.as_str())
-        .increment(1);
-}
-
 /// Sets where the daemon stands.
 pub fn daemon_phase(present: DaemonPhase) {
     for phase in DaemonPhase::ALL {
         let value = if phase == present { 1.0 } else { 0.0 };
         gauge!("demo_multiplexer_daemon_phase", "phase" => phase.as_str()).set(value);
     }
+}
+
+/// A status stream was opened.
+pub fn sse_client_came() {
+    gauge!("demo_multiplexer_sse_clients").increment(1.0);
+}
+
+/// A status stream has ended.
+pub fn sse_client_left() {
+    gauge!("demo_multiplexer_sse_clients").decrement(1.0);
 }
 
 /// Sets the gauges of one golden, from one look at the store.

@@ -1,6 +1,6 @@
 //! The first look of a new daemon: what did the former one leave behind?
 //!
-//! Called once, before anything is served. Every record either becomes a living
+//! Called once, before anything is served. Every record of this node either becomes a living
 //! instance again or is marked for the reaper, whose first pass then takes it
 //! down:
 //!
@@ -38,7 +38,7 @@ pub struct Found {
 /// When the store cannot be read or changed: then nothing may be served.
 pub async fn adopt_all(lifecycle: &Arc<Lifecycle>, now: Timestamp) -> Result<Found, StoreError> {
     let mut found = Found::default();
-    for instance in lifecycle.store().list().await? {
+    for instance in lifecycle.store().own().await? {
         // Even one that is about to go holds its place until it is gone.
         lifecycle.adopted(&instance);
         if lives_on(lifecycle, &instance, now).await {
@@ -79,5 +79,5 @@ async fn drop_record(
     let due = instance.is_due_at(now) && instance.state != State::Warming;
     let mut ended = instance;
     ended.state = if due { State::Expired } else { State::Failed };
-    lifecycle.store().update(ended).await.map(|_| ())
+    lifecycle.store().update(ended).await.map(|ended| lifecycle.seen(&ended))
 }

@@ -9,7 +9,13 @@ const FIRST: Duration = Duration::from_secs(1);
 
 /// The longest pause. Longer, and a repaired golden would leave the pool empty
 /// for longer than a person waits; shorter, and a broken one keeps a core busy.
-const LONGEST: Duration = Duration::from_secs(60);
+pub const LONGEST: Duration = Duration::from_secs(60);
+
+/// The pause after so many failures before the present one.
+#[must_use]
+pub fn pause_after(failures: u32) -> Duration {
+    FIRST.saturating_mul(1 << failures.min(16)).min(LONGEST)
+}
 
 /// Failures in a row and the pause they ask for, doubled with each.
 #[derive(Debug, Clone, Copy, Default)]
@@ -21,7 +27,7 @@ pub struct Backoff {
 impl Backoff {
     /// Notes a failure at `now`; answers the pause before the next attempt.
     pub fn failed(&mut self, now: Instant) -> Duration {
-        let pause = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
+        let pause = pause_after(self.failures);
         self.failures = self.failures.saturating_add(1);
         self.until = Some(now + pause);
         pause

@@ -1,10 +1,10 @@
 //! The pool: instances made ahead of time, so that a click finds one ready.
 //!
 //! "Warm" means restored, personalized, first page fetched, nobody's. Three
-//! parts: [`policy`] decides (pure), [`reconciler`] makes warm instances and is
-//! the only one to do so, [`reaper`] takes down what is over. This file has only
-//! what others need to wake them and to read their status, so that provisioning
-//! need not know them.
+//! parts: [`policy`] decides (pure), [`reconciler`] asks for warm instances,
+//! [`reaper`] for the end of what is over; both ask by jobs ([`crate::jobs`]).
+//! This file has only what others need to wake them and to read their status,
+//! so that provisioning need not know them.
 
 pub mod adopt;
 pub mod backoff;
@@ -18,6 +18,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
+use crate::config::ColdStart;
 use crate::id::GoldenName;
 
 /// Wakes a background task before its next tick. It carries no input: the task
@@ -35,6 +36,17 @@ impl Nudge {
     pub async fn given(&self) {
         self.0.notified().await;
     }
+}
+
+/// What the pool is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// How many are to be ready for each golden.
+    pub ready: usize,
+    /// How many may be in the making at once.
+    pub starts: usize,
+    /// Whether a golden without a snapshot is kept warm by cold starts.
+    pub cold_start: ColdStart,
 }
 
 /// How the reconciler stands with each golden.

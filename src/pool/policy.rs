@@ -70,7 +70,9 @@ pub fn plan(views: &[View], limits: Limits) -> Vec<Action> {
     actions
 }
 
-const fn wants_one(view: &View, coming: usize) -> bool {
+/// Whether one more is wanted beside `coming` on their way.
+#[must_use]
+pub const fn wants_one(view: &View, coming: usize) -> bool {
     let allowed = match view.attempts {
         Attempts::Free => true,
         Attempts::One => coming == 0,

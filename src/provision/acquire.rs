@@ -21,6 +21,10 @@ use crate::metrics;
 use crate::restore::{FirstPage, Make};
 use crate::store::{Claim, Claimed};
 
+/// How many instances are passed over at most that a store gone back in time
+/// offers a second time.
+const STALE_CLAIMS: usize = 64;
+
 /// The longest idempotency key: a UUID, or a hash of whatever the client has.
 const KEY_MAX: usize = 255;
 
@@ -172,6 +176,11 @@ impl Provisioner {
 
     /// Takes the first way that works.
     async fn obtain(&self, wish: &Wish, waits: Waits<'_>) -> Result<(Instance, Handed), AcquireError> {
+        if let Some((dependency, reason)) = wish.golden.outage() {
+            // One from the pool would answer every page with an error.
+            let golden = wish.golden.name.clone();
+            return Err(AcquireError::Outage { golden, dependency, reason });
+        }
         if let Some(got) = self.claim(wish).await? {
             return Ok(got);
         }
@@ -217,14 +226,7 @@ impl Provisioner {
 
     /// Takes one from the pool, or the one that the key has already.
     async fn claim(&self, wish: &Wish) -> Result<Option<(Instance, Handed)>, AcquireError> {
-        let now = Timestamp::now();
-        let claim = Claim {
-            golden: wish.golden.name.clone(),
-            now,
-            expires_at: now + wish.ttl,
-            idempotency_key: wish.key.clone(),
-        };
-        match self.lifecycle.store.claim(claim).await.map_err(AcquireError::Store)? {
+        match self.claim_once(wish).await? {
             Claimed::New(instance) => {
                 self.lifecycle.refill.now();
                 self.lifecycle.events.changed(&instance);
@@ -236,6 +238,24 @@ impl Provisioner {
                 Ok(None)
             }
         }
+    }
+
+    /// Claims one that nobody had before.
+    async fn claim_once(&self, wish: &Wish) -> Result<Claimed, AcquireError> {
+        for _ in 0..STALE_CLAIMS {
+            let now = Timestamp::now();
+            let claim = Claim {
+                golden: wish.golden.name.clone(),
+                now,
+                expires_at: now + wish.ttl,
+                idempotency_key: wish.key.clone(),
+            };
+            match self.lifecycle.store.claim(claim).await.map_err(AcquireError::Store)? {
+                Claimed::New(instance) if self.lifecycle.was_handed_out(&instance).await => {}
+                claimed => return Ok(claimed),
+            }
+        }
+        Ok(Claimed::Empty)
     }
 
     /// Makes one for the waiting client, unless the pool gets one first.
@@ -283,9 +303,11 @@ impl Provisioner {
     async fn put_back(&self, instance: Instance) {
         let id = instance.id.clone();
         tracing::info!(instance_id = %id, "client gone, instance released");
-        if let Err(error) = self.lifecycle.end(instance, State::Expired, |_| true).await {
+        if let Err(error) = self.lifecycle.end(instance.clone(), State::Expired, |_| true).await {
             tracing::warn!(instance_id = %id, error = %Chain(&error), "instance not taken down yet");
-            self.lifecycle.reap.now();
+            if self.lifecycle.is_own(&instance) {
+                self.lifecycle.unwanted(&instance);
+            }
         }
     }
 }

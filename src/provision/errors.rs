@@ -8,6 +8,7 @@ use crate::engine::{DestroyError, LaunchError};
 use crate::error::{Chain, ErrorKind};
 use crate::id::{GoldenName, InstanceId};
 use crate::instance::{EngineKind, State};
+use crate::route::RouteError;
 use crate::store::StoreError;
 
 /// An instance could not be made.
@@ -53,6 +54,15 @@ pub enum EndError {
     /// The driver left something behind.
     #[error(transparent)]
     Destroy(DestroyError),
+    /// The router may still lead to it.
+    #[error("cannot remove the route of instance {id}")]
+    Route {
+        /// Which.
+        id: InstanceId,
+        /// Why.
+        #[source]
+        source: RouteError,
+    },
     /// The store could not be asked or told.
     #[error("cannot change the record of instance {id}")]
     Store {
@@ -62,6 +72,19 @@ pub enum EndError {
         #[source]
         source: StoreError,
     },
+}
+
+impl EndError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            // Not before the daemon is started with other settings.
+            Self::NoDriver { .. } => ErrorKind::Incompatible,
+            Self::Destroy(_) | Self::Route { .. } => ErrorKind::Unavailable,
+            Self::Store { source, .. } => source.kind(),
+        }
+    }
 }
 
 /// A client did not get an instance.
@@ -105,6 +128,16 @@ pub enum AcquireError {
         /// Of which golden.
         golden: GoldenName,
         /// Why it cannot be restored, and that no cold start is allowed.
+        reason: String,
+    },
+    /// What the shops stand on does not answer.
+    #[error("the shops of {golden} need the shared {dependency}, which is down: {reason}")]
+    Outage {
+        /// Of which golden.
+        golden: GoldenName,
+        /// Its name in `/health`.
+        dependency: &'static str,
+        /// Why it does not answer.
         reason: String,
     },
     /// Nothing was ready and making one failed.
@@ -153,12 +186,28 @@ impl AcquireError {
             Self::Ttl(error) => error.kind(),
             Self::KeyReused { .. } => ErrorKind::Conflict,
             Self::Limited { .. } => ErrorKind::Limited,
-            Self::NoWay { .. } | Self::TooSlow { .. } | Self::Stopping => ErrorKind::Unavailable,
-            Self::Make { source, .. } => source.kind(),
-            Self::Neither { cold, .. } => cold.kind(),
-            Self::Store(error) => error.kind(),
+            Self::NoWay { .. } | Self::Outage { .. } | Self::TooSlow { .. } | Self::Stopping => {
+                ErrorKind::Unavailable
+            }
+            Self::Make { source, .. } => of_making(source.kind()),
+            Self::Neither { cold, .. } => of_making(cold.kind()),
+            Self::Store(error) => of_making(error.kind()),
             Self::Lost => ErrorKind::Bug,
         }
+    }
+}
+
+/// What a failure while making means to the client: a file that is missing or a
+/// record that is refused there is this host's, not the request's.
+const fn of_making(kind: ErrorKind) -> ErrorKind {
+    match kind {
+        ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::Gone | ErrorKind::Invalid => ErrorKind::Bug,
+        ErrorKind::Exhausted
+        | ErrorKind::Limited
+        | ErrorKind::Unavailable
+        | ErrorKind::NoSpace
+        | ErrorKind::Incompatible
+        | ErrorKind::Bug => kind,
     }
 }
 
@@ -207,6 +256,9 @@ pub enum LeaseError {
     /// The store refused.
     #[error("cannot read or change the instance")]
     Store(#[source] StoreError),
+    /// It is over, but the router may still lead to it.
+    #[error("the instance is not out of reach yet")]
+    Route(#[source] RouteError),
 }
 
 impl LeaseError {
@@ -219,6 +271,7 @@ impl LeaseError {
             Self::NotAssigned { .. } | Self::BeyondMax { .. } | Self::Busy { .. } => ErrorKind::Conflict,
             Self::Ttl(error) => error.kind(),
             Self::Store(error) => error.kind(),
+            Self::Route(error) => error.kind(),
         }
     }
 }

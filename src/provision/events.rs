@@ -64,7 +64,12 @@ mod tests {
     fn every_listener_hears_it_and_none_is_fine() {
         let events = Events::default();
         let golden = "wordpress".parse().expect("a name");
-        let mut instance = Instance::warming(InstanceId::random(), golden, Timestamp::now());
+        let mut instance = Instance::warming(
+            InstanceId::random(),
+            golden,
+            "here".parse().expect("a name"),
+            Timestamp::now(),
+        );
         events.changed(&instance);
         let (mut one, mut other) = (events.listen(), events.listen());
         instance.state = State::Ready;

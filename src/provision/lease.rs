@@ -8,7 +8,7 @@ use crate::error::Chain;
 use crate::id::InstanceId;
 use crate::instance::event::Happened;
 use crate::instance::{Instance, State};
-use crate::route::Lookup;
+use crate::route::memory::Lookup;
 use crate::store::StoreError;
 
 /// How often an extension is tried again after somebody else's change.
@@ -60,6 +60,7 @@ impl Provisioner {
             instance.expires_at = Some(later);
             match self.lifecycle.store.update(instance).await {
                 Ok(instance) => {
+                    self.lifecycle.seen(&instance);
                     self.lifecycle.events.happened(&instance, Happened::Extended);
                     return Ok(instance);
                 }
@@ -77,7 +78,8 @@ impl Provisioner {
     /// right after.
     ///
     /// # Errors
-    /// [`LeaseError`]: it is being made, or the store.
+    /// [`LeaseError`]: it is being made, the store, or the router, which is
+    /// asked again by the reaper.
     pub async fn release(&self, id: &InstanceId) -> Result<(), LeaseError> {
         let Some(instance) = self.lifecycle.store.get(id).await.map_err(LeaseError::Store)? else {
             return Ok(());
@@ -89,6 +91,7 @@ impl Provisioner {
         let marked = marked.map_err(|error| match error {
             EndError::Store { source, .. } => LeaseError::Store(source),
             EndError::NoDriver { id, .. } => LeaseError::Busy { id },
+            EndError::Route { source, .. } => LeaseError::Route(source),
             EndError::Destroy(error) => LeaseError::Busy { id: error.id },
         })?;
         if let Some(instance) = marked {

@@ -6,11 +6,15 @@
 //! concurrent requests never exceed MAX_INSTANCES), and is somebody at work on
 //! this instance at the moment (so that nothing is ended twice at once, and a
 //! warming record without a maker is known as abandoned).
+//!
+//! It also keeps each instance's last known record: a store can lose what it was
+//! told, an instance that lives must not be lost with it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::id::InstanceId;
+use crate::instance::Instance;
 
 /// What is being done with an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +25,17 @@ pub enum Doing {
     Living,
     /// It is being taken down.
     Ending,
+    /// Nothing: it is there, nobody got it, and it could not be taken down yet.
+    Unwanted,
+}
+
+/// One instance of this host.
+#[derive(Debug)]
+struct Held {
+    doing: Doing,
+    /// The latest record that the store is known to have had; none before the
+    /// instance is whole.
+    known: Option<Instance>,
 }
 
 /// Every instance of this host.
@@ -28,7 +43,7 @@ pub enum Doing {
 pub(super) struct Ledger {
     max: usize,
     /// A std lock: held for one map operation, never across an await.
-    held: Mutex<HashMap<InstanceId, Doing>>,
+    held: Mutex<HashMap<InstanceId, Held>>,
 }
 
 impl Ledger {
@@ -36,7 +51,7 @@ impl Ledger {
         Self { max, held: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, Doing>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -46,18 +61,55 @@ impl Ledger {
         if held.len() >= self.max {
             return false;
         }
-        held.insert(id.clone(), Doing::Making);
+        held.insert(id.clone(), Held { doing: Doing::Making, known: None });
         true
     }
 
     /// Notes that an instance is there, even beyond the limit: it exists.
     pub(super) fn lives(&self, id: &InstanceId) {
-        self.lock().insert(id.clone(), Doing::Living);
+        self.set(id, Doing::Living);
+    }
+
+    /// Notes that an instance is there and that nobody got it.
+    pub(super) fn unwanted(&self, id: &InstanceId) {
+        self.set(id, Doing::Unwanted);
     }
 
     /// Takes the right to end an instance; false when somebody has it already.
     pub(super) fn try_end(&self, id: &InstanceId) -> bool {
-        self.lock().insert(id.clone(), Doing::Ending) != Some(Doing::Ending)
+        self.set(id, Doing::Ending) != Some(Doing::Ending)
+    }
+
+    /// Answers what was being done with it before.
+    fn set(&self, id: &InstanceId, doing: Doing) -> Option<Doing> {
+        let mut held = self.lock();
+        let Some(of) = held.get_mut(id) else {
+            held.insert(id.clone(), Held { doing, known: None });
+            return None;
+        };
+        Some(std::mem::replace(&mut of.doing, doing))
+    }
+
+    /// Notes a record that the store has, if it is the latest of an instance
+    /// held here.
+    pub(super) fn note(&self, record: &Instance) {
+        if let Some(held) = self.lock().get_mut(&record.id)
+            && held.known.as_ref().is_none_or(|known| known.generation < record.generation)
+        {
+            held.known = Some(record.clone());
+        }
+    }
+
+    /// The latest known record of an instance that is held here.
+    pub(super) fn known(&self, id: &InstanceId) -> Option<Instance> {
+        self.lock().get(id).and_then(|held| held.known.clone())
+    }
+
+    /// The latest known records of all that is there and that nobody is at.
+    pub(super) fn all_known(&self) -> Vec<(Doing, Instance)> {
+        let held = self.lock();
+        let there = held.values().filter(|held| matches!(held.doing, Doing::Living | Doing::Unwanted));
+        there.filter_map(|held| Some((held.doing, held.known.clone()?))).collect()
     }
 
     /// Frees the instance's place.
@@ -67,7 +119,7 @@ impl Ledger {
 
     /// What is being done with an instance; none when it is not held here.
     pub(super) fn doing(&self, id: &InstanceId) -> Option<Doing> {
-        self.lock().get(id).copied()
+        self.lock().get(id).map(|held| held.doing)
     }
 
     /// How many places are taken.

@@ -20,8 +20,8 @@
 //!
 //! Invariants: a record is written before anything of its instance exists and
 //! removed after all of it is gone, so whatever the daemon's death leaves
-//! behind has a record; a failed destroy keeps the record, and the reaper comes
-//! again.
+//! behind has a record; what fails to be removed keeps the record, and the
+//! reaper comes again; an address is given up only after nothing leads to it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ use crate::instance::{Instance, State};
 use crate::metrics;
 use crate::pool::Nudge;
 use crate::restore::{FirstPage, Make};
-use crate::route::RouteTable;
+use crate::route::Routes;
 use crate::store::{Store, StoreError};
 
 /// How often a change is tried again after somebody else's. Each round has
@@ -55,7 +55,7 @@ const STALE_ROUNDS: usize = 5;
 #[derive(Debug)]
 pub struct Lifecycle {
     pub(super) store: Arc<dyn Store>,
-    pub(super) routes: Arc<RouteTable>,
+    pub(super) routes: Arc<Routes>,
     pub(super) goldens: Vec<GoldenRuntime>,
     pub(super) gate: Gate,
     pub(super) tally: Tally,
@@ -65,7 +65,7 @@ pub struct Lifecycle {
     pub(super) reap: Nudge,
     /// Work that outlives the request that began it; the drain waits for it.
     pub(super) tasks: TaskTracker,
-    ledger: Ledger,
+    pub(super) ledger: Ledger,
     pub(super) events: Events,
 }
 
@@ -75,7 +75,7 @@ pub struct Parts {
     /// The state.
     pub store: Arc<dyn Store>,
     /// The routes.
-    pub routes: Arc<RouteTable>,
+    pub routes: Arc<Routes>,
     /// What is served.
     pub goldens: Vec<GoldenRuntime>,
     /// Instances of all states this host holds at most.
@@ -166,7 +166,8 @@ impl Lifecycle {
         hand_over: impl FnOnce(&mut Instance) + Send,
     ) -> Result<Instance, MakeError> {
         let engine = order.maker.engine();
-        let mut record = Instance::warming(id.clone(), order.golden.clone(), Timestamp::now());
+        let node = self.store.node().clone();
+        let mut record = Instance::warming(id.clone(), order.golden.clone(), node, Timestamp::now());
         record.made_by = order.maker.engine().source();
         record.idempotency_key = order.idempotency_key;
         let mut record = match self.store.insert(record).instrument(Phase::Record.span()).await {
@@ -185,19 +186,23 @@ impl Lifecycle {
         metrics::made(order.golden, made.made_by, &made.phases);
         self.tally.made(order.golden, made.made_by);
         let upstream = SocketAddr::from((made.container.address, made.container.port));
-        Phase::Route.span().in_scope(|| self.routes.ensure(&id, upstream));
+        self.routes.ensure(&id, upstream);
+        // If the router does not take it, its keeper tells and tries again; the
+        // built-in proxy serves the instance until then.
+        let _ = self.routes.settle().instrument(Phase::Route.span()).await;
         record.snapshot = made.snapshot;
         record.made_by = made.made_by;
         record.container = Some(made.container);
         record.access = Some(made.access);
         hand_over(&mut record);
-        let stored = self.store.update(record.clone()).instrument(Phase::Record.span()).await;
+        let stored = self.finish(&record).instrument(Phase::Record.span()).await;
         // Not before: a client that waited at the gate claims first, and shall
         // find this one.
         drop(order.permit);
         match stored {
             Ok(record) => {
                 self.ledger.lives(&id);
+                self.ledger.note(&record);
                 self.events.changed(&record);
                 // So that its end is watched from now on.
                 self.reap.now();
@@ -222,20 +227,32 @@ impl Lifecycle {
         MakeError::Launch(error)
     }
 
+    /// Writes the record of a finished instance. Nobody but this daemon removes
+    /// it: one that is not there was lost, and is written again.
+    async fn finish(&self, record: &Instance) -> Result<Instance, StoreError> {
+        match self.store.update(record.clone()).await {
+            Err(StoreError::Unknown { .. }) => {
+                let mut again = record.clone();
+                again.generation += 1;
+                self.store.write_again(again.clone()).await.map(|()| again)
+            }
+            answered => answered,
+        }
+    }
+
     /// Takes down what was made and cannot be used; the reaper comes again if
     /// that fails.
     async fn throw_away(&self, record: Instance) {
         let id = record.id.clone();
-        let ended = match self.mark(record, State::Failed, |_| true).await {
+        let ended = match self.mark(record.clone(), State::Failed, |_| true).await {
             Ok(Some(record)) => self.take_down(record).await,
-            Ok(None) => Ok(Ended::Kept),
+            // The store has lost it.
+            Ok(None) => self.take_down(record.clone()).await,
             Err(error) => Err(error),
         };
         if let Err(error) = ended {
-            // Living: there, and nobody is at it, so the reaper may be.
-            self.ledger.lives(&id);
             tracing::warn!(instance_id = %id, error = %Chain(&error), "instance not thrown away yet");
-            self.reap.now();
+            self.unwanted(&record);
         }
     }
 
@@ -264,7 +281,8 @@ impl Lifecycle {
     /// end, or `still` no longer holds.
     ///
     /// # Errors
-    /// [`EndError::Store`].
+    /// [`EndError::Store`]; [`EndError::Route`]: it is marked, and the router
+    /// may still lead to it.
     pub(super) async fn mark(
         &self,
         mut instance: Instance,
@@ -275,7 +293,7 @@ impl Lifecycle {
         let failed = |source| EndError::Store { id: id.clone(), source };
         for _ in 0..STALE_ROUNDS {
             if instance.state.is_final() {
-                self.routes.remove(&id);
+                self.withdraw(&id).await?;
                 return Ok(Some(instance));
             }
             if !still(&instance) {
@@ -286,14 +304,15 @@ impl Lifecycle {
             ended.state = if instance.state == State::Warming { State::Failed } else { to };
             match self.store.update(ended).await {
                 Ok(ended) => {
+                    self.ledger.note(&ended);
                     self.events.changed(&ended);
                     if ended.state == State::Expired && ended.is_due_at(Timestamp::now()) {
                         metrics::lease_expired(&ended.golden);
                     }
-                    self.routes.remove(&id);
                     if instance.state == State::Ready {
                         self.refill.now();
                     }
+                    self.withdraw(&id).await?;
                     return Ok(Some(ended));
                 }
                 Err(StoreError::Unknown { .. }) => return Ok(None),
@@ -310,7 +329,13 @@ impl Lifecycle {
         Ok(None)
     }
 
-    /// Takes a marked instance down; see the module's second diagram.
+    async fn withdraw(&self, id: &InstanceId) -> Result<(), EndError> {
+        let withdrawn = self.routes.withdraw(id).await;
+        withdrawn.map_err(|source| EndError::Route { id: id.clone(), source })
+    }
+
+    /// Takes a marked instance down; see the module's second diagram. Another
+    /// node's is left to its own daemon, which sees the mark within a second.
     ///
     /// # Errors
     /// [`EndError`]; the record is kept, call again later.
@@ -318,7 +343,7 @@ impl Lifecycle {
     /// # Cancel safety
     /// Not cancel-safe: spawn it.
     pub(super) async fn take_down(&self, instance: Instance) -> Result<Ended, EndError> {
-        if !self.ledger.try_end(&instance.id) {
+        if !self.is_own(&instance) || !self.ledger.try_end(&instance.id) {
             return Ok(Ended::InProgress);
         }
         let ended = self.take_down_alone(&instance).await;
@@ -389,6 +414,7 @@ impl Lifecycle {
     /// Takes over an instance of a former daemon that still runs.
     pub fn adopted(&self, instance: &Instance) {
         self.ledger.lives(&instance.id);
+        self.ledger.note(instance);
         if let Some(container) = &instance.container {
             self.routes.ensure(&instance.id, SocketAddr::from((container.address, container.port)));
         }
@@ -409,6 +435,12 @@ impl Lifecycle {
     #[must_use]
     pub fn goldens(&self) -> &[GoldenRuntime] {
         &self.goldens
+    }
+
+    /// The routes.
+    #[must_use]
+    pub const fn routes(&self) -> &Arc<Routes> {
+        &self.routes
     }
 
     /// The state.

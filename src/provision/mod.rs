@@ -4,6 +4,7 @@
 //! answer, the metrics and the log say which one it was:
 //!
 //! ```text
+//! (something that the shops stand on is down: refused, there is no use in any)
 //! key held -> the same instance again, also for a client at its limit
 //!   (from here on the acquire is counted: limits)
 //! pool     -> one atomic claim in the store
@@ -27,6 +28,7 @@ mod lease;
 mod ledger;
 mod lifecycle;
 pub mod limits;
+mod memory;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -76,6 +78,24 @@ impl GoldenRuntime {
     #[must_use]
     pub fn may_be_booted(&self) -> bool {
         self.engines().iter().any(|engine| engine.source() == Source::Cold)
+    }
+
+    /// What its restored shops stand on and that does not answer now: its name,
+    /// and why.
+    #[must_use]
+    pub fn outage(&self) -> Option<(&'static str, String)> {
+        let dependency = self.restore.as_ref().ok()?.engine().dependency()?;
+        Some((dependency.name, dependency.outage?))
+    }
+
+    /// How the pool makes one; none when there is no way.
+    #[must_use]
+    pub fn warm_maker(&self, cold_start: ColdStart) -> Option<&Arc<dyn Make>> {
+        match (&self.restore, cold_start) {
+            (Ok(maker), _) => Some(maker),
+            (Err(_), ColdStart::Allowed) => self.cold.as_ref(),
+            (Err(_), ColdStart::Refused) => None,
+        }
     }
 }
 

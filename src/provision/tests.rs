@@ -11,7 +11,8 @@ use crate::error::ErrorKind;
 use crate::id::InstanceId;
 use crate::instance::{EngineKind, State};
 use crate::pool::Nudge;
-use crate::route::{Lookup, RouteTable};
+use crate::route::Routes;
+use crate::route::memory::Lookup;
 use crate::store::Store;
 use crate::store::embedded::EmbeddedStore;
 use crate::testing::{Script, eventually, runtime};
@@ -21,7 +22,7 @@ const MINUTE: SignedDuration = SignedDuration::from_mins(1);
 struct World {
     provisioner: Arc<Provisioner>,
     store: Arc<dyn Store>,
-    routes: Arc<RouteTable>,
+    routes: Arc<Routes>,
     restore: Arc<Script>,
     cold: Arc<Script>,
     _dir: tempfile::TempDir,
@@ -29,9 +30,10 @@ struct World {
 
 fn world(max_instances: usize, cold_start: ColdStart) -> World {
     let dir = tempfile::tempdir().unwrap();
-    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&dir.path().join("store")).unwrap());
+    let store: Arc<dyn Store> =
+        Arc::new(EmbeddedStore::open(&dir.path().join("store"), &"here".parse().unwrap()).unwrap());
     let (restore, cold) = (Script::quiet(EngineKind::Criu), Script::quiet(EngineKind::Podman));
-    let routes = Arc::new(RouteTable::default());
+    let routes = Arc::new(Routes::default());
     let lifecycle = Lifecycle::new(Parts {
         store: Arc::clone(&store),
         routes: Arc::clone(&routes),
@@ -79,7 +81,7 @@ impl World {
     async fn assert_nothing_is_left(&self) {
         assert!(self.store.list().await.unwrap().is_empty(), "no record");
         assert!(self.restore.traces().is_empty() && self.cold.traces().is_empty(), "no traces");
-        assert!(self.routes.is_empty(), "no route");
+        assert!(self.routes.memory().is_empty(), "no route");
         let lifecycle = self.provisioner.lifecycle();
         assert_eq!(lifecycle.room(), lifecycle.max_instances(), "no place");
     }
@@ -134,6 +136,19 @@ async fn a_refused_cold_start_is_an_error() {
     assert!(matches!(error, AcquireError::Make { .. }), "{error}");
     assert_eq!(world.cold.attempts(), 0);
     world.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn while_what_the_shops_stand_on_is_down_none_is_handed_out_and_none_is_lost() {
+    let world = world(4, ColdStart::Allowed);
+    let warm = world.warm().await;
+    world.restore.outage(Some("connection refused"));
+    let error = world.acquire().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("database, which is down: connection refused"), "{error}");
+    assert_eq!((world.restore.attempts(), world.cold.attempts()), (1, 0), "nothing is made either");
+    world.restore.outage(None);
+    assert_eq!(world.acquire().await.unwrap().instance.id, warm.id);
 }
 
 #[tokio::test]
@@ -280,7 +295,7 @@ async fn release_is_idempotent_and_leaves_nothing() {
     let got = world.acquire().await.unwrap().instance;
     for _ in 0..3 {
         world.provisioner.release(&got.id).await.unwrap();
-        assert!(world.routes.is_empty(), "nobody reaches it from the answer on");
+        assert!(world.routes.memory().is_empty(), "nobody reaches it from the answer on");
     }
     eventually("it is gone", async || world.store.list().await.unwrap().is_empty().then_some(())).await;
     eventually("its place is free", async || (world.provisioner.lifecycle().room() == 4).then_some(())).await;
@@ -300,7 +315,7 @@ async fn an_instance_that_cannot_be_taken_down_keeps_its_record() {
     lifecycle.end(got.clone(), State::Expired, |_| true).await.unwrap_err();
     let kept = world.store.get(&got.id).await.unwrap().unwrap();
     assert_eq!(kept.state, State::Expired);
-    assert!(world.routes.is_empty(), "nobody reaches it all the same");
+    assert!(world.routes.memory().is_empty(), "nobody reaches it all the same");
     assert_eq!(lifecycle.room(), 3, "it still takes a place");
     world.restore.fail_destroy(false);
     assert_eq!(lifecycle.end(kept, State::Expired, |_| true).await.unwrap(), Ended::Gone);

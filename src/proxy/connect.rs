@@ -21,7 +21,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::route::{Lookup, RouteTable};
+use crate::route::memory::{Lookup, MemoryRoutes};
 
 /// Instances are one hop away, on a bridge of this host: a handshake takes tens
 /// of microseconds, and one that takes this long will not come.
@@ -30,11 +30,11 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// Opens connections to instances, by id.
 #[derive(Debug, Clone)]
 pub(super) struct Connector {
-    routes: Arc<RouteTable>,
+    routes: Arc<MemoryRoutes>,
 }
 
 impl Connector {
-    pub(super) fn new(routes: Arc<RouteTable>) -> Self {
+    pub(super) fn new(routes: Arc<MemoryRoutes>) -> Self {
         Self { routes }
     }
 }

@@ -1,7 +1,7 @@
 //! The built-in reverse proxy: a visitor's request to the shop it names.
 //!
 //! Called by the listener for each request whose Host is below BASE_DOMAIN.
-//! Reads the [`RouteTable`], changes nothing. Bodies stream both ways as they
+//! Reads the [`MemoryRoutes`], changes nothing. Bodies stream both ways as they
 //! come; an upgrade (websocket or other) becomes two byte streams.
 //!
 //! ```text
@@ -46,7 +46,7 @@ use crate::connections::Place;
 use crate::error::Chain;
 use crate::id::InstanceId;
 use crate::metrics;
-use crate::route::{Lookup, Route, RouteTable};
+use crate::route::memory::{Lookup, MemoryRoutes, Route};
 use crate::store::Store;
 
 /// How long an unused connection to a shop is kept. Below the golden's nginx
@@ -61,7 +61,7 @@ const IDLE_PER_SHOP: usize = 8;
 #[derive(Debug)]
 pub struct Parts {
     /// Where the shops are.
-    pub routes: Arc<RouteTable>,
+    pub routes: Arc<MemoryRoutes>,
     /// What visitors see of this service.
     pub face: PublicFace,
     /// Whose word about their callers is taken.
@@ -77,7 +77,7 @@ pub struct Parts {
 /// The proxy; clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Proxy {
-    routes: Arc<RouteTable>,
+    routes: Arc<MemoryRoutes>,
     face: PublicFace,
     trusted: TrustedProxies,
     body_max: u64,

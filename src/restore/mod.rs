@@ -110,8 +110,10 @@ impl Maker {
     /// # Cancel safety
     /// Not cancel-safe: spawn it.
     pub async fn make(&self, id: &InstanceId, first_page: FirstPage) -> Result<Made, LaunchError> {
-        let Launched { container, snapshot, mut phases } = self.engine.launch(id).await?;
-        match self.finish(id, &container, first_page, &mut phases).await {
+        let mut launched = self.engine.launch(id).await?;
+        let finished = self.finish(id, &mut launched, first_page).await;
+        let Launched { container, snapshot, phases, .. } = launched;
+        match finished {
             Ok(access) => Ok(Made { container, access, snapshot, made_by: self.engine.source(), phases }),
             Err((phase, error)) => {
                 let cleanup: Vec<CleanupError> = match self.engine.destroy(id, Some(&container)).await {
@@ -132,24 +134,23 @@ impl Maker {
     async fn finish(
         &self,
         id: &InstanceId,
-        container: &Container,
+        launched: &mut Launched,
         first_page: FirstPage,
-        phases: &mut Vec<(Phase, Duration)>,
     ) -> Result<Access, (Phase, UnfitError)> {
         let begun = Instant::now();
-        let personalized = self.personalize(id, container).instrument(Phase::Personalize.span()).await;
+        let personalized = self.personalize(id, launched).instrument(Phase::Personalize.span()).await;
         let access = personalized.map_err(|error| (Phase::Personalize, error))?;
-        phases.push((Phase::Personalize, begun.elapsed()));
+        launched.phases.push((Phase::Personalize, begun.elapsed()));
         if first_page == FirstPage::Fetched {
             let begun = Instant::now();
-            let probed = self.probe(id, container).instrument(Phase::Probe.span()).await;
+            let probed = self.probe(id, &launched.container).instrument(Phase::Probe.span()).await;
             probed.map_err(|error| (Phase::Probe, error))?;
-            phases.push((Phase::Probe, begun.elapsed()));
+            launched.phases.push((Phase::Probe, begun.elapsed()));
         }
         Ok(access)
     }
 
-    async fn personalize(&self, id: &InstanceId, container: &Container) -> Result<Access, UnfitError> {
+    async fn personalize(&self, id: &InstanceId, launched: &Launched) -> Result<Access, UnfitError> {
         let credentials = self.supply.take().await?;
         let host = self.config.host_of(id.as_str());
         let url = format!("{}://{host}", self.config.public_scheme);
@@ -160,10 +161,15 @@ impl Maker {
         values.set("url", url.as_str());
         values.set("admin_email", admin_email.as_str());
         values.set("admin_password_bcrypt", credentials.bcrypt.expose_secret());
+        values.set_database(&self.recipe.run, launched.database.as_ref());
         let recipe = &self.recipe.personalize;
         values.draw(&recipe.values)?;
-        let subject =
-            personalize::Subject { pid: container.pid, host_name: id.as_str(), run: &self.recipe.run };
+        let subject = personalize::Subject {
+            pid: launched.container.pid,
+            host_name: id.as_str(),
+            run: &self.recipe.run,
+            database: launched.database.as_ref(),
+        };
         match tokio::time::timeout(PERSONALIZE_DEADLINE, personalize::apply(&subject, recipe, &values)).await
         {
             Ok(done) => done?,

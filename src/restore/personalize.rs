@@ -1,6 +1,7 @@
 //! Giving a clone its own identity, before any route leads to it.
 //!
-//! Works from outside, through `/proc/PID/root` and the database's socket: no
+//! Works from outside, through `/proc/PID/root` and the database's socket (the
+//! clone's own server's, or the shared server's as the clone's user): no
 //! process is started inside. Files are opened below the clone's root with
 //! `RESOLVE_IN_ROOT`, so that a link in the golden cannot point at the host.
 //! Undo: none; a clone that could not be personalized is thrown away.
@@ -12,10 +13,13 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::Path;
 
+use mysql_async::OptsBuilder;
 use mysql_async::prelude::Queryable as _;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, openat2, renameat, unlinkat};
+use secrecy::ExposeSecret as _;
 
 use super::values::{RenderError, Values};
+use crate::engine::OwnDatabase;
 use crate::golden::recipe::{PersonalFile, Personalize, Run};
 
 /// Name of a file half written, in the directory of the file it becomes.
@@ -65,8 +69,10 @@ pub struct Subject<'a> {
     pub pid: i32,
     /// Its host name, if the recipe wants one.
     pub host_name: &'a str,
-    /// Where its database is.
+    /// Where its own server is.
     pub run: &'a Run,
+    /// Its database on a shared server, when it has no server of its own.
+    pub database: Option<&'a OwnDatabase>,
 }
 
 /// Gives the clone its own identity: host name, files, then the database.
@@ -81,26 +87,51 @@ pub async fn apply(
     if recipe.hostname {
         set_host_name(subject.pid, subject.host_name).await.map_err(PersonalizeError::HostName)?;
     }
+    write_files(subject.pid, recipe, values)?;
     let root = Root::of(subject.pid).map_err(|source| PersonalizeError::File { path: "/".into(), source })?;
-    for file in &recipe.files {
-        rewrite(&root, file, values)?;
-    }
     for path in &recipe.remove.paths {
         root.remove(path).map_err(|source| PersonalizeError::File { path: path.clone(), source })?;
     }
-    if !recipe.sql.is_empty() {
-        run_sql(&root, subject.run, recipe, values).await?;
+    if recipe.sql.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    match subject.database {
+        Some(own) => run_sql(shared(own), recipe, values).await,
+        None => {
+            let socket = own_socket(&root, subject.run)?;
+            run_sql(bundled(&socket, subject.run), recipe, values).await
+        }
+    }
 }
 
-/// Reads a file of a running clone, found below its own root.
+/// Rewrites the recipe's files in a container.
 ///
 /// # Errors
-/// As `open` and `read` answer.
-pub fn read(pid: i32, path: &Path) -> io::Result<Vec<u8>> {
+/// [`PersonalizeError`]; some may be rewritten.
+pub fn write_files(pid: i32, recipe: &Personalize, values: &Values) -> Result<(), PersonalizeError> {
+    let root = Root::of(pid).map_err(|source| PersonalizeError::File { path: "/".into(), source })?;
+    recipe.files.iter().try_for_each(|file| rewrite(&root, file, values))
+}
+
+/// Reads the last `most` bytes of a file of a running clone, found below its
+/// own root. What is there is the stranger's: a pipe is not waited for, and
+/// nothing but a file is read.
+///
+/// # Errors
+/// As `open` and `read` answer; `InvalidInput` for what is no regular file.
+pub fn read_end(pid: i32, path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    use io::{Read as _, Seek as _};
     let path = path.to_str().ok_or(io::ErrorKind::InvalidInput)?;
-    Root::of(pid)?.read(path).map(|(content, _)| content)
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut file = File::from(Root::of(pid)?.open(path, flags, Mode::empty())?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    file.seek(io::SeekFrom::Start(metadata.len().saturating_sub(most)))?;
+    let mut content = Vec::new();
+    file.take(most).read_to_end(&mut content)?;
+    Ok(content)
 }
 
 /// The clone's root directory.
@@ -214,9 +245,31 @@ fn replace_all(content: &[u8], find: &[u8], with: &[u8]) -> Option<Vec<u8>> {
     found.then_some(out)
 }
 
+/// The socket's inode, found below the clone's root: a path would be looked up
+/// on the host.
+fn own_socket(root: &Root, run: &Run) -> Result<OwnedFd, PersonalizeError> {
+    let path = run.database_socket.as_deref().unwrap_or_default();
+    let opened = root.open(path, OFlags::PATH, Mode::empty());
+    opened.map_err(|source| PersonalizeError::File { path: path.to_owned(), source })
+}
+
+fn bundled(socket: &OwnedFd, run: &Run) -> OptsBuilder {
+    OptsBuilder::default()
+        .socket(Some(format!("/proc/self/fd/{}", socket.as_raw_fd())))
+        .user(Some("root"))
+        .db_name(run.database.clone())
+}
+
+fn shared(own: &OwnDatabase) -> OptsBuilder {
+    OptsBuilder::default()
+        .socket(Some(own.socket.display().to_string()))
+        .user(Some(&own.user))
+        .pass(Some(own.password.expose_secret()))
+        .db_name(Some(&own.name))
+}
+
 async fn run_sql(
-    root: &Root,
-    run: &Run,
+    options: OptsBuilder,
     recipe: &Personalize,
     values: &Values,
 ) -> Result<(), PersonalizeError> {
@@ -224,20 +277,8 @@ async fn run_sql(
         let doing = doing.to_owned();
         move |source| PersonalizeError::Sql { doing, source }
     };
-    let path = run.database_socket.as_deref().unwrap_or_default();
-    let socket = root
-        .open(path, OFlags::PATH, Mode::empty())
-        .map_err(|source| PersonalizeError::File { path: path.to_owned(), source })?;
-    let options = mysql_async::OptsBuilder::default()
-        // The socket's inode, found below the clone's root: a path would be
-        // looked up on the host.
-        .socket(Some(format!("/proc/self/fd/{}", socket.as_raw_fd())))
-        .user(Some("root"))
-        .db_name(run.database.clone())
-        // Known values, so that the driver need not ask for them.
-        .max_allowed_packet(Some(1 << 20))
-        .wait_timeout(Some(60))
-        .stmt_cache_size(0);
+    // Known values, so that the driver need not ask for them.
+    let options = options.max_allowed_packet(Some(1 << 20)).wait_timeout(Some(60)).stmt_cache_size(0);
     let mut connection = mysql_async::Conn::new(options).await.map_err(failed("connect"))?;
     for step in &recipe.sql {
         let args = step.args.iter().map(|arg| values.render(arg)).collect::<Result<Vec<String>, _>>();

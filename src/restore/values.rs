@@ -6,6 +6,10 @@
 
 use std::collections::BTreeMap;
 
+use secrecy::ExposeSecret as _;
+
+use crate::engine::OwnDatabase;
+use crate::golden::recipe::Run;
 use crate::identity;
 
 /// What a recipe asks for and this program does not know.
@@ -43,6 +47,19 @@ impl Values {
     /// Adds a value.
     pub fn set(&mut self, name: &str, value: impl Into<String>) {
         self.0.insert(name.to_owned(), value.into());
+    }
+
+    /// Adds where the shop finds its database: on the shared server as its own
+    /// user, else on the one beside it, which asks for no password.
+    pub fn set_database(&mut self, run: &Run, own: Option<&OwnDatabase>) {
+        let bundled = |said: &Option<String>| said.clone().unwrap_or_default();
+        let [name, user, password] = match own {
+            Some(own) => [own.name.clone(), own.user.clone(), own.password.expose_secret().to_owned()],
+            None => [bundled(&run.database), bundled(&run.database_user), String::new()],
+        };
+        self.set("database", name);
+        self.set("database_user", user);
+        self.set("database_password", password);
     }
 
     /// Draws the recipe's own values, which may use those set so far.

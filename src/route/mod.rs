@@ -1,163 +1,246 @@
-//! Which instance answers under which host label.
+//! Which instance answers under which host name, and the port to whatever
+//! leads a request there.
 //!
-//! Owned by whoever brings instances into life and out of it (`provision`);
-//! read by the built-in proxy on every request and by the API, which tells an
-//! expired instance from one that never was. In memory only: a new daemon fills
-//! it from the store.
+//! Two tables stand behind the port. The one in [`memory`] is always there: the
+//! built-in proxy reads it. With `ROUTER=caddy` a second one, [`caddy`], has
+//! Caddy lead requests straight to the instances. [`Routes`] holds both and is
+//! what making and ending use; [`keeper`] looks after the second one.
 //!
-//! Invariants: a label is an instance id and ids are never used twice, so a
-//! route never changes its target; removing a route cancels its `gone` token,
-//! and with it every connection that was opened by it.
+//! ```text
+//! ensure, remove    what is wanted, from now on; at once and without failing
+//! settle            what is wanted is in force: in Caddy, where that is the router
+//! repair            the same, and what others changed meanwhile is undone
+//! ```
+//!
+//! Invariants: the table in memory comes first when a route is made and first
+//! when it is removed; the router's own site leads a host that it has no route
+//! for to the built-in proxy. So a router without routes (it was down, it was
+//! restarted, somebody emptied it) serves every shop all the same, and an
+//! instance is handed out although its route is not in force yet: its address
+//! works as soon as the router does. The other way round there is no such
+//! latitude: an address is free for the next instance only when no route leads
+//! to it any more.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+pub mod caddy;
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+pub mod keeper;
+pub mod memory;
+pub mod open;
+
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
+use async_trait::async_trait;
 
+use self::memory::{Lookup, MemoryRoutes};
+use crate::error::ErrorKind;
 use crate::id::InstanceId;
 
-/// How many removed labels are remembered, to answer 410 instead of 404.
-/// At 60 bytes each this is about a megabyte; older ones become unknown.
-const REMEMBERED: usize = 16_384;
+/// Instances and where their requests go.
+pub type Targets = BTreeMap<InstanceId, SocketAddr>;
 
-/// Where an instance's requests go.
-#[derive(Debug, Clone)]
-pub struct Route {
-    /// The instance.
-    pub id: InstanceId,
-    /// Its web server.
-    pub upstream: SocketAddr,
-    /// Cancelled when the route is removed.
-    pub gone: CancellationToken,
+/// Why a table does not hold what is wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError {
+    /// No process is there, so it serves nothing either.
+    #[error("nobody listens at the router's admin API {address}")]
+    Absent {
+        /// CADDY_ADMIN_URL.
+        address: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It does not answer, or not in time.
+    #[error("the router's admin API {address} does not answer")]
+    Unavailable {
+        /// CADDY_ADMIN_URL.
+        address: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The change waits for another one that hangs.
+    #[error("the router did not take a change within {} s", .after.as_secs())]
+    TooSlow {
+        /// How long was waited.
+        after: Duration,
+    },
+    /// An earlier change failed, and the keeper tries it again.
+    #[error("the router has not taken an earlier change yet")]
+    Pending,
+    /// The router answers with an error.
+    #[error("the router answers {status} to {doing}: {said}")]
+    Refused {
+        /// What was asked of it.
+        doing: &'static str,
+        /// Its status.
+        status: u16,
+        /// What it said.
+        said: String,
+    },
+    /// The router answers something else than its documentation says.
+    #[error("the router's answer to {doing} cannot be read")]
+    Unreadable {
+        /// What was asked of it.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The router does not serve BASE_DOMAIN.
+    #[error(
+        "the router has no site for *.{base_domain}: start it with this project's Caddyfile and BASE_DOMAIN"
+    )]
+    NoSite {
+        /// BASE_DOMAIN.
+        base_domain: String,
+    },
+    /// Others kept changing the router's configuration.
+    #[error("the router's configuration is being changed by others")]
+    Busy,
 }
 
-/// What is known about a label.
-#[derive(Debug, Clone)]
-pub enum Lookup {
-    /// It leads to an instance.
-    Found(Route),
-    /// It led to one whose time is over.
-    Gone,
-    /// Nothing was ever there, or too long ago.
-    Unknown,
-}
-
-/// All routes of this host.
-#[derive(Debug, Default)]
-pub struct RouteTable {
-    /// A std lock: held for one map operation, never across an await.
-    routes: RwLock<Routes>,
-}
-
-#[derive(Debug, Default)]
-struct Routes {
-    live: HashMap<String, Route>,
-    gone: HashSet<String>,
-    gone_in_order: VecDeque<String>,
-}
-
-impl RouteTable {
-    /// Adds the route; one that is there already stays, with its connections.
-    ///
-    /// An id whose route was removed stays without: whoever adds it again lost
-    /// a race against the instance's end.
-    pub fn ensure(&self, id: &InstanceId, upstream: SocketAddr) {
-        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
-        if routes.gone.contains(id.as_str()) {
-            return;
-        }
-        routes.live.entry(id.as_str().to_owned()).or_insert_with(|| Route {
-            id: id.clone(),
-            upstream,
-            gone: CancellationToken::new(),
-        });
+impl RouteError {
+    /// Whether the router leads nowhere: it is not there, or has none of this
+    /// daemon's routes.
+    #[must_use]
+    pub const fn leads_nowhere(&self) -> bool {
+        matches!(self, Self::Absent { .. } | Self::NoSite { .. })
     }
 
-    /// Removes the route and ends its connections; absent is fine.
-    ///
-    /// The label is remembered as gone in either case.
-    pub fn remove(&self, id: &InstanceId) {
-        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
-        let removed = routes.live.remove(id.as_str());
-        if routes.gone.insert(id.as_str().to_owned()) {
-            routes.gone_in_order.push_back(id.as_str().to_owned());
+    /// What the caller can do.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Absent { .. }
+            | Self::Unavailable { .. }
+            | Self::TooSlow { .. }
+            | Self::Pending
+            | Self::NoSite { .. } => ErrorKind::Unavailable,
+            Self::Busy => ErrorKind::Conflict,
+            Self::Refused { .. } | Self::Unreadable { .. } => ErrorKind::Bug,
         }
-        if routes.gone_in_order.len() > REMEMBERED
-            && let Some(oldest) = routes.gone_in_order.pop_front()
-        {
-            routes.gone.remove(&oldest);
-        }
-        drop(routes);
-        // Outside the lock: it wakes the connections' tasks.
-        if let Some(route) = removed {
-            route.gone.cancel();
-        }
+    }
+}
+
+/// The port.
+#[async_trait]
+pub trait RouteTable: Send + Sync + fmt::Debug {
+    /// Wants the route from now on; one that is wanted already stays.
+    fn ensure(&self, id: &InstanceId, upstream: SocketAddr);
+
+    /// Wants it no more; absent is fine.
+    fn remove(&self, id: &InstanceId);
+
+    /// Answers when every change before this call is in force; many callers at
+    /// once share the work. After an error the changes are still wanted, and
+    /// [`RouteTable::repair`] is to be called until it succeeds; until then
+    /// this fails at once. Cancel-safe.
+    async fn settle(&self) -> Result<(), RouteError>;
+
+    /// Reads the routes that are in force.
+    async fn list(&self) -> Result<Targets, RouteError>;
+
+    /// Has the table hold what is wanted, whatever became of it meanwhile;
+    /// answers how many routes were wrong or missing. What is not of this
+    /// daemon stays as it is.
+    async fn repair(&self) -> Result<usize, RouteError>;
+}
+
+/// The routes of this host: the table in memory, and the router in front.
+#[derive(Debug, Default)]
+pub struct Routes {
+    memory: Arc<MemoryRoutes>,
+    router: Option<Arc<dyn RouteTable>>,
+    /// What the keeper saw last.
+    trouble: Mutex<Option<String>>,
+}
+
+impl Routes {
+    /// The table in memory and, if there is one, the router.
+    #[must_use]
+    pub fn new(router: Option<Arc<dyn RouteTable>>) -> Self {
+        Self { memory: Arc::default(), router, trouble: Mutex::default() }
+    }
+
+    /// The table in memory.
+    #[must_use]
+    pub const fn memory(&self) -> &Arc<MemoryRoutes> {
+        &self.memory
+    }
+
+    /// The router in front, if there is one.
+    #[must_use]
+    pub const fn router(&self) -> Option<&Arc<dyn RouteTable>> {
+        self.router.as_ref()
     }
 
     /// Looks a label up.
     #[must_use]
     pub fn lookup(&self, label: &str) -> Lookup {
-        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
-        match routes.live.get(label) {
-            Some(route) => Lookup::Found(route.clone()),
-            None if routes.gone.contains(label) => Lookup::Gone,
-            None => Lookup::Unknown,
+        self.memory.lookup(label)
+    }
+
+    /// Wants a route, without waiting for the router.
+    pub fn ensure(&self, id: &InstanceId, upstream: SocketAddr) {
+        self.memory.ensure(id, upstream);
+        if let Some(router) = &self.router {
+            router.ensure(id, upstream);
+            // Whoever removed it meanwhile may have come to the router first.
+            if !matches!(self.memory.lookup(id.as_str()), Lookup::Found(_)) {
+                router.remove(id);
+            }
         }
     }
 
-    /// How many routes there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.routes.read().unwrap_or_else(PoisonError::into_inner).live.len()
+    /// Wants a route no more, without waiting for the router.
+    pub fn remove(&self, id: &InstanceId) {
+        self.memory.remove(id);
+        if let Some(router) = &self.router {
+            router.remove(id);
+        }
     }
 
-    /// Whether there is none.
+    /// Waits until the router has taken all changes.
+    ///
+    /// # Errors
+    /// [`RouteError`]; the keeper tries again.
+    pub async fn settle(&self) -> Result<(), RouteError> {
+        match &self.router {
+            Some(router) => router.settle().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Removes a route and waits until nothing leads to its instance any more.
+    ///
+    /// A router that is not there leads nowhere, and comes back without routes.
+    ///
+    /// # Errors
+    /// [`RouteError`]: the router may still lead there; call again later.
+    pub async fn withdraw(&self, id: &InstanceId) -> Result<(), RouteError> {
+        self.remove(id);
+        match self.settle().await {
+            Err(error) if !error.leads_nowhere() => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Why the router does not have all routes, if so.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn upstream() -> SocketAddr {
-        SocketAddr::from(([10, 77, 0, 2], 80))
-    }
-
-    #[test]
-    fn a_removed_route_is_gone_and_its_connections_end() {
-        let (table, id) = (RouteTable::default(), InstanceId::random());
-        assert!(matches!(table.lookup(id.as_str()), Lookup::Unknown));
-        table.ensure(&id, upstream());
-        let Lookup::Found(route) = table.lookup(id.as_str()) else { panic!("it was added") };
-        table.remove(&id);
-        table.remove(&id);
-        assert!(route.gone.is_cancelled());
-        assert!(matches!(table.lookup(id.as_str()), Lookup::Gone));
-        table.ensure(&id, upstream());
-        assert!(table.is_empty(), "an ended instance gets no route again");
-    }
-
-    #[test]
-    fn adding_again_keeps_the_connections() {
-        let (table, id) = (RouteTable::default(), InstanceId::random());
-        table.ensure(&id, upstream());
-        let Lookup::Found(route) = table.lookup(id.as_str()) else { panic!("it was added") };
-        table.ensure(&id, upstream());
-        assert!(!route.gone.is_cancelled());
-        assert_eq!(table.len(), 1);
-    }
-
-    #[test]
-    fn the_memory_of_gone_labels_is_bounded() {
-        let (table, first) = (RouteTable::default(), InstanceId::random());
-        table.remove(&first);
-        for _ in 0..REMEMBERED {
-            table.remove(&InstanceId::random());
-        }
-        assert!(matches!(table.lookup(first.as_str()), Lookup::Unknown));
-    }
-}
+mod tests;

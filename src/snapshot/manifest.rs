@@ -8,12 +8,17 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::config::DatabaseMode;
 use crate::error::ErrorKind;
 use crate::golden::recipe::Recipe;
 use crate::id::SnapshotId;
 
-/// The format version this program writes.
-pub const FORMAT_VERSION: u32 = 1;
+/// The newest format version that this program writes and reads.
+pub const FORMAT_VERSION: u32 = 2;
+
+/// The oldest that it reads, and the one it writes where that says all: a
+/// snapshot without a shared database.
+const FORMAT_VERSION_BUNDLED: u32 = 1;
 
 /// A manifest is a few kilobytes; anything bigger is not one.
 pub const SIZE_MAX: u64 = 1 << 20;
@@ -24,10 +29,13 @@ pub const MEMORY_ARCHIVE: &str = "memory.tar.zst";
 /// The archive of changed files.
 pub const FILES_ARCHIVE: &str = "files.tar.zst";
 
+/// The archive of the database, of a snapshot whose clones share a server.
+pub const DATABASE_ARCHIVE: &str = "database.tar.zst";
+
 /// What a snapshot is and what it needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`FORMAT_VERSION`] when written by this program.
+    /// [`format_version`] of its database mode when written by this program.
     pub format_version: u32,
     /// Its name.
     pub id: SnapshotId,
@@ -39,6 +47,9 @@ pub struct Manifest {
     pub root_mode: u32,
     /// The host it was taken on.
     pub host: HostFacts,
+    /// Where its clones have their databases; since version 2.
+    #[serde(default, skip_serializing_if = "DatabaseMode::is_bundled")]
+    pub database: DatabaseMode,
     /// Its archives by file name.
     pub archives: BTreeMap<String, Archive>,
     /// The recipe it was made by.
@@ -81,7 +92,7 @@ pub enum ManifestError {
     Form(#[source] serde_json::Error),
     /// Written by another version of the format.
     #[error(
-        "the manifest has format version {found}; this program reads {FORMAT_VERSION}: take the snapshot anew, or use the program it was taken with"
+        "the manifest has format version {found}; this program reads {FORMAT_VERSION_BUNDLED} to {FORMAT_VERSION}: take the snapshot anew, or use the program it was taken with"
     )]
     Version {
         /// The manifest's version.
@@ -100,6 +111,16 @@ impl ManifestError {
     }
 }
 
+/// The version in which a snapshot is written: an older program does not know
+/// of shared databases, and would restore shops that have none.
+#[must_use]
+pub const fn format_version(database: DatabaseMode) -> u32 {
+    match database {
+        DatabaseMode::Bundled => FORMAT_VERSION_BUNDLED,
+        DatabaseMode::Shared => FORMAT_VERSION,
+    }
+}
+
 impl Manifest {
     /// Reads a manifest; the version is looked at before anything else.
     ///
@@ -111,7 +132,7 @@ impl Manifest {
             format_version: u64,
         }
         let Versioned { format_version } = serde_json::from_slice(bytes).map_err(ManifestError::Form)?;
-        if format_version != u64::from(FORMAT_VERSION) {
+        if !(u64::from(FORMAT_VERSION_BUNDLED)..=u64::from(FORMAT_VERSION)).contains(&format_version) {
             return Err(ManifestError::Version { found: format_version });
         }
         serde_json::from_slice(bytes).map_err(ManifestError::Form)
@@ -142,9 +163,23 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_sample_of_version_2_shares_a_server_and_one_of_version_1_does_not() {
+        let shared = Manifest::parse(include_bytes!("../../snapshots/samples/v2.json")).unwrap();
+        assert_eq!((sample().database, shared.database), (DatabaseMode::Bundled, DatabaseMode::Shared));
+        for manifest in [sample(), shared] {
+            assert_eq!(Manifest::parse(&manifest.to_bytes()).unwrap(), manifest);
+            assert_eq!(manifest.format_version, format_version(manifest.database));
+        }
+    }
+
+    #[test]
     fn another_version_is_refused_before_its_fields_are_looked_at() {
-        let error = Manifest::parse(br#"{"format_version": 2, "new": true}"#).unwrap_err();
-        assert!(matches!(error, ManifestError::Version { found: 2 }));
+        let error = Manifest::parse(br#"{"format_version": 3, "new": true}"#).unwrap_err();
+        assert!(matches!(error, ManifestError::Version { found: 3 }));
+        assert!(matches!(
+            Manifest::parse(br#"{"format_version": 0}"#),
+            Err(ManifestError::Version { found: 0 })
+        ));
         assert!(Manifest::parse(b"{").is_err());
         assert!(Manifest::parse(br#"{"format_version": 1}"#).is_err());
         assert!(Manifest::parse(br#"{"format_version": 99999999999999999999}"#).is_err());

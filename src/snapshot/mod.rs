@@ -1,6 +1,6 @@
 //! Snapshots: a golden, frozen while it ran.
 //!
-//! At rest a snapshot is a directory of four files, all 0600:
+//! At rest a snapshot is a directory of four or five files, all 0600:
 //!
 //! ```text
 //! SNAPSHOT_DIR/<snapshot id>/
@@ -8,6 +8,7 @@
 //!   manifest.sig     an ed25519 signature over it ([`signature`])
 //!   memory.tar.zst   CRIU's images and the container's OCI spec
 //!   files.tar.zst    what the running golden had changed on its image: the overlay upper
+//!   database.tar.zst its database as SQL, when its clones share a server
 //! ```
 //!
 //! It appears by one rename, when all of it is on disk. The image it stands on
@@ -20,6 +21,7 @@
 //! STATE_DIR/prepared/<snapshot id>/
 //!   upper/                                files.tar.zst, unpacked
 //!   images/                               memory.tar.zst, unpacked
+//!   database.sql                          database.tar.zst, unpacked
 //!   manifest.json                         last: what has it is whole
 //! ```
 //!

@@ -5,6 +5,7 @@
 //! `.new-` is a former prepare's, removed by the next one. Called by `serve`
 //! and `bench` at start.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -16,8 +17,8 @@ use tokio::process::Command;
 use super::archive::{self, ArchiveError};
 use super::catalog::{Catalog, CatalogError};
 use super::compat::{self, Incompatible};
-use super::manifest::{FILES_ARCHIVE, HostFacts, MEMORY_ARCHIVE, Manifest};
-use crate::config::units;
+use super::manifest::{DATABASE_ARCHIVE, FILES_ARCHIVE, HostFacts, MEMORY_ARCHIVE, Manifest};
+use crate::config::{DatabaseMode, units};
 use crate::engine::criu::{self, RestoreSource, plan};
 use crate::engine::podman::cli::{self, PodmanError};
 use crate::error::ErrorKind;
@@ -31,6 +32,9 @@ pub const SPEC: &str = "config.json";
 
 /// CRIU's images in the memory archive.
 pub const IMAGES: &str = "images";
+
+/// The database as SQL, alone in its archive.
+pub const DUMP: &str = "database.sql";
 
 /// A snapshot could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +145,10 @@ pub struct Prepared {
     pub manifest: Arc<Manifest>,
     /// What the restore driver needs.
     pub source: RestoreSource,
+    /// The image's files.
+    pub image: PathBuf,
+    /// The database as SQL, of a snapshot whose clones share a server.
+    pub dump: PathBuf,
 }
 
 /// Prepares a snapshot, or finds it prepared.
@@ -172,8 +180,8 @@ pub async fn prepare(
             return Err(error);
         }
     }
-    let source = restore_source(&manifest, &dir, image, deadline)?;
-    Ok(Prepared { manifest: Arc::new(manifest), source })
+    let source = restore_source(&manifest, &dir, image.clone(), deadline)?;
+    Ok(Prepared { manifest: Arc::new(manifest), source, image, dump: dir.join(DUMP) })
 }
 
 /// Removes what a prepare that died has left.
@@ -190,7 +198,11 @@ fn unpack(archives: &Path, manifest: &Manifest, to: &Path) -> Result<(), Prepare
     let upper = to.join("upper");
     make_private(to).map_err(at("make", to))?;
     make_private(&upper).map_err(at("make", &upper))?;
-    for (name, into) in [(MEMORY_ARCHIVE, to), (FILES_ARCHIVE, &upper)] {
+    let mut archives_of = vec![(MEMORY_ARCHIVE, to), (FILES_ARCHIVE, upper.as_path())];
+    if manifest.database == DatabaseMode::Shared {
+        archives_of.push((DATABASE_ARCHIVE, to));
+    }
+    for (name, into) in archives_of {
         let archived = |source| PrepareError::Archive { id: manifest.id.clone(), source };
         let Some(expected) = manifest.archives.get(name) else {
             let missing = io::Error::other("the manifest does not name it");
@@ -273,27 +285,66 @@ fn restore_source(
     })
 }
 
-/// Removes prepared snapshots and images that no snapshot in `keep` needs.
+/// Snapshots on whose files instances run: `lowers` are their overlays'.
+#[must_use]
+pub fn in_use(state_dir: &Path, lowers: &BTreeSet<PathBuf>) -> Vec<SnapshotId> {
+    let prepared = state_dir.join("prepared");
+    let names = lowers.iter().filter_map(|lower| lower.strip_prefix(&prepared).ok()?.iter().next()?.to_str());
+    names.filter_map(|name| name.parse().ok()).collect()
+}
+
+/// Removes prepared snapshots and images that no snapshot in `keep` needs and
+/// none of `lowers` lies in.
 ///
 /// # Errors
 /// When one cannot be removed.
-pub fn forget(state_dir: &Path, keep: &[&Manifest]) -> Result<(), PrepareError> {
+pub fn forget(state_dir: &Path, keep: &[&Manifest], lowers: &BTreeSet<PathBuf>) -> Result<(), PrepareError> {
+    let used = |path: &Path| lowers.iter().any(|lower| lower.starts_with(path));
     let snapshots = |name: &str| keep.iter().any(|manifest| manifest.id.as_str() == name);
     let images = |name: &str| keep.iter().any(|manifest| manifest.image_id == name);
-    retain(&state_dir.join("prepared"), snapshots)?;
-    retain(&state_dir.join("images"), images)
+    retain(&state_dir.join("prepared"), |name, path| snapshots(name) || used(path))?;
+    retain(&state_dir.join("images"), |name, path| images(name) || used(path))
 }
 
 /// Removes the entries of a directory that are not wanted; absent is fine.
-fn retain(parent: &Path, wanted: impl Fn(&str) -> bool) -> Result<(), PrepareError> {
+fn retain(parent: &Path, wanted: impl Fn(&str, &Path) -> bool) -> Result<(), PrepareError> {
     let entries = match std::fs::read_dir(parent) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(at("read", parent))?,
     };
     for entry in entries.flatten() {
-        if !wanted(&entry.file_name().to_string_lossy()) {
+        if !wanted(&entry.file_name().to_string_lossy(), &entry.path()) {
             std::fs::remove_dir_all(entry.path()).map_err(at("remove", &entry.path()))?;
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_instances_stand_on_is_neither_pruned_nor_forgotten() {
+        let state = tempfile::tempdir().unwrap();
+        let id = "wordpress-20260101t000000z-0001";
+        let lower = |path: &str| state.path().join(path);
+        for path in
+            [&format!("prepared/{id}/upper"), "prepared/old/upper", "images/used/rootfs", "images/old/rootfs"]
+        {
+            std::fs::create_dir_all(lower(path)).unwrap();
+        }
+        let lowers = BTreeSet::from([
+            lower(&format!("prepared/{id}/upper")),
+            lower("images/used/rootfs"),
+            "/elsewhere/prepared/x/upper".into(),
+        ]);
+        assert_eq!(in_use(state.path(), &lowers), [id.parse().unwrap()]);
+        forget(state.path(), &[], &lowers).unwrap();
+        let left = |kind: &str| {
+            let entries = std::fs::read_dir(lower(kind)).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!((left("prepared"), left("images")), (vec![id.to_owned()], vec!["used".to_owned()]));
+    }
 }

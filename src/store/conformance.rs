@@ -3,6 +3,8 @@
 //! An implementation's test calls [`suite`] with a [`Fixture`]. Each check
 //! begins with an empty store and is named in the panic when it fails.
 
+mod nodes;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -10,7 +12,7 @@ use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Admission, Allowance, Claim, Claimed, Store, StoreError, Ticket, Window};
-use crate::id::{GoldenName, InstanceId};
+use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, Source, State};
 
 /// Makes stores for the suite.
@@ -21,6 +23,11 @@ pub trait Fixture: Send + Sync {
 
     /// The same store as a new daemon finds it after the old one has died.
     async fn reopen(&self, store: Arc<dyn Store>) -> Arc<dyn Store>;
+
+    /// The same store, opened for another daemon; none when it is one daemon's.
+    async fn beside(&self, _store: &Arc<dyn Store>, _node: &NodeName) -> Option<Arc<dyn Store>> {
+        None
+    }
 }
 
 /// Runs every check.
@@ -51,6 +58,7 @@ pub async fn suite(fixture: &dyn Fixture) {
     a_lowered_limit_counts_what_was_admitted_before(fixture).await;
     a_clock_that_goes_back_loses_no_count(fixture).await;
     admissions_survive_with_the_next_change(fixture).await;
+    nodes::run(fixture).await;
     fixture.fresh().await.ping().await.expect("a working store answers a ping");
 }
 
@@ -61,6 +69,15 @@ pub async fn suite(fixture: &dyn Fixture) {
 #[must_use]
 pub fn golden(name: &str) -> GoldenName {
     name.parse().expect("a golden name")
+}
+
+/// A node's name for tests; [`Fixture::fresh`]'s own is `here`.
+///
+/// # Panics
+/// When the text is no node name.
+#[must_use]
+pub fn node(name: &str) -> NodeName {
+    name.parse().expect("a node name")
 }
 
 /// A fixed time, `seconds` after the suite's beginning.
@@ -75,7 +92,7 @@ pub fn at(seconds: i64) -> Timestamp {
 /// A new instance in the given state, made at `at(second)`.
 #[must_use]
 pub fn instance(golden: &GoldenName, state: State, second: i64) -> Instance {
-    let mut instance = Instance::warming(InstanceId::random(), golden.clone(), at(second));
+    let mut instance = Instance::warming(InstanceId::random(), golden.clone(), node("here"), at(second));
     instance.state = state;
     instance
 }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use super::{Admission, Claim, Claimed, Store, StoreError, Ticket, Window};
-use crate::id::{GoldenName, InstanceId};
+use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, State};
 use crate::metrics;
 
@@ -37,6 +37,10 @@ async fn metered<T>(
 
 #[async_trait]
 impl Store for MeteredStore {
+    fn node(&self) -> &NodeName {
+        self.0.node()
+    }
+
     async fn insert(&self, instance: Instance) -> Result<Instance, StoreError> {
         metered("insert", self.0.insert(instance)).await
     }
@@ -59,6 +63,14 @@ impl Store for MeteredStore {
 
     async fn remove(&self, id: &InstanceId) -> Result<(), StoreError> {
         metered("remove", self.0.remove(id)).await
+    }
+
+    async fn write_again(&self, instance: Instance) -> Result<(), StoreError> {
+        metered("write_again", self.0.write_again(instance)).await
+    }
+
+    async fn own(&self) -> Result<Vec<Instance>, StoreError> {
+        metered("own", self.0.own()).await
     }
 
     async fn list(&self) -> Result<Vec<Instance>, StoreError> {

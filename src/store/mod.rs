@@ -2,8 +2,13 @@
 //!
 //! Every operation is atomic. A change names the generation it was based on; a
 //! stale writer is refused, not merged. The embedded store ([`embedded`]) is
-//! one file of this host; several daemons share a networked one. [`metered`]
-//! goes around either.
+//! one file of this host; several daemons share a networked one ([`valkey`]).
+//! [`metered`] goes around either.
+//!
+//! Each record is its node's: the daemon that made the instance. A store is
+//! opened for one node and knows which records are its *own*. Any daemon may
+//! change any record (hand it out, extend it, mark it as over), only the
+//! instance's own takes it down and forgets its record.
 //!
 //! Durability: when an operation has answered, the change survives the death
 //! of the daemon at the next instant. An admission survives with the next
@@ -13,7 +18,9 @@
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 pub mod embedded;
+pub mod kept;
 pub mod metered;
+pub mod valkey;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +29,7 @@ use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::error::ErrorKind;
-use crate::id::{GoldenName, InstanceId};
+use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, State};
 
 /// Why the store could not do what it was asked.
@@ -175,6 +182,9 @@ pub struct Ticket(pub String);
 /// The port.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug {
+    /// The node it was opened for.
+    fn node(&self) -> &NodeName;
+
     /// Adds a record; it gets generation 1. With an idempotency key the record
     /// is found by [`Store::claim`] under that key once it is assigned.
     async fn insert(&self, instance: Instance) -> Result<Instance, StoreError>;
@@ -186,9 +196,10 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// its state may change so; answers it with the next generation.
     async fn update(&self, instance: Instance) -> Result<Instance, StoreError>;
 
-    /// Takes the golden's oldest ready instance (by `created_at`), in O(log n)
-    /// at most; the same instance is never claimed twice. A key is good for as
-    /// long as its instance is somebody's and not due at `claim.now`.
+    /// Takes the golden's oldest ready instance (by `created_at`), of the own
+    /// node first, then of any, in O(log n) at most; the same instance is never
+    /// claimed twice. A key is good for as long as its instance is somebody's
+    /// and not due at `claim.now`.
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError>;
 
     /// Reads the instance that [`Store::claim`] would answer again under that
@@ -201,14 +212,23 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Forgets a record; absent is fine.
     async fn remove(&self, id: &InstanceId) -> Result<(), StoreError>;
 
-    /// Reads all records, in no order.
+    /// Writes a record that the store has lost, as it is: there is none, or one
+    /// of an earlier generation. One that is as late is refused as
+    /// [`StoreError::Stale`].
+    async fn write_again(&self, instance: Instance) -> Result<(), StoreError>;
+
+    /// Reads all records of all nodes, in no order.
     async fn list(&self) -> Result<Vec<Instance>, StoreError>;
 
-    /// Reads up to `limit` records whose `expires_at` is not after `now` and
+    /// Reads the node's own records, in no order. To be called every second or
+    /// so: it is also how other daemons see that this one lives.
+    async fn own(&self) -> Result<Vec<Instance>, StoreError>;
+
+    /// Reads up to `limit` own records whose `expires_at` is not after `now` and
     /// whose state is not final, the earliest first.
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Instance>, StoreError>;
 
-    /// Counts a golden's records by state, in O(states).
+    /// Counts a golden's own records by state, in O(states).
     async fn counts(&self, golden: &GoldenName) -> Result<BTreeMap<State, usize>, StoreError>;
 
     /// Counts an acquire of `client` in all windows, or in none when one is

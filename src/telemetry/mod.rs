@@ -110,7 +110,9 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let level = options.level;
-    let filter = EnvFilter::try_new(level)
+    // It tells of every attempt to connect; what comes of them is logged by us.
+    let silent = if level.contains("async_nats") { "" } else { ",async_nats=off" };
+    let filter = EnvFilter::try_new(format!("{level}{silent}"))
         .map_err(|source| TelemetryError::Level { level: level.to_owned(), source })?;
     let json = match options.format {
         "auto" => !terminal,

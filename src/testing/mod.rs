@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase};
+use crate::engine::{CleanupError, ContainerEngine, Dependency, DestroyError, LaunchError, Launched, Phase};
 use crate::error::ErrorKind;
 use crate::id::InstanceId;
 use crate::instance::{Access, Container, EngineKind, Source};
@@ -39,6 +39,8 @@ struct ScriptState {
     fail_make: Option<(Phase, ErrorKind)>,
     leave_traces: bool,
     fail_destroy: bool,
+    /// Why what all shops stand on does not answer.
+    outage: Option<String>,
     attempts: usize,
     at_once: usize,
     most_at_once: usize,
@@ -60,6 +62,7 @@ impl Script {
             fail_make: None,
             leave_traces: false,
             fail_destroy: false,
+            outage: None,
             attempts: 0,
             at_once: 0,
             most_at_once: 0,
@@ -110,6 +113,11 @@ impl Script {
     /// Has every destroy fail.
     pub fn fail_destroy(&self, fail: bool) {
         self.lock().fail_destroy = fail;
+    }
+
+    /// Has what all shops stand on not answer; none has it answer again.
+    pub fn outage(&self, reason: Option<&str>) {
+        self.lock().outage = reason.map(str::to_owned);
     }
 
     /// Ends a shop's first process, as a crash does.
@@ -183,6 +191,11 @@ impl ContainerEngine for ScriptedEngine {
         }
     }
 
+    fn dependency(&self) -> Option<Dependency> {
+        let outage = self.0.lock().outage.clone()?;
+        Some(Dependency { name: "database", outage: Some(outage) })
+    }
+
     async fn launch(&self, id: &InstanceId) -> Result<Launched, LaunchError> {
         let kind = self.kind();
         self.0.lock().traces.insert(id.clone());
@@ -205,7 +218,12 @@ impl ContainerEngine for ScriptedEngine {
             address: *state.upstream.ip(),
             port: state.upstream.port(),
         };
-        Ok(Launched { container, snapshot: None, phases: vec![(Phase::Restore, Duration::from_millis(1))] })
+        Ok(Launched {
+            container,
+            snapshot: None,
+            database: None,
+            phases: vec![(Phase::Restore, Duration::from_millis(1))],
+        })
     }
 
     async fn destroy(&self, id: &InstanceId, _: Option<&Container>) -> Result<(), DestroyError> {
@@ -294,17 +312,17 @@ pub fn runtime(name: &str, restore: &Arc<Script>, cold: Option<&Arc<Script>>) ->
     }
 }
 
-/// Waits until `check` answers something, for ten seconds at most.
+/// Waits until `check` answers something, for half a minute at most: the machine may be busy.
 ///
 /// # Panics
 /// With `what` when it does not come true in time.
 pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     loop {
         if let Some(found) = check().await {
             return found;
         }
-        assert!(tokio::time::Instant::now() < deadline, "not within ten seconds: {what}");
+        assert!(tokio::time::Instant::now() < deadline, "not within 30 s: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

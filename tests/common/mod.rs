@@ -3,7 +3,7 @@
 // Each test binary uses its own part of this file.
 #![allow(dead_code)]
 
-pub(crate) mod front;
+pub(crate) mod edge;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -51,9 +51,9 @@ impl Host {
         }
     }
 
-    /// A host whose shops are that web server.
-    pub(crate) fn with_shops_at(upstream: SocketAddr) -> Self {
-        let SocketAddr::V4(upstream) = upstream else { panic!("IPv4") };
+    /// A host whose restored shops all answer there.
+    pub(crate) fn with_shops_at(upstream: impl Into<SocketAddr>) -> Self {
+        let SocketAddr::V4(upstream) = upstream.into() else { panic!("IPv4") };
         Self { restore: Script::new(EngineKind::Criu, upstream), ..Self::new() }
     }
 

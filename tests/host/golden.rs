@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use tokio::sync::OnceCell;
 
 use super::PROGRAM;
+use super::mariadb::{Kind, MariaDb};
 use super::place::{lock_file, tests_dir};
 
 /// The golden's name.
@@ -19,6 +20,22 @@ pub(crate) const TITLE: &str = "Demo shop";
 
 /// How many rows are written just before the checkpoint.
 pub(crate) const ROWS: usize = 1000;
+
+/// What a module may have made in a database, for copies to show that they are
+/// whole: a key to another table, a generated column, a counter, a row with
+/// number zero, another character set, a view on a view, a trigger, a function.
+const OBJECTS: &[&str] = &[
+    "SET SESSION sql_mode = 'NO_AUTO_VALUE_ON_ZERO'",
+    "CREATE TABLE object_parent (id INT AUTO_INCREMENT PRIMARY KEY, name VARCHAR(20) CHARACTER SET latin1, \
+     len INT AS (LENGTH(name)) STORED) AUTO_INCREMENT = 500",
+    "INSERT INTO object_parent (id, name) VALUES (0, _latin1 0x5A6FEB), (7, 'seven')",
+    "CREATE TABLE object_child (parent INT, FOREIGN KEY (parent) REFERENCES object_parent (id))",
+    "INSERT INTO object_child VALUES (7)",
+    "CREATE FUNCTION object_seven() RETURNS INT DETERMINISTIC RETURN 7",
+    "CREATE VIEW object_z AS SELECT id, name FROM object_parent WHERE id = object_seven()",
+    "CREATE VIEW object_a AS SELECT * FROM object_z",
+    "CREATE TRIGGER object_trigger BEFORE INSERT ON object_parent FOR EACH ROW SET NEW.name = UPPER(NEW.name)",
+];
 
 /// Where a clone has the password that the golden was installed with.
 pub(crate) const PASSWORD_FILE: &str = "/golden/password-of-the-golden";
@@ -40,6 +57,11 @@ pub(crate) fn snapshots() -> PathBuf {
 /// The key that says that the snapshot is ours.
 pub(crate) fn public_key() -> PathBuf {
     shared("state/keys/snapshot.pub")
+}
+
+/// Where the snapshot lies whose clones share a database server.
+pub(crate) fn shared_snapshots() -> PathBuf {
+    shared("snapshots-shared")
 }
 
 /// The one snapshot.
@@ -73,13 +95,31 @@ pub(crate) async fn ensure() {
 async fn make() {
     let _lock = only_one_boots().await;
     write_recipe();
+    create(&[("SNAPSHOT_DIR", snapshots().display().to_string())]).await;
+}
+
+/// Freezes the golden for a shared database server as well, once for all test
+/// binaries; the image is there already.
+pub(crate) async fn ensure_shared() {
+    static DONE: OnceCell<()> = OnceCell::const_new();
+    DONE.get_or_init(async || {
+        let _lock = only_one_boots().await;
+        let server = MariaDb::start("golden", Kind::Host).await;
+        create(&server.settings()).await;
+        let (databases, users) = server.census().await;
+        assert_eq!((databases, users), (Vec::new(), Vec::new()), "left on the server by snapshot create");
+    })
+    .await;
+}
+
+async fn create(settings: &[(&str, String)]) {
     std::fs::create_dir_all(shared("state")).unwrap();
     let output = tokio::process::Command::new(PROGRAM)
         .args(["snapshot", "create", NAME, "--if-missing"])
         .current_dir(shared("state"))
         .env("RECIPE_DIR", recipes())
-        .env("SNAPSHOT_DIR", snapshots())
         .env("STATE_DIR", shared("state"))
+        .envs(settings.iter().cloned())
         .stdin(std::process::Stdio::null())
         .output()
         .await
@@ -115,9 +155,10 @@ fn write_recipe() {
     let path = recipes().join(NAME).join("golden.toml");
     let recipe = std::fs::read_to_string(&path).unwrap();
     let script = format!(
-        "cp /golden/admin-password {PASSWORD_FILE}; mariadb --user=root {NAME} --execute=\\\"\
+        "cp /golden/admin-password {PASSWORD_FILE}; /golden/database sql \\\"\
          CREATE TABLE before_the_checkpoint (id INT PRIMARY KEY, note VARCHAR(200)); \
-         INSERT INTO before_the_checkpoint SELECT seq, REPEAT('x', 200) FROM seq_1_to_{ROWS};\\\""
+         INSERT INTO before_the_checkpoint SELECT seq, REPEAT('x', 200) FROM seq_1_to_{ROWS}; {}\\\"",
+        OBJECTS.join("; ")
     );
     let step = format!("[[quiesce]]\nexec = [\"sh\", \"-euc\", \"{script}\"]\n\n[[quiesce]]");
     let changed = recipe.replacen("[[quiesce]]", &step, 1);

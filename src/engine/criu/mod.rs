@@ -80,6 +80,16 @@ pub struct RestoreSource {
     pub deadline: Duration,
 }
 
+impl RestoreSource {
+    /// Has every clone find a directory of the host, read-only, where the golden
+    /// had one as a bind mount.
+    pub fn show(&mut self, inside: &str, host: &Path) {
+        for external in self.externals.iter_mut().filter(|external| external.key == inside) {
+            external.stand_in = StandIn::Host(host.to_owned());
+        }
+    }
+}
+
 /// Why a restore failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
@@ -242,6 +252,11 @@ impl CriuEngine {
                     mounts.push(Mount::tmpfs(&own)?);
                     &own
                 }
+                StandIn::Host(directory) => {
+                    make_dir(&own)?;
+                    mounts.push(Mount::read_only(directory, &own)?);
+                    &own
+                }
             };
             words.push(format!("mnt[{key}]:{}", path.display()));
         }
@@ -336,6 +351,7 @@ impl ContainerEngine for CriuEngine {
                     port: self.source.port,
                 },
                 snapshot: Some(self.source.snapshot.clone()),
+                database: None,
                 phases,
             }),
             Err(error) => {

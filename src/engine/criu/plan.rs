@@ -4,6 +4,8 @@
 //! when it checkpoints; a restore names what stands in for each. Computed once,
 //! when a snapshot is prepared, from the container's OCI spec. Pure.
 
+use std::path::PathBuf;
+
 use serde_json::Value;
 
 /// What stands in for an external mount in a clone.
@@ -19,6 +21,8 @@ pub enum StandIn {
     Null,
     /// An empty directory: crun's mask of a directory.
     EmptyDir,
+    /// A directory of the host, read-only.
+    Host(PathBuf),
 }
 
 /// One external mount.

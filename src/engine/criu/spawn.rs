@@ -22,6 +22,8 @@ use tokio::process::{Child, Command};
 /// A file system mounted for the clone.
 #[derive(Debug, Clone)]
 pub(super) struct Mount {
+    /// What is mounted: a directory of the host, else the kind's own name.
+    source: CString,
     kind: &'static CStr,
     target: CString,
     options: CString,
@@ -45,6 +47,7 @@ impl Mount {
         // Data of throw-away clones need not be on disk when they are unmounted.
         options.extend(b",volatile");
         Ok(Self {
+            source: c"overlay".to_owned(),
             kind: c"overlay",
             target: CString::new(target.as_os_str().as_bytes())?,
             options: CString::new(options)?,
@@ -55,6 +58,7 @@ impl Mount {
     /// A small tmpfs, for what the golden had as a bind of one.
     pub(super) fn tmpfs(target: &Path) -> io::Result<Self> {
         Ok(Self {
+            source: c"tmpfs".to_owned(),
             kind: c"tmpfs",
             target: CString::new(target.as_os_str().as_bytes())?,
             options: c"size=64m,mode=1777".to_owned(),
@@ -62,17 +66,37 @@ impl Mount {
         })
     }
 
-    fn mount(&self) -> io::Result<()> {
-        // SAFETY: all pointers are to NUL-terminated strings that outlive the call.
-        check(unsafe {
-            libc::mount(
-                self.kind.as_ptr(),
-                self.target.as_ptr(),
-                self.kind.as_ptr(),
-                self.flags,
-                self.options.as_ptr().cast(),
-            )
+    /// A directory of the host that the clone may look into.
+    pub(super) fn read_only(directory: &Path, target: &Path) -> io::Result<Self> {
+        Ok(Self {
+            source: CString::new(directory.as_os_str().as_bytes())?,
+            kind: c"none",
+            target: CString::new(target.as_os_str().as_bytes())?,
+            options: c"".to_owned(),
+            flags: libc::MS_BIND,
         })
+    }
+
+    fn mount(&self) -> io::Result<()> {
+        let mount = |flags| {
+            // SAFETY: all pointers are to NUL-terminated strings that outlive the call.
+            check(unsafe {
+                libc::mount(
+                    self.source.as_ptr(),
+                    self.target.as_ptr(),
+                    self.kind.as_ptr(),
+                    flags,
+                    self.options.as_ptr().cast(),
+                )
+            })
+        };
+        mount(self.flags)?;
+        if self.flags & libc::MS_BIND != 0 {
+            // The flags of a bind are set by a second call (mount(2)).
+            let read_only = libc::MS_RDONLY | libc::MS_NODEV | libc::MS_NOSUID | libc::MS_NOEXEC;
+            mount(self.flags | libc::MS_REMOUNT | read_only)?;
+        }
+        Ok(())
     }
 }
 

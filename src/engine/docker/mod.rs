@@ -291,6 +291,7 @@ impl ContainerEngine for DockerEngine {
                     port: self.recipe.run.port,
                 },
                 snapshot: None,
+                database: None,
                 phases,
             }),
             Err(error) => {

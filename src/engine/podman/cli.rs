@@ -20,6 +20,11 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// A build installs a shop: minutes on a small host.
 const BUILD_DEADLINE: Duration = Duration::from_secs(30 * 60);
 
+/// What systemd tells the daemon and nobody else. Podman would hand the sockets
+/// on to a container, and mount one into it that no clone finds again.
+const FROM_SYSTEMD: &[&str] =
+    &["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC"];
+
 /// Podman did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum PodmanError {
@@ -67,6 +72,9 @@ pub struct RunSpec<'a> {
     pub devices: &'a Path,
     /// A file with CRIU's options, for a container that is to be checkpointed.
     pub criu_config: Option<&'a Path>,
+    /// The directory of the shared database server's socket; none when the
+    /// container starts a server of its own.
+    pub database: Option<&'a Path>,
 }
 
 /// Runs one `podman` command and answers what it printed, without the last newline.
@@ -74,7 +82,22 @@ pub struct RunSpec<'a> {
 /// # Errors
 /// [`PodmanError`].
 pub async fn podman<S: AsRef<OsStr>>(args: &[S]) -> Result<String, PodmanError> {
-    run(args, DEADLINE, Stdio::piped()).await
+    run(command(args), args, DEADLINE, Stdio::piped()).await
+}
+
+/// Runs one `podman` command with an input and an output of its own, and with
+/// more in its environment.
+///
+/// # Errors
+/// [`PodmanError`].
+pub async fn podman_piped<S: AsRef<OsStr>>(
+    args: &[S],
+    environment: &[(&str, &str)],
+    (input, output): (Stdio, Stdio),
+) -> Result<(), PodmanError> {
+    let mut command = command(args);
+    command.envs(environment.iter().copied()).stdin(input).stdout(output);
+    run(command, args, BUILD_DEADLINE, Stdio::piped()).await.map(|_| ())
 }
 
 /// Runs one `podman` command that takes minutes; what it says goes to stderr as it comes.
@@ -82,20 +105,28 @@ pub async fn podman<S: AsRef<OsStr>>(args: &[S]) -> Result<String, PodmanError> 
 /// # Errors
 /// [`PodmanError`].
 pub async fn podman_long<S: AsRef<OsStr>>(args: &[S]) -> Result<String, PodmanError> {
-    run(args, BUILD_DEADLINE, Stdio::inherit()).await
+    run(command(args), args, BUILD_DEADLINE, Stdio::inherit()).await
 }
 
-async fn run<S: AsRef<OsStr>>(args: &[S], deadline: Duration, stderr: Stdio) -> Result<String, PodmanError> {
+fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
+    let mut command = Command::new("podman");
+    for name in FROM_SYSTEMD {
+        command.env_remove(name);
+    }
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+async fn run<S: AsRef<OsStr>>(
+    mut command: Command,
+    args: &[S],
+    deadline: Duration,
+    stderr: Stdio,
+) -> Result<String, PodmanError> {
     let verb: Vec<_> = args.iter().take(2).map(|arg| arg.as_ref().to_string_lossy()).collect();
     let verb = verb.join(" ");
-    let child = Command::new("podman")
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(stderr)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|source| PodmanError::Start { verb: verb.clone(), source })?;
+    let child =
+        command.stderr(stderr).spawn().map_err(|source| PodmanError::Start { verb: verb.clone(), source })?;
     let output = match tokio::time::timeout(deadline, child.wait_with_output()).await {
         Ok(output) => output.map_err(|source| PodmanError::Start { verb: verb.clone(), source })?,
         Err(_) => return Err(PodmanError::Start { verb, source: io::ErrorKind::TimedOut.into() }),
@@ -150,6 +181,10 @@ pub fn run_args(spec: &RunSpec<'_>) -> Vec<String> {
     }
     if let Some(config) = spec.criu_config {
         args.push(format!("--annotation=org.criu.config={}", config.display()));
+    }
+    if let (Some(host), Some(inside)) = (spec.database, run.socket_directory()) {
+        args.push(format!("--volume={}:{inside}:ro,rprivate,noexec,nosuid,nodev", host.display()));
+        args.push("--env=DATABASE_MODE=shared".to_owned());
     }
     args.push(spec.image.to_owned());
     args

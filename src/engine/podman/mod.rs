@@ -92,19 +92,7 @@ impl PodmanEngine {
     }
 
     async fn undo(&self, id: &InstanceId) -> Vec<CleanupError> {
-        let mut cleanup = Vec::new();
-        if let Err(error) = cli::remove(&format!("{PREFIX}{id}")).await {
-            cleanup
-                .push(CleanupError { step: "remove the Podman container", source: io::Error::other(error) });
-        }
-        let failed = self.slots.remove(id).await;
-        cleanup.extend(failed.into_iter().map(|(step, source)| CleanupError { step, source }));
-        cleanup
-    }
-
-    /// Tells this daemon's containers from another one's on the same host.
-    fn label(&self) -> String {
-        format!("demo-multiplexer.instances={}", self.slots.instances().display())
+        undo(&self.slots, id).await
     }
 
     async fn boot(&self, id: &InstanceId, netns: PathBuf) -> Result<i32, ColdStartError> {
@@ -117,9 +105,11 @@ impl PodmanEngine {
             controllers: self.slots.cgroups().controllers(),
             devices: self.slots.devices(),
             criu_config: None,
+            // The image has a server of its own, whatever its snapshots share.
+            database: None,
         };
         let mut args = cli::run_args(&spec);
-        args.insert(1, format!("--label={}", self.label()));
+        args.insert(1, format!("--label={}", label(&self.slots)));
         cli::podman(&args).await.map_err(ColdStartError::Podman)?;
         cli::pid(&name).await.map_err(ColdStartError::Podman)
     }
@@ -177,6 +167,7 @@ impl ContainerEngine for PodmanEngine {
                     port: self.recipe.run.port,
                 },
                 snapshot: None,
+                database: None,
                 phases,
             }),
             Err(error) => {
@@ -205,15 +196,36 @@ impl ContainerEngine for PodmanEngine {
     }
 
     async fn traces(&self) -> io::Result<Vec<InstanceId>> {
-        let label = format!("label={}", self.label());
-        let ours = ["--filter", "name=^dm-", "--filter", &label];
-        let names = cli::podman(&[&["ps", "--all", "--format", "{{.Names}}"][..], &ours].concat()).await;
-        let names = names.map_err(io::Error::other)?;
-        let ids = names.lines().filter_map(|name| name.strip_prefix(PREFIX)?.parse().ok());
-        let mut traces: Vec<InstanceId> = ids.collect();
-        traces.extend(self.slots.traces().await?);
-        traces.sort();
-        traces.dedup();
-        Ok(traces)
+        traces(&self.slots).await
     }
+}
+
+/// Removes an instance's container and its slot, whatever of it is there.
+pub(crate) async fn undo(slots: &Slots, id: &InstanceId) -> Vec<CleanupError> {
+    let mut cleanup = Vec::new();
+    if let Err(error) = cli::remove(&format!("{PREFIX}{id}")).await {
+        cleanup.push(CleanupError { step: "remove the Podman container", source: io::Error::other(error) });
+    }
+    let failed = slots.remove(id).await;
+    cleanup.extend(failed.into_iter().map(|(step, source)| CleanupError { step, source }));
+    cleanup
+}
+
+/// Tells this daemon's containers from another one's on the same host.
+fn label(slots: &Slots) -> String {
+    format!("demo-multiplexer.instances={}", slots.instances().display())
+}
+
+/// Ids of instances that left a container or anything of a slot.
+pub(crate) async fn traces(slots: &Slots) -> io::Result<Vec<InstanceId>> {
+    let label = format!("label={}", label(slots));
+    let ours = ["--filter", "name=^dm-", "--filter", &label];
+    let names = cli::podman(&[&["ps", "--all", "--format", "{{.Names}}"][..], &ours].concat()).await;
+    let names = names.map_err(io::Error::other)?;
+    let ids = names.lines().filter_map(|name| name.strip_prefix(PREFIX)?.parse().ok());
+    let mut traces: Vec<InstanceId> = ids.collect();
+    traces.extend(slots.traces().await?);
+    traces.sort();
+    traces.dedup();
+    Ok(traces)
 }

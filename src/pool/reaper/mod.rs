@@ -1,7 +1,10 @@
-//! Takes down what is over. One task; wakes on a tick and on a nudge, takes no
-//! input, and is idempotent: each pass looks at the store and the host anew.
+//! Sees what is over and asks for its end. One task; wakes on a tick and on a
+//! nudge, takes no input, and is idempotent: each pass looks at the store and
+//! the host anew. What is done about a job, and when it is tried again, is the
+//! worker's ([`crate::jobs::worker`]).
 //!
-//! A pass ends every instance of which one of these holds:
+//! A pass asks for the end of every instance of which one of these holds, unless
+//! that was asked for before ([`crate::jobs::board`]):
 //!
 //! - **due**: state not final and `expires_at <= now`. Marked expired. An
 //!   extension that comes first wins: the mark names the generation.
@@ -9,10 +12,15 @@
 //!   process has ended. Marked failed.
 //! - **abandoned**: state warming, and nobody of this daemon is making it.
 //!   Marked failed.
-//! - **left over**: state expired or failed, nobody is at it, and the pause
-//!   after the last failed attempt is over.
+//! - **unwanted**: nobody got it, and it could not be taken down at once.
+//!   Marked failed.
+//! - **left over**: state expired or failed, and nobody is at it. So also those
+//!   that a client released through another daemon.
 //!
-//! And, more rarely, since it searches the host:
+//! It looks at this node's records only. What is here and has no record is not
+//! taken down: the store has lost it, and the record is written again ([`lost`]).
+//!
+//! And, more rarely, since it searches the host, it takes down itself:
 //!
 //! - **orphan**: a driver finds traces of an id that has no record and that
 //!   nobody is making or ending, in two searches one after the other (at the
@@ -20,24 +28,26 @@
 //!   store, so a record removed in between only means one needless, harmless
 //!   destroy.
 
+mod lost;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Nudge;
-use super::backoff::Backoff;
 use crate::engine::ContainerEngine;
 use crate::error::Chain;
 use crate::id::InstanceId;
 use crate::instance::{Instance, State};
+use crate::jobs::dispatch::Dispatch;
+use crate::jobs::{Job, Why};
 use crate::metrics;
-use crate::provision::errors::EndError;
-use crate::provision::{Doing, Ended, Lifecycle};
+use crate::provision::{Doing, Lifecycle};
 use crate::store::StoreError;
 
 /// How late an expiry may be noticed.
@@ -62,12 +72,13 @@ pub struct Reaper {
     nudge: Nudge,
     /// One for each living instance: it ends when the first process does.
     watchers: HashMap<InstanceId, JoinHandle<()>>,
-    /// Takings-down under way.
-    ending: JoinSet<(InstanceId, Result<Ended, EndError>)>,
-    /// When to come again to those that could not be taken down.
-    retries: HashMap<InstanceId, Backoff>,
+    jobs: Arc<Dispatch>,
     /// What the last search for orphans found.
     suspects: HashSet<InstanceId>,
+    /// What the last pass found to be lost by the store, with its generation.
+    missing: HashSet<(InstanceId, u64)>,
+    /// Whether the last pass could not look at the store: told once.
+    blind: bool,
 }
 
 /// When an orphan is taken down.
@@ -89,18 +100,19 @@ impl Drop for Reaper {
 impl Reaper {
     /// Puts the task together; [`Reaper::run`] starts it.
     #[must_use]
-    pub fn new(lifecycle: Arc<Lifecycle>, nudge: Nudge) -> Self {
+    pub fn new(lifecycle: Arc<Lifecycle>, nudge: Nudge, jobs: Arc<Dispatch>) -> Self {
         Self {
             lifecycle,
             nudge,
             watchers: HashMap::new(),
-            ending: JoinSet::new(),
-            retries: HashMap::new(),
+            jobs,
             suspects: HashSet::new(),
+            missing: HashSet::new(),
+            blind: false,
         }
     }
 
-    /// Runs until `stop`, then waits for the takings-down under way.
+    /// Runs until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -115,10 +127,6 @@ impl Reaper {
                     self.sweep_orphans(Certainty::SeenTwice).await;
                     continue;
                 }
-                Some(ended) = self.ending.join_next() => {
-                    self.note(ended);
-                    continue;
-                }
                 () = self.nudge.given(), if !nudged => {
                     nudged = true;
                     continue;
@@ -130,31 +138,36 @@ impl Reaper {
             self.pass(Timestamp::now()).await;
             earliest = Instant::now() + PASS_GAP;
         }
-        self.settle().await;
     }
 
-    /// Waits for the takings-down under way.
-    pub(crate) async fn settle(&mut self) {
-        while let Some(ended) = self.ending.join_next().await {
-            self.note(ended);
-        }
+    /// Waits until all that was asked for was tried.
+    pub(crate) async fn settle(&self) {
+        self.jobs.board().reaped().await;
     }
 
     /// One look at the store at `now`, and what follows from it.
     pub(crate) async fn pass(&mut self, now: Timestamp) {
-        if let Err(error) = self.look(now).await {
-            tracing::warn!(error = %Chain(&error), "store not looked at for what is over");
+        let looked = self.look(now).await;
+        let blind = looked.is_err();
+        match looked {
+            Err(error) if !self.blind => {
+                tracing::warn!(error = %Chain(&error), "store not looked at for what is over");
+            }
+            Ok(()) if self.blind => tracing::info!("store looked at again"),
+            Ok(()) | Err(_) => {}
         }
+        self.blind = blind;
     }
 
     async fn look(&mut self, now: Timestamp) -> Result<(), StoreError> {
         let store = Arc::clone(self.lifecycle.store());
         for instance in store.due(now, DUE_PER_PASS).await? {
-            self.end(instance, State::Expired, move |present| present.is_due_at(now));
+            self.jobs.ask(&Job::reap(&instance, Why::Due)).await;
         }
-        let all = store.list().await?;
+        let all = store.own().await?;
+        all.iter().for_each(|instance| self.lifecycle.seen(instance));
+        self.write_lost_again(&all).await;
         let known: HashSet<&InstanceId> = all.iter().map(|instance| &instance.id).collect();
-        self.retries.retain(|id, _| known.contains(id));
         self.watchers.retain(|id, watcher| {
             let keep = known.contains(id);
             if !keep {
@@ -163,31 +176,21 @@ impl Reaper {
             keep
         });
         for instance in all {
-            self.judge(instance);
+            if let Some(why) = self.judge(&instance) {
+                self.jobs.ask(&Job::reap(&instance, why)).await;
+            }
         }
         Ok(())
     }
 
-    fn judge(&mut self, instance: Instance) {
+    fn judge(&mut self, instance: &Instance) -> Option<Why> {
         let doing = self.lifecycle.doing(&instance.id);
         match instance.state {
-            State::Ready | State::Assigned => {
-                if self.has_died(&instance) {
-                    self.end(instance, State::Failed, |_| true);
-                }
-            }
-            State::Warming => {
-                if doing != Some(Doing::Making) {
-                    self.end(instance, State::Failed, |present| present.state == State::Warming);
-                }
-            }
-            State::Expired | State::Failed => {
-                let pausing = self.retries.get(&instance.id).and_then(|b| b.pause_at(Instant::now()));
-                if doing != Some(Doing::Ending) && pausing.is_none() {
-                    self.end(instance, State::Failed, |_| true);
-                }
-            }
-            State::Hibernated => {}
+            State::Ready | State::Assigned if doing == Some(Doing::Unwanted) => Some(Why::Unwanted),
+            State::Ready | State::Assigned => self.has_died(instance).then_some(Why::Died),
+            State::Warming => (doing != Some(Doing::Making)).then_some(Why::Abandoned),
+            State::Expired | State::Failed => (doing != Some(Doing::Ending)).then_some(Why::LeftOver),
+            State::Hibernated => None,
         }
     }
 
@@ -205,41 +208,6 @@ impl Reaper {
         });
         self.watchers.insert(instance.id.clone(), watcher);
         false
-    }
-
-    fn end(
-        &mut self,
-        instance: Instance,
-        to: State,
-        still: impl Fn(&Instance) -> bool + Send + Sync + 'static,
-    ) {
-        let (lifecycle, id) = (Arc::clone(&self.lifecycle), instance.id.clone());
-        self.ending.spawn(async move {
-            let ended = lifecycle.end(instance, to, still).await;
-            (id, ended)
-        });
-    }
-
-    fn note(&mut self, ended: Result<(InstanceId, Result<Ended, EndError>), tokio::task::JoinError>) {
-        let Ok((id, result)) = ended else {
-            return tracing::error!("a taking-down ended without a result");
-        };
-        match result {
-            Ok(_) => {
-                self.retries.remove(&id);
-            }
-            Err(error) => {
-                let backoff = self.retries.entry(id.clone()).or_default();
-                let pause = backoff.failed(Instant::now());
-                tracing::warn!(
-                    instance_id = %id,
-                    attempt = backoff.failures(),
-                    pause_s = pause.as_secs(),
-                    error = %Chain(&error),
-                    "instance not taken down"
-                );
-            }
-        }
     }
 
     /// Destroys what has traces on the host but no record.

@@ -10,11 +10,14 @@ use crate::config::ColdStart;
 use crate::engine::Phase;
 use crate::error::ErrorKind;
 use crate::instance::EngineKind;
+use crate::jobs::JobQueue;
+use crate::jobs::worker::Worker;
+use crate::pool::Target;
 use crate::pool::adopt::{Found, adopt_all};
-use crate::pool::reconciler::{Reconciler, Target};
+use crate::pool::reconciler::Reconciler;
 use crate::provision::limits::Limits;
 use crate::provision::{AcquireRequest, Parts, Provisioner, Terms};
-use crate::route::RouteTable;
+use crate::route::Routes;
 use crate::store::Store;
 use crate::store::embedded::EmbeddedStore;
 use crate::testing::{Script, eventually, runtime};
@@ -25,15 +28,25 @@ struct World {
     store: Arc<dyn Store>,
     refill: Nudge,
     reap: Nudge,
+    jobs: Arc<Dispatch>,
+    /// Ends the worker.
+    stop: std::sync::Mutex<CancellationToken>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.lock().unwrap().cancel();
+    }
 }
 
 /// A daemon's parts on a host and a store file that may have a past.
 fn daemon(dir: &Path, script: &Arc<Script>, max_instances: usize) -> World {
-    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&dir.join("store")).unwrap());
+    let store: Arc<dyn Store> =
+        Arc::new(EmbeddedStore::open(&dir.join("store"), &"here".parse().unwrap()).unwrap());
     let (refill, reap) = (Nudge::default(), Nudge::default());
     let lifecycle = Arc::new(Lifecycle::new(Parts {
         store: Arc::clone(&store),
-        routes: Arc::new(RouteTable::default()),
+        routes: Arc::new(Routes::default()),
         goldens: vec![runtime("shop", script, None)],
         max_instances,
         restore_concurrency: 2,
@@ -48,7 +61,15 @@ fn daemon(dir: &Path, script: &Arc<Script>, max_instances: usize) -> World {
         limits: Limits::default(),
     };
     let provisioner = Arc::new(Provisioner::new(Arc::clone(&lifecycle), terms));
-    World { lifecycle, provisioner, store, refill, reap }
+    World {
+        lifecycle,
+        provisioner,
+        store,
+        refill,
+        reap,
+        jobs: Arc::default(),
+        stop: std::sync::Mutex::default(),
+    }
 }
 
 impl World {
@@ -57,17 +78,45 @@ impl World {
     }
 
     fn reaper(&self) -> Reaper {
-        Reaper::new(Arc::clone(&self.lifecycle), self.reap.clone())
+        self.work(0);
+        Reaper::new(Arc::clone(&self.lifecycle), self.reap.clone(), Arc::clone(&self.jobs))
     }
 
     fn reconciler(&self, ready: usize) -> Reconciler {
+        let target = self.work(ready);
+        let jobs = Arc::clone(&self.jobs);
+        Reconciler::new(Arc::clone(&self.lifecycle), target, self.refill.clone(), jobs)
+    }
+
+    /// Has a worker with that target do the jobs, and no other.
+    fn work(&self, ready: usize) -> Target {
         let target = Target { ready, starts: 2, cold_start: ColdStart::Refused };
-        Reconciler::new(Arc::clone(&self.lifecycle), target, self.refill.clone())
+        let (lifecycle, board) = (Arc::clone(&self.lifecycle), Arc::clone(self.jobs.board()));
+        let worker = Arc::new(Worker::new(lifecycle, board, target, self.refill.clone()));
+        let queue = Arc::clone(self.jobs.local()) as Arc<dyn JobQueue>;
+        let stop = CancellationToken::new();
+        tokio::spawn(worker.serve(queue, stop.clone()));
+        std::mem::replace(&mut *self.stop.lock().unwrap(), stop).cancel();
+        target
     }
 
     async fn counts(&self) -> BTreeMap<State, usize> {
         self.store.counts(&"shop".parse().unwrap()).await.unwrap()
     }
+}
+
+#[tokio::test]
+async fn the_pool_waits_for_the_end_of_an_outage_and_counts_no_failure() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let mut reconciler = world.reconciler(1);
+    script.outage(Some("connection refused"));
+    reconciler.pass().await;
+    assert_eq!(script.attempts(), 0);
+    assert!(reconciler.status().borrow().values().all(|golden| golden.failures_in_a_row == 0));
+    script.outage(None);
+    reconciler.pass().await;
+    eventually("one is made", async || (script.attempts() == 1).then_some(())).await;
 }
 
 #[tokio::test]
@@ -217,7 +266,12 @@ async fn a_restart_adopts_what_lives_and_drops_the_rest() {
     let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
     let world = daemon(dir.path(), &script, 8);
     let (lives, died) = (world.acquire().await, world.acquire().await);
-    let half_made = Instance::warming(InstanceId::random(), "shop".parse().unwrap(), Timestamp::now());
+    let half_made = Instance::warming(
+        InstanceId::random(),
+        "shop".parse().unwrap(),
+        "here".parse().unwrap(),
+        Timestamp::now(),
+    );
     script.add_trace(&half_made.id);
     world.store.insert(half_made).await.unwrap();
     drop(world);
@@ -236,6 +290,38 @@ async fn a_restart_adopts_what_lives_and_drops_the_rest() {
     assert_eq!((shown.state, shown.expires_at), (State::Assigned, lives.expires_at));
     world.provisioner.release(&lives.id).await.unwrap();
     eventually("it is gone", async || script.traces().is_empty().then_some(())).await;
+}
+
+#[tokio::test]
+async fn what_lives_is_worth_more_than_a_store_that_lost_it() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let (held, mut reaper) = (world.acquire().await, world.reaper());
+    let (task, stop) = {
+        let stop = CancellationToken::new();
+        (tokio::spawn(world.reconciler(1).run(stop.clone())), stop)
+    };
+    let ready = eventually("one is ready", async || {
+        world.store.list().await.unwrap().into_iter().find(|i| i.state == State::Ready)
+    })
+    .await;
+    stop.cancel();
+    task.await.unwrap();
+    for id in [&held.id, &ready.id] {
+        world.store.remove(id).await.unwrap();
+    }
+    let now = Timestamp::now();
+    reaper.pass(now).await;
+    reaper.sweep_orphans(Certainty::AtOnce).await;
+    assert!(world.store.list().await.unwrap().is_empty(), "one look may have met a change on its way");
+    assert_eq!(script.running().len(), 2, "it is no orphan");
+    reaper.pass(now).await;
+    let back = world.store.get(&held.id).await.unwrap().unwrap();
+    assert_eq!((back.generation, back.expires_at), (held.generation, held.expires_at));
+    reaper.pass(now).await;
+    reaper.settle().await;
+    assert_eq!(script.running(), [held.id], "a ready one may be somebody's by now: it is given up");
+    assert!(world.store.get(&ready.id).await.unwrap().is_none());
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::config::Config;
+use crate::config::{Config, DatabaseMode};
 use crate::error::ErrorKind;
 use crate::host::slots::make_private;
 use crate::id::{GoldenName, SnapshotId};
@@ -112,6 +112,11 @@ impl Entry {
     fn golden(&self) -> &str {
         let id = self.id.as_str();
         id.rsplitn(3, '-').nth(2).unwrap_or(id)
+    }
+
+    /// What only one snapshot is the newest of.
+    fn kind(&self) -> (&str, DatabaseMode) {
+        (self.golden(), self.manifest.as_ref().map(|manifest| manifest.database).unwrap_or_default())
     }
 }
 
@@ -229,14 +234,19 @@ impl Catalog {
         Ok(Some(bytes))
     }
 
-    /// The newest usable snapshot of a golden, if there is one.
+    /// The newest usable snapshot of a golden whose clones have their databases
+    /// there, if there is one.
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn newest(&self, golden: &GoldenName) -> Result<Option<Manifest>, CatalogError> {
+    pub fn newest(
+        &self,
+        golden: &GoldenName,
+        database: DatabaseMode,
+    ) -> Result<Option<Manifest>, CatalogError> {
         let usable = self.list()?.into_iter().filter_map(|entry| entry.manifest.ok());
         Ok(usable
-            .filter(|manifest| manifest.recipe.name == *golden)
+            .filter(|manifest| manifest.recipe.name == *golden && manifest.database == database)
             .max_by(|a, b| a.created_at.cmp(&b.created_at)))
     }
 
@@ -291,7 +301,7 @@ impl Catalog {
         Ok(Writer { target, parent, dir, keys, _lock: lock, done: false })
     }
 
-    /// Removes all but the newest `keep` snapshots of each golden, those in
+    /// Removes all but the newest `keep` snapshots of each golden and place of its database, those in
     /// `in_use` aside; answers what was removed.
     ///
     /// # Errors
@@ -300,8 +310,7 @@ impl Catalog {
         let mut removed = Vec::new();
         let entries = self.list()?;
         for (position, entry) in entries.iter().enumerate() {
-            let newer =
-                entries[position + 1..].iter().filter(|other| other.golden() == entry.golden()).count();
+            let newer = entries[position + 1..].iter().filter(|other| other.kind() == entry.kind()).count();
             if newer >= keep && !in_use.contains(&entry.id) {
                 self.remove(&entry.id)?;
                 removed.push(entry.id.clone());

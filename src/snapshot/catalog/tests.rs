@@ -34,7 +34,7 @@ fn a_finished_snapshot_is_listed_and_verifies() {
     let catalog = again(&host);
     assert_eq!(catalog.list().unwrap().len(), 1);
     assert_eq!(catalog.verify(&manifest.id).unwrap(), manifest);
-    assert_eq!(catalog.newest(&manifest.recipe.name).unwrap(), Some(manifest));
+    assert_eq!(catalog.newest(&manifest.recipe.name, DatabaseMode::Bundled).unwrap(), Some(manifest));
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_damaged_archive_and_a_foreign_version_are_told_apart() {
         .unwrap();
     let error = catalog.verify(&manifest.id).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
-    assert_eq!(catalog.newest(&manifest.recipe.name).unwrap(), None, "not chosen");
+    assert_eq!(catalog.newest(&manifest.recipe.name, DatabaseMode::Bundled).unwrap(), None, "not chosen");
     assert_eq!(catalog.list().unwrap().len(), 1, "but listed");
     let why = catalog.why_unusable(&manifest.recipe.name).unwrap().unwrap();
     assert_eq!(why.kind(), ErrorKind::Incompatible, "{why}");
@@ -84,7 +84,7 @@ fn what_nobody_trusted_has_signed_is_listed_and_never_used() {
     let other = Catalog::open(&mine.1.dir, Keys::load(theirs.0.path(), &[]).unwrap()).unwrap();
     let error = other.verify(&id).unwrap_err();
     assert!(matches!(error, CatalogError::Signature { source: SignatureError::Untrusted, .. }), "{error:?}");
-    assert_eq!(other.newest(&golden).unwrap(), None);
+    assert_eq!(other.newest(&golden, DatabaseMode::Bundled).unwrap(), None);
     assert_eq!(other.inspect(&id).unwrap(), manifest, "it may be looked at");
 
     let mut catalog = again(&mine);

@@ -17,12 +17,11 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
-use serde::Deserialize;
 
 use super::admissions::Entry;
 use crate::error::ErrorKind;
-use crate::id::InstanceId;
-use crate::instance::{Instance, RECORD_VERSION};
+use crate::id::{InstanceId, NodeName};
+use crate::instance::{Instance, RECORD_VERSION, RecordError};
 
 const INSTANCES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("instances");
 const ADMISSIONS: TableDefinition<'_, (&str, i128, u64), i128> = TableDefinition::new("admissions.v1");
@@ -125,12 +124,17 @@ fn open_private(path: &Path) -> std::io::Result<File> {
 
 impl StoreFile {
     /// Opens the database and reads all of it.
-    pub(super) fn open(opener: &Opener, path: &Path) -> Result<(Self, Found), OpenStoreError> {
+    pub(super) fn open(
+        opener: &Opener,
+        path: &Path,
+        node: &NodeName,
+    ) -> Result<(Self, Found), OpenStoreError> {
         let database = opener().map_err(|error| open_error(error.into(), path))?;
         let file = Self { database };
         file.create_tables().map_err(|error| open_error(error, path))?;
         let raw = file.read_instances().map_err(|error| open_error(error, path))?;
-        let records = raw.iter().map(|(key, bytes)| decode(key, bytes, path)).collect::<Result<_, _>>()?;
+        let records = raw.iter().map(|(key, bytes)| decode(key, bytes, path, node));
+        let records = records.collect::<Result<_, _>>()?;
         let admissions = file.read_admissions().map_err(|error| open_error(error, path))?;
         Ok((file, Found { records, admissions }))
     }
@@ -185,9 +189,10 @@ impl StoreFile {
             for (id, record) in changes {
                 match record {
                     Some(record) => {
-                        let bytes = serde_json::to_vec(record)
+                        let bytes = record
+                            .to_record()
                             .map_err(|error| redb::Error::Io(std::io::Error::other(error)))?;
-                        table.insert(id.as_str(), bytes.as_slice())?;
+                        table.insert(id.as_str(), bytes.as_bytes())?;
                     }
                     None => {
                         table.remove(id.as_str())?;
@@ -208,18 +213,16 @@ impl StoreFile {
     }
 }
 
-fn decode(key: &str, bytes: &[u8], path: &Path) -> Result<Instance, OpenStoreError> {
-    #[derive(Deserialize)]
-    struct Versioned {
-        version: u16,
-    }
-    let unreadable = |source| OpenStoreError::Record { path: path.to_owned(), key: key.to_owned(), source };
-    // The version first: a later program's record need not have our fields.
-    let Versioned { version } = serde_json::from_slice(bytes).map_err(unreadable)?;
-    if version > RECORD_VERSION {
-        return Err(OpenStoreError::TooNew { path: path.to_owned(), found: version });
-    }
-    serde_json::from_slice(bytes).map_err(unreadable)
+fn decode(key: &str, bytes: &[u8], path: &Path, node: &NodeName) -> Result<Instance, OpenStoreError> {
+    let mut record = Instance::from_record(bytes, node).map_err(|error| match error {
+        RecordError::TooNew { found } => OpenStoreError::TooNew { path: path.to_owned(), found },
+        RecordError::Form(source) => {
+            OpenStoreError::Record { path: path.to_owned(), key: key.to_owned(), source }
+        }
+    })?;
+    // The file is one daemon's alone, whatever its name was when it wrote it.
+    record.node = node.clone();
+    Ok(record)
 }
 
 fn open_error(error: redb::Error, path: &Path) -> OpenStoreError {

@@ -37,7 +37,7 @@ use self::file::{Opener, StoreFile, opener};
 use self::table::Table;
 use super::{Admission, Claim, Claimed, Store, StoreError, Ticket, Window};
 use crate::error::{Chain, ErrorKind};
-use crate::id::{GoldenName, InstanceId};
+use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, State};
 
 /// How much is decided before a commit. It bounds what one failed commit takes
@@ -56,32 +56,34 @@ type Reply = Box<dyn FnOnce(Result<(), &CommitFailure>) + Send>;
 /// The embedded store; dropping it ends its thread and closes the file.
 #[derive(Debug)]
 pub struct EmbeddedStore {
+    node: NodeName,
     /// Taken at drop, which is what ends the writer.
     work: Option<mpsc::Sender<Work>>,
     writer: Option<JoinHandle<()>>,
 }
 
 impl EmbeddedStore {
-    /// Opens the file, or creates it with mode 0600, and reads all of it.
+    /// Opens the file, or creates it with mode 0600, and reads all of it; every
+    /// record in it becomes `node`'s own.
     ///
     /// Blocks on the disk; called once, at the start.
     ///
     /// # Errors
     /// [`OpenStoreError`]; a damaged file is never overwritten.
-    pub fn open(path: &Path) -> Result<Self, OpenStoreError> {
-        Self::start(opener(path.to_owned()), path)
+    pub fn open(path: &Path, node: &NodeName) -> Result<Self, OpenStoreError> {
+        Self::start(opener(path.to_owned()), path, node)
     }
 
-    fn start(opener: Opener, path: &Path) -> Result<Self, OpenStoreError> {
-        let (file, found) = StoreFile::open(&opener, path)?;
+    fn start(opener: Opener, path: &Path, node: &NodeName) -> Result<Self, OpenStoreError> {
+        let (file, found) = StoreFile::open(&opener, path, node)?;
         let table = Table::of(found.records, Admissions::of(found.admissions));
-        let writer = Writer { opener, path: path.to_owned(), file: Some(file), table };
+        let writer = Writer { opener, path: path.to_owned(), node: node.clone(), file: Some(file), table };
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(&receiver))
             .map_err(|source| OpenStoreError::Io { path: path.to_owned(), source })?;
-        Ok(Self { work: Some(sender), writer: Some(thread) })
+        Ok(Self { node: node.clone(), work: Some(sender), writer: Some(thread) })
     }
 
     /// Has the writer run `decide` and waits until its batch is committed.
@@ -143,6 +145,7 @@ fn is_full(failure: &CommitFailure) -> bool {
 struct Writer {
     opener: Opener,
     path: PathBuf,
+    node: NodeName,
     /// None after a failed commit, until the file could be opened again.
     file: Option<StoreFile>,
     table: Table,
@@ -206,7 +209,7 @@ impl Writer {
         if self.file.is_some() {
             return Ok(());
         }
-        match StoreFile::open(&self.opener, &self.path) {
+        match StoreFile::open(&self.opener, &self.path, &self.node) {
             Ok((file, found)) => {
                 self.file = Some(file);
                 let admissions = std::mem::take(&mut self.table.admissions);
@@ -223,6 +226,10 @@ impl Writer {
 
 #[async_trait]
 impl Store for EmbeddedStore {
+    fn node(&self) -> &NodeName {
+        &self.node
+    }
+
     async fn insert(&self, instance: Instance) -> Result<Instance, StoreError> {
         self.run("adding an instance", move |table| table.insert(instance)).await
     }
@@ -254,8 +261,16 @@ impl Store for EmbeddedStore {
         .await
     }
 
+    async fn write_again(&self, instance: Instance) -> Result<(), StoreError> {
+        self.run("writing an instance again", move |table| table.write_again(instance)).await
+    }
+
     async fn list(&self) -> Result<Vec<Instance>, StoreError> {
         self.run("listing instances", |table| Ok(table.list())).await
+    }
+
+    async fn own(&self) -> Result<Vec<Instance>, StoreError> {
+        self.list().await
     }
 
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Instance>, StoreError> {

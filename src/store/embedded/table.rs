@@ -109,6 +109,20 @@ impl Table {
         }
     }
 
+    pub(super) fn write_again(&mut self, instance: Instance) -> Result<(), StoreError> {
+        if let Some(stored) = self.records.get(&instance.id)
+            && stored.generation >= instance.generation
+        {
+            return Err(StoreError::Stale {
+                id: instance.id,
+                expected: instance.generation,
+                found: stored.generation,
+            });
+        }
+        self.set(instance);
+        Ok(())
+    }
+
     pub(super) fn list(&self) -> Vec<Instance> {
         self.records.values().cloned().collect()
     }

@@ -9,7 +9,7 @@ use redb::backends::FileBackend;
 use redb::{Builder, StorageBackend};
 
 use super::*;
-use crate::store::conformance::{self, Fixture, at, claim, golden, instance};
+use crate::store::conformance::{self, Fixture, at, claim, golden, instance, node};
 use crate::store::metered::MeteredStore;
 
 struct Files(tempfile::TempDir);
@@ -24,12 +24,12 @@ impl Files {
 impl Fixture for Files {
     async fn fresh(&self) -> Arc<dyn Store> {
         let _ = std::fs::remove_file(self.path());
-        Arc::new(EmbeddedStore::open(&self.path()).unwrap())
+        Arc::new(EmbeddedStore::open(&self.path(), &node("here")).unwrap())
     }
 
     async fn reopen(&self, store: Arc<dyn Store>) -> Arc<dyn Store> {
         drop(store);
-        Arc::new(EmbeddedStore::open(&self.path()).unwrap())
+        Arc::new(EmbeddedStore::open(&self.path(), &node("here")).unwrap())
     }
 }
 
@@ -41,7 +41,7 @@ struct Killed(tempfile::TempDir);
 impl Fixture for Killed {
     async fn fresh(&self) -> Arc<dyn Store> {
         let path = self.0.path().join(InstanceId::random().as_str());
-        Arc::new(EmbeddedStore::open(&path).unwrap())
+        Arc::new(EmbeddedStore::open(&path, &node("here")).unwrap())
     }
 
     async fn reopen(&self, store: Arc<dyn Store>) -> Arc<dyn Store> {
@@ -54,7 +54,7 @@ impl Fixture for Killed {
         let copy = newest.with_extension("copy");
         std::fs::copy(&newest, &copy).unwrap();
         drop(store);
-        Arc::new(EmbeddedStore::open(&copy).unwrap())
+        Arc::new(EmbeddedStore::open(&copy, &node("here")).unwrap())
     }
 }
 
@@ -94,10 +94,10 @@ const fn window(seconds: i64, limit: u32) -> Window {
 #[tokio::test]
 async fn a_closing_store_writes_the_last_admissions() {
     let files = Files(tempfile::tempdir().unwrap());
-    let store = EmbeddedStore::open(&files.path()).unwrap();
+    let store = EmbeddedStore::open(&files.path(), &node("here")).unwrap();
     store.admit("one", &[window(60, 1)], at(0)).await.unwrap();
     drop(store);
-    let store = EmbeddedStore::open(&files.path()).unwrap();
+    let store = EmbeddedStore::open(&files.path(), &node("here")).unwrap();
     let again = store.admit("one", &[window(60, 1)], at(30)).await.unwrap();
     assert!(matches!(again, Admission::Refused { .. }), "{again:?}");
 }
@@ -135,15 +135,15 @@ fn what_the_file_has_is_removed_from_it() {
 #[tokio::test]
 async fn the_file_is_its_owners_alone() {
     let files = Files(tempfile::tempdir().unwrap());
-    let _store = EmbeddedStore::open(&files.path()).unwrap();
+    let _store = EmbeddedStore::open(&files.path(), &node("here")).unwrap();
     assert_eq!(std::fs::metadata(files.path()).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[tokio::test]
 async fn a_second_opening_is_refused() {
     let files = Files(tempfile::tempdir().unwrap());
-    let _store = EmbeddedStore::open(&files.path()).unwrap();
-    let error = EmbeddedStore::open(&files.path()).unwrap_err();
+    let _store = EmbeddedStore::open(&files.path(), &node("here")).unwrap();
+    let error = EmbeddedStore::open(&files.path(), &node("here")).unwrap_err();
     assert!(matches!(error, OpenStoreError::InUse { .. }), "{error}");
 }
 
@@ -151,7 +151,7 @@ async fn a_second_opening_is_refused() {
 async fn a_damaged_file_is_refused_and_left_alone() {
     let files = Files(tempfile::tempdir().unwrap());
     std::fs::write(files.path(), b"something else entirely, and not a database at all").unwrap();
-    let error = EmbeddedStore::open(&files.path()).unwrap_err();
+    let error = EmbeddedStore::open(&files.path(), &node("here")).unwrap_err();
     assert!(matches!(error, OpenStoreError::Damaged { .. }), "{error:?}");
     assert!(error.to_string().contains("is damaged"), "{error}");
     assert!(std::fs::read(files.path()).unwrap().starts_with(b"something else"), "it is not overwritten");
@@ -160,19 +160,19 @@ async fn a_damaged_file_is_refused_and_left_alone() {
 #[tokio::test]
 async fn a_later_programs_record_is_refused() {
     let files = Files(tempfile::tempdir().unwrap());
-    let store = EmbeddedStore::open(&files.path()).unwrap();
+    let store = EmbeddedStore::open(&files.path(), &node("here")).unwrap();
     let mut record = instance(&golden("shop"), State::Ready, 0);
     record.version = crate::instance::RECORD_VERSION + 1;
     store.insert(record).await.unwrap();
     drop(store);
-    let error = EmbeddedStore::open(&files.path()).unwrap_err();
+    let error = EmbeddedStore::open(&files.path(), &node("here")).unwrap_err();
     assert!(matches!(error, OpenStoreError::TooNew { .. }), "{error}");
     assert!(error.to_string().contains("written by a later one"), "{error}");
 }
 
 #[tokio::test]
 async fn a_directory_that_is_not_there_is_an_io_error() {
-    let error = EmbeddedStore::open(Path::new("/nonexistent/store.redb")).unwrap_err();
+    let error = EmbeddedStore::open(Path::new("/nonexistent/store.redb"), &node("here")).unwrap_err();
     assert!(matches!(error, OpenStoreError::Io { .. }), "{error:?}");
 }
 
@@ -221,7 +221,7 @@ fn on_disk(path: &Path, full: &Arc<AtomicBool>) -> EmbeddedStore {
         let file = FileBackend::new(file.map_err(|e| redb::DatabaseError::Storage(e.into()))?)?;
         Builder::new().create_with_backend(Disk { file, full: Arc::clone(&full) })
     });
-    EmbeddedStore::start(opener, path).unwrap()
+    EmbeddedStore::start(opener, path, &node("here")).unwrap()
 }
 
 #[tokio::test]
@@ -259,13 +259,13 @@ async fn a_full_disk_is_told_and_changes_nothing() {
 #[tokio::test]
 async fn a_file_cut_short_is_refused() {
     let files = Files(tempfile::tempdir().unwrap());
-    let store = EmbeddedStore::open(&files.path()).unwrap();
+    let store = EmbeddedStore::open(&files.path(), &node("here")).unwrap();
     store.insert(instance(&golden("shop"), State::Ready, 0)).await.unwrap();
     drop(store);
     let file = std::fs::OpenOptions::new().write(true).open(files.path()).unwrap();
     // The header page stays, its first bytes do not.
     file.write_all_at(&[0_u8; 64], 0).unwrap();
-    assert!(matches!(EmbeddedStore::open(&files.path()), Err(OpenStoreError::Damaged { .. })));
+    assert!(matches!(EmbeddedStore::open(&files.path(), &node("here")), Err(OpenStoreError::Damaged { .. })));
 }
 
 /// One step of a random history on a few instances.

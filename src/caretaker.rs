@@ -1,0 +1,216 @@
+//! What is done with instances while no daemon runs: `reap`.
+//!
+//! Instances outlive the daemon, and so does the time they were given: nobody
+//! would end them until it comes back. Called by `demo-multiplexer reap`, which
+//! a timer runs, and which a package that is removed runs with `--all`. It holds
+//! the daemon's lock meanwhile. Goldens need not be there: ending an instance
+//! takes no image and no snapshot, so both drivers are stood in for.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::app::{self, StateLock};
+use crate::config::{ColdStart, Config};
+use crate::engine::{
+    self, CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase, podman,
+};
+use crate::error::ErrorKind;
+use crate::host::cgroup::Parent;
+use crate::host::net::Network;
+use crate::host::process;
+use crate::host::quota::Quota;
+use crate::host::slots::{Parts as SlotParts, Slots};
+use crate::id::{GoldenName, InstanceId};
+use crate::instance::{Container, EngineKind, Source};
+use crate::open_jobs::Jobs;
+use crate::open_store::{Opened, open_store};
+use crate::pool::adopt::adopt_all;
+use crate::pool::reaper::{Certainty, Reaper};
+use crate::pool::{Nudge, Target};
+use crate::provision::{GoldenRuntime, Lifecycle, Parts};
+use crate::restore::{FirstPage, Made, Make};
+use crate::route;
+
+/// What is taken down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whom {
+    /// What is over: due, died, left over, orphaned.
+    Over,
+    /// Everything, and the bridge and the cgroup that instances share.
+    All,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reaped {
+    /// Instances taken down.
+    pub ended: usize,
+    /// Instances that live on.
+    pub alive: usize,
+}
+
+/// Takes instances down; the lock says that no daemon runs.
+///
+/// # Errors
+/// When the store or the host cannot be used, or something could not be removed.
+pub async fn reap(config: &Config, _lock: &StateLock, whom: Whom) -> anyhow::Result<Reaped> {
+    let network = Network::open(&config.bridge_name, config.bridge_subnet).await?;
+    let cgroups = Parent::open(&config.cgroup_parent).context("cannot open the instances' cgroup")?;
+    let quota = Quota::open(&config.state_dir, config.disk_max).await?;
+    let slots = Arc::new(Slots::new(SlotParts { network, cgroups, quota }, &config.state_dir, 0)?);
+    let Opened { store, remembered } = open_store(config).await?;
+    let before = store.own().await?;
+    let goldens = before.iter().map(|instance| instance.golden.clone());
+    let lifecycle = Arc::new(Lifecycle::new(Parts {
+        store: Arc::clone(&store),
+        routes: Arc::new(route::open::open(config)?),
+        goldens: stand_ins(&slots, goldens.collect())?,
+        max_instances: config.max_instances,
+        restore_concurrency: 1,
+        refill: Nudge::default(),
+        reap: Nudge::default(),
+    }));
+    let nothing = Target { ready: 0, starts: 1, cold_start: ColdStart::Refused };
+    let mut jobs =
+        Jobs::open(&Config { nats: None, ..config.clone() }, &lifecycle, nothing, Nudge::default()).await?;
+    let (workers, stop) = (TaskTracker::new(), CancellationToken::new());
+    jobs.begin((&workers, &stop), (&workers, &stop));
+    let mut reaper = Reaper::new(Arc::clone(&lifecycle), Nudge::default(), Arc::clone(jobs.dispatch()));
+    let now = Timestamp::now();
+    lifecycle.recall(remembered).await?;
+    adopt_all(&lifecycle, now).await?;
+    route::keeper::look(lifecycle.routes()).await;
+    reaper.pass(now).await;
+    reaper.settle().await;
+    if whom == Whom::All {
+        // No client's request adds to it.
+        lifecycle.tasks().close();
+        app::destroy_all(&lifecycle).await;
+    }
+    reaper.sweep_orphans(Certainty::AtOnce).await;
+    stop.cancel();
+    workers.close();
+    workers.wait().await;
+    let alive = store.own().await?.len();
+    if whom == Whom::All {
+        let left = slots.traces().await?;
+        anyhow::ensure!(
+            alive == 0 && left.is_empty(),
+            "not taken down: {alive} instances, traces of {left:?}"
+        );
+        slots.network().remove_bridge().await.context("cannot remove the bridge")?;
+        slots.cgroups().remove().context("cannot remove the instances' cgroup")?;
+    }
+    Ok(Reaped { ended: before.len().saturating_sub(alive), alive })
+}
+
+/// The recorded instances' goldens, which nobody serves now, with drivers that
+/// only end. One more for what has no record.
+fn stand_ins(slots: &Arc<Slots>, recorded: BTreeSet<GoldenName>) -> anyhow::Result<Vec<GoldenRuntime>> {
+    let maker = |made_by| -> Arc<dyn Make> {
+        Arc::new(StandIn { engine: Arc::new(Driver { made_by, slots: Arc::clone(slots) }) })
+    };
+    let nobody: GoldenName = "nobody".parse()?;
+    let runtime = |name| GoldenRuntime {
+        name,
+        title: String::new(),
+        restore: Ok(maker(MadeBy::Criu)),
+        cold: Some(maker(MadeBy::Podman)),
+    };
+    Ok(recorded.into_iter().chain([nobody]).map(runtime).collect())
+}
+
+/// A maker that makes nothing.
+#[derive(Debug)]
+struct StandIn {
+    engine: Arc<dyn ContainerEngine>,
+}
+
+#[async_trait]
+impl Make for StandIn {
+    async fn make(&self, id: &InstanceId, _: FirstPage) -> Result<Made, LaunchError> {
+        Err(makes_nothing(id))
+    }
+
+    fn engine(&self) -> &Arc<dyn ContainerEngine> {
+        &self.engine
+    }
+}
+
+fn makes_nothing(id: &InstanceId) -> LaunchError {
+    LaunchError {
+        id: id.clone(),
+        phase: Phase::Slot,
+        kind: ErrorKind::Bug,
+        source: "no instance is made while no daemon runs".into(),
+        cleanup: Vec::new(),
+    }
+}
+
+/// The driver that is stood in for.
+#[derive(Debug, Clone, Copy)]
+enum MadeBy {
+    Criu,
+    Podman,
+}
+
+/// Ends what a driver has made.
+#[derive(Debug)]
+struct Driver {
+    made_by: MadeBy,
+    slots: Arc<Slots>,
+}
+
+#[async_trait]
+impl ContainerEngine for Driver {
+    fn kind(&self) -> EngineKind {
+        match self.made_by {
+            MadeBy::Criu => EngineKind::Criu,
+            MadeBy::Podman => EngineKind::Podman,
+        }
+    }
+
+    fn source(&self) -> Source {
+        match self.made_by {
+            MadeBy::Criu => Source::Restore,
+            MadeBy::Podman => Source::Cold,
+        }
+    }
+
+    async fn launch(&self, id: &InstanceId) -> Result<Launched, LaunchError> {
+        Err(makes_nothing(id))
+    }
+
+    async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
+        let failed = match self.made_by {
+            MadeBy::Podman => podman::undo(&self.slots, id).await,
+            MadeBy::Criu => {
+                let failed = self.slots.remove(id).await;
+                failed.into_iter().map(|(step, source)| CleanupError { step, source }).collect()
+            }
+        };
+        engine::destroyed(&self.slots, id, container, failed)
+    }
+
+    async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {
+        self.slots.adopt(container).await
+    }
+
+    async fn ended(&self, container: &Container) {
+        process::ended_by_name(container.pid, container.start_ticks).await;
+    }
+
+    async fn traces(&self) -> io::Result<Vec<InstanceId>> {
+        match self.made_by {
+            MadeBy::Podman => podman::traces(&self.slots).await,
+            MadeBy::Criu => self.slots.traces().await,
+        }
+    }
+}

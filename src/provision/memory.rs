@@ -1,0 +1,130 @@
+//! What the life cycle knows of its instances besides the store, and what follows
+//! when the store knows less.
+//!
+//! A networked store can lose what it was told: a server without persistence
+//! starts again, somebody empties it, a replica takes over that lacked the last
+//! changes. Called at the start, by the pool's reaper on each pass, and by acquire
+//! on each claim.
+//!
+//! Invariant: what lives and is somebody's is never ended for the store's sake,
+//! and never handed out a second time.
+
+use std::collections::HashMap;
+
+use super::Doing;
+use super::lifecycle::Lifecycle;
+use crate::error::Chain;
+use crate::id::InstanceId;
+use crate::instance::{Instance, State};
+use crate::store::StoreError;
+
+impl Lifecycle {
+    /// Whether this daemon made the instance, or adopted it.
+    #[must_use]
+    pub fn is_own(&self, instance: &Instance) -> bool {
+        instance.node == *self.store.node()
+    }
+
+    /// Takes note of a record that the store has.
+    pub fn seen(&self, record: &Instance) {
+        self.ledger.note(record);
+    }
+
+    /// What is here and, by the store's word, is not, or was longer ago: the
+    /// records to write again. `stored` are the own ones, read before this call.
+    #[must_use]
+    pub fn lost(&self, stored: &[Instance]) -> Vec<Instance> {
+        let stored = by_id(stored);
+        let all = self.ledger.all_known().into_iter().filter(|(_, known)| is_lost(known, &stored));
+        all.map(|(doing, known)| record_again(doing, known)).collect()
+    }
+
+    /// Writes again what a former daemon knew and the store has lost; called once,
+    /// before anything is adopted or swept.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub async fn recall(&self, remembered: Vec<Instance>) -> Result<(), StoreError> {
+        let stored = self.store.own().await?;
+        let mut written = 0;
+        for known in remembered {
+            if is_lost(&known, &by_id(&stored)) {
+                match self.store.write_again(record_again(Doing::Living, known)).await {
+                    Ok(()) => written += 1,
+                    // Somebody else has it: then it is there.
+                    Err(StoreError::Stale { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        if written > 0 {
+            tracing::warn!(written, "the store had lost records of this host's instances; written again");
+        }
+        Ok(())
+    }
+
+    /// Whether a claimed instance was somebody's before, or is gone: the store has
+    /// gone back in time. It is told so.
+    ///
+    /// Of another node's instance only its own daemon could know.
+    pub(super) async fn was_handed_out(&self, claimed: &Instance) -> bool {
+        if !self.is_own(claimed) {
+            return false;
+        }
+        let there = matches!(self.ledger.doing(&claimed.id), Some(Doing::Making | Doing::Living));
+        let known = self.ledger.known(&claimed.id);
+        let is_news = known.as_ref().is_none_or(|known| {
+            let the_same = known.generation == claimed.generation && known.assigned_at == claimed.assigned_at;
+            the_same || known.generation < claimed.generation
+        });
+        if there && is_news {
+            self.ledger.note(claimed);
+            return false;
+        }
+        tracing::warn!(instance_id = %claimed.id, "the store offers an instance again that was somebody's");
+        if let Some(mut again) = known {
+            again.generation = again.generation.max(claimed.generation) + 1;
+            match self.store.write_again(again.clone()).await {
+                Ok(()) => self.ledger.note(&again),
+                Err(error) => {
+                    tracing::warn!(instance_id = %claimed.id, error = %Chain(&error), "its record is not mended");
+                }
+            }
+        }
+        true
+    }
+
+    /// Has the reaper take down an instance that nobody got, whatever its record
+    /// says: with a store that did not answer it may say "assigned".
+    pub(super) fn unwanted(&self, record: &Instance) {
+        self.ledger.note(record);
+        self.ledger.unwanted(&record.id);
+        self.reap.now();
+    }
+}
+
+/// The generation of each record.
+fn by_id(stored: &[Instance]) -> HashMap<&InstanceId, u64> {
+    stored.iter().map(|record| (&record.id, record.generation)).collect()
+}
+
+fn is_lost(known: &Instance, stored: &HashMap<&InstanceId, u64>) -> bool {
+    stored.get(&known.id).is_none_or(|found| *found < known.generation)
+}
+
+/// What to write for an instance whose record was lost. A ready one may have
+/// been claimed through another daemon a moment before, and one that nobody got
+/// is of no use: both are taken down.
+fn record_again(doing: Doing, mut known: Instance) -> Instance {
+    let over = match known.state {
+        State::Ready => Some(State::Expired),
+        State::Warming => Some(State::Failed),
+        State::Assigned | State::Hibernated if doing == Doing::Unwanted => Some(State::Failed),
+        State::Assigned | State::Hibernated | State::Expired | State::Failed => None,
+    };
+    if let Some(over) = over {
+        known.state = over;
+        known.generation += 1;
+    }
+    known
+}

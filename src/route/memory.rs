@@ -1,0 +1,187 @@
+//! The table in memory: which instance answers under which host label.
+//!
+//! Always there: the built-in proxy reads it on every request, the API tells by
+//! it an expired instance from one that never was, and a router in front falls
+//! back on both. A new daemon fills it from the store.
+//!
+//! Invariants: a label is an instance id and ids are never used twice, so a
+//! route never changes its target; removing a route cancels its `gone` token,
+//! and with it every connection that was opened by it; an id whose route was
+//! removed gets none again.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{PoisonError, RwLock};
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use super::{RouteError, RouteTable, Targets};
+use crate::id::InstanceId;
+
+/// How many removed labels are remembered, to answer 410 instead of 404.
+/// At 60 bytes each this is about a megabyte; older ones become unknown.
+const REMEMBERED: usize = 16_384;
+
+/// Where an instance's requests go.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The instance.
+    pub id: InstanceId,
+    /// Its web server.
+    pub upstream: SocketAddr,
+    /// Cancelled when the route is removed.
+    pub gone: CancellationToken,
+}
+
+/// What is known about a label.
+#[derive(Debug, Clone)]
+pub enum Lookup {
+    /// It leads to an instance.
+    Found(Route),
+    /// It led to one whose time is over.
+    Gone,
+    /// Nothing was ever there, or too long ago.
+    Unknown,
+}
+
+/// All routes of this host.
+#[derive(Debug, Default)]
+pub struct MemoryRoutes {
+    /// A std lock: held for one map operation, never across an await.
+    routes: RwLock<Routes>,
+}
+
+#[derive(Debug, Default)]
+struct Routes {
+    live: HashMap<String, Route>,
+    gone: HashSet<String>,
+    gone_in_order: VecDeque<String>,
+}
+
+impl MemoryRoutes {
+    /// Looks a label up.
+    #[must_use]
+    pub fn lookup(&self, label: &str) -> Lookup {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        match routes.live.get(label) {
+            Some(route) => Lookup::Found(route.clone()),
+            None if routes.gone.contains(label) => Lookup::Gone,
+            None => Lookup::Unknown,
+        }
+    }
+
+    /// How many routes there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.routes.read().unwrap_or_else(PoisonError::into_inner).live.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[async_trait]
+impl RouteTable for MemoryRoutes {
+    /// One that is there already stays, with its connections. An id whose route
+    /// was removed stays without: whoever adds it again lost a race against the
+    /// instance's end.
+    fn ensure(&self, id: &InstanceId, upstream: SocketAddr) {
+        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        if routes.gone.contains(id.as_str()) {
+            return;
+        }
+        routes.live.entry(id.as_str().to_owned()).or_insert_with(|| Route {
+            id: id.clone(),
+            upstream,
+            gone: CancellationToken::new(),
+        });
+    }
+
+    /// Ends the route's connections; the label is remembered as gone, were it
+    /// there or not.
+    fn remove(&self, id: &InstanceId) {
+        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        let removed = routes.live.remove(id.as_str());
+        if routes.gone.insert(id.as_str().to_owned()) {
+            routes.gone_in_order.push_back(id.as_str().to_owned());
+        }
+        if routes.gone_in_order.len() > REMEMBERED
+            && let Some(oldest) = routes.gone_in_order.pop_front()
+        {
+            routes.gone.remove(&oldest);
+        }
+        drop(routes);
+        // Outside the lock: it wakes the connections' tasks.
+        if let Some(route) = removed {
+            route.gone.cancel();
+        }
+    }
+
+    /// A change is in force when it is made.
+    async fn settle(&self) -> Result<(), RouteError> {
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Targets, RouteError> {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(routes.live.values().map(|route| (route.id.clone(), route.upstream)).collect())
+    }
+
+    /// Nobody else changes it.
+    async fn repair(&self) -> Result<usize, RouteError> {
+        Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::conformance;
+
+    #[tokio::test]
+    async fn it_is_a_route_table() {
+        conformance::suite(&MemoryRoutes::default()).await;
+    }
+
+    fn upstream() -> SocketAddr {
+        SocketAddr::from(([10, 77, 0, 2], 80))
+    }
+
+    #[test]
+    fn a_removed_route_is_gone_and_its_connections_end() {
+        let (table, id) = (MemoryRoutes::default(), InstanceId::random());
+        assert!(matches!(table.lookup(id.as_str()), Lookup::Unknown));
+        table.ensure(&id, upstream());
+        let Lookup::Found(route) = table.lookup(id.as_str()) else { panic!("it was added") };
+        table.remove(&id);
+        table.remove(&id);
+        assert!(route.gone.is_cancelled());
+        assert!(matches!(table.lookup(id.as_str()), Lookup::Gone));
+        table.ensure(&id, upstream());
+        assert!(table.is_empty(), "an ended instance gets no route again");
+    }
+
+    #[test]
+    fn adding_again_keeps_the_connections() {
+        let (table, id) = (MemoryRoutes::default(), InstanceId::random());
+        table.ensure(&id, upstream());
+        let Lookup::Found(route) = table.lookup(id.as_str()) else { panic!("it was added") };
+        table.ensure(&id, upstream());
+        assert!(!route.gone.is_cancelled());
+        assert_eq!(table.len(), 1);
+    }
+
+    #[test]
+    fn the_memory_of_gone_labels_is_bounded() {
+        let (table, first) = (MemoryRoutes::default(), InstanceId::random());
+        table.remove(&first);
+        for _ in 0..REMEMBERED {
+            table.remove(&InstanceId::random());
+        }
+        assert!(matches!(table.lookup(first.as_str()), Lookup::Unknown));
+    }
+}

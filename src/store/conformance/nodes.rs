@@ -1,0 +1,158 @@
+//! What holds between the daemons that share a store.
+
+use super::{
+    Arc, Claimed, Fixture, InstanceId, Source, State, StoreError, add, at, claim, claimed, golden, instance,
+    node,
+};
+use crate::instance::{Access, Container, EngineKind, Instance};
+
+pub(super) async fn run(fixture: &dyn Fixture) {
+    a_claim_leaves_the_rest_of_a_record_alone(fixture).await;
+    a_lost_record_is_written_again(fixture).await;
+    all_of_a_lone_store_is_its_own(fixture).await;
+    the_own_nodes_instances_are_claimed_first(fixture).await;
+    each_node_sees_its_own_and_may_change_all(fixture).await;
+    nodes_at_once_never_share_an_instance(fixture).await;
+}
+
+/// A record with every field filled.
+fn whole() -> Instance {
+    let mut whole = instance(&golden("shop"), State::Ready, 0);
+    whole.snapshot = "shop-20260101t000000z-0a1b".parse().ok();
+    whole.container = Some(Container {
+        engine: EngineKind::Criu,
+        pid: 4_194_303,
+        // A host that runs for a hundred years.
+        start_ticks: 315_360_000_000,
+        address: std::net::Ipv4Addr::new(10, 77, 0, 2),
+        port: 80,
+    });
+    whole.access = Some(Access {
+        url: "http://x.localhost:8080/".into(),
+        admin_url: "http://x.localhost:8080/admin?a=b&c=\"d\"".into(),
+        admin_email: "dé\u{1f4a9}mo@example.com".into(),
+        admin_password: "pass\\word/\"'".to_owned().into(),
+    });
+    whole
+}
+
+async fn a_claim_leaves_the_rest_of_a_record_alone(fixture: &dyn Fixture) {
+    let store = fixture.fresh().await;
+    let mut expected = add(&*store, whole()).await;
+    let got = claimed(&*store, claim(&golden("shop"), Some("a key"))).await.expect("one is ready");
+    expected.state = State::Assigned;
+    expected.source = Some(Source::Pool);
+    expected.assigned_at = Some(at(0));
+    expected.expires_at = Some(at(60));
+    expected.idempotency_key = Some("a key".into());
+    expected.generation += 1;
+    let text = |instance: &Instance| instance.to_record().expect("it is written");
+    assert_eq!(text(&got), text(&expected), "a claim changes what it is for");
+    let mut stored = store.get(&got.id).await.expect("a read is answered").expect("it is there");
+    assert_eq!(text(&stored), text(&expected), "the answer is what is stored");
+    stored.expires_at = Some(at(90));
+    let changed = store.update(stored).await.expect("it may be extended");
+    assert_eq!(changed.generation, expected.generation + 1);
+    let due = store.due(at(89), 10).await.expect("a read is answered");
+    assert!(due.is_empty(), "an extension moves the deadline");
+}
+
+async fn a_lost_record_is_written_again(fixture: &dyn Fixture) {
+    let (store, shop) = (fixture.fresh().await, golden("shop"));
+    add(&*store, instance(&shop, State::Ready, 0)).await;
+    let held = claimed(&*store, claim(&shop, Some("a"))).await.expect("one is ready");
+    let error = store.write_again(held.clone()).await.expect_err("it is not lost");
+    assert!(matches!(error, StoreError::Stale { .. }), "{error}");
+    store.remove(&held.id).await.expect("it may be removed");
+    store.write_again(held.clone()).await.expect("there is none");
+    let stored = store.get(&held.id).await.expect("a read is answered").expect("it is there");
+    assert_eq!((stored.generation, stored.expires_at), (held.generation, Some(at(60))));
+    let again = store.claim(claim(&shop, Some("a"))).await.expect("a claim is answered");
+    assert!(matches!(again, Claimed::Again(ref it) if it.id == held.id), "its key leads to it: {again:?}");
+    let mut later = held.clone();
+    later.generation += 2;
+    later.state = State::Expired;
+    store.write_again(later).await.expect("there is an earlier one");
+    assert!(store.due(at(60), 10).await.expect("a read is answered").is_empty());
+    let counts = store.counts(&shop).await.expect("a read is answered");
+    assert_eq!(counts.into_iter().collect::<Vec<_>>(), [(State::Expired, 1)], "the indices follow");
+}
+
+async fn all_of_a_lone_store_is_its_own(fixture: &dyn Fixture) {
+    let store = fixture.fresh().await;
+    assert_eq!(store.node(), &node("here"));
+    for state in [State::Ready, State::Assigned, State::Failed] {
+        add(&*store, instance(&golden("shop"), state, 0)).await;
+    }
+    assert_eq!(store.own().await.expect("a read is answered").len(), 3);
+}
+
+fn of_node(name: &str, state: State, second: i64) -> Instance {
+    Instance { node: node(name), ..instance(&golden("shop"), state, second) }
+}
+
+async fn the_own_nodes_instances_are_claimed_first(fixture: &dyn Fixture) {
+    let here = fixture.fresh().await;
+    let Some(there) = fixture.beside(&here, &node("there")).await else { return };
+    for (name, second) in [("yonder", 1), ("there", 3), ("there", 2), ("here", 9)] {
+        add(&*there, of_node(name, State::Ready, second)).await;
+    }
+    let mut order = Vec::new();
+    while let Some(got) = claimed(&*here, claim(&golden("shop"), None)).await {
+        order.push((got.node.to_string(), got.created_at));
+    }
+    let expected = [("here", 9), ("yonder", 1), ("there", 2), ("there", 3)];
+    assert_eq!(
+        order,
+        expected.map(|(name, second)| (name.to_owned(), at(second))),
+        "own ones first, then the oldest"
+    );
+}
+
+async fn each_node_sees_its_own_and_may_change_all(fixture: &dyn Fixture) {
+    let here = fixture.fresh().await;
+    let Some(there) = fixture.beside(&here, &node("there")).await else { return };
+    let mine = add(&*here, of_node("here", State::Ready, 0)).await;
+    let mut theirs = of_node("there", State::Assigned, 0);
+    theirs.expires_at = Some(at(10));
+    let theirs = add(&*there, theirs).await;
+    let ids = |all: Vec<Instance>| all.into_iter().map(|i| i.id).collect::<Vec<InstanceId>>();
+    for (store, own) in [(&here, &mine), (&there, &theirs)] {
+        assert_eq!(ids(store.own().await.expect("a read is answered")), std::slice::from_ref(&own.id));
+        assert_eq!(store.list().await.expect("a read is answered").len(), 2, "all daemons list all");
+        let counts = store.counts(&golden("shop")).await.expect("a read is answered");
+        assert_eq!(counts.into_iter().collect::<Vec<_>>(), [(own.state, 1)], "a pool counts its own");
+    }
+    assert!(here.due(at(99), 10).await.expect("a read is answered").is_empty(), "it is not ours to end");
+    assert_eq!(
+        ids(there.due(at(99), 10).await.expect("a read is answered")),
+        std::slice::from_ref(&theirs.id)
+    );
+    let mut over = here.get(&theirs.id).await.expect("a read is answered").expect("it is there");
+    over.state = State::Expired;
+    here.update(over).await.expect("any daemon may end it");
+    let seen = there.own().await.expect("a read is answered");
+    assert_eq!(
+        (seen[0].state, seen[0].node.clone()),
+        (State::Expired, node("there")),
+        "and its own one sees it"
+    );
+}
+
+async fn nodes_at_once_never_share_an_instance(fixture: &dyn Fixture) {
+    const READY: usize = 100;
+    let here = fixture.fresh().await;
+    let Some(there) = fixture.beside(&here, &node("there")).await else { return };
+    for second in 0..READY {
+        let name = if second % 3 == 0 { "here" } else { "there" };
+        add(&*here, of_node(name, State::Ready, second as i64)).await;
+    }
+    let mut clients = tokio::task::JoinSet::new();
+    for number in 0..READY + 20 {
+        let store = Arc::clone(if number % 2 == 0 { &here } else { &there });
+        clients.spawn(async move { claimed(&*store, claim(&golden("shop"), None)).await });
+    }
+    let got: Vec<InstanceId> = clients.join_all().await.into_iter().flatten().map(|i| i.id).collect();
+    let distinct: std::collections::HashSet<&InstanceId> = got.iter().collect();
+    assert_eq!((got.len(), distinct.len()), (READY, READY), "each ready instance is claimed exactly once");
+}

@@ -1,0 +1,45 @@
+//! Where everything lies in Valkey.
+//!
+//! All keys begin with the prefix in braces, so that they are in one slot of a
+//! cluster and a script may touch any of them. Names of goldens and nodes have
+//! no colon. Times are microseconds since 1970.
+//!
+//! ```text
+//! {prefix}:layout                   string  version of this layout
+//! {prefix}:instances                hash    instance id -> record (JSON, with its version)
+//! {prefix}:of:<node>                set     ids of all the node's records
+//! {prefix}:ready:<golden>:<node>    zset    created_at -> id; the pool, popped at its low end
+//! {prefix}:pools:<golden>           set     nodes that may have ready ones of it
+//! {prefix}:due:<node>               zset    expires_at -> id; not of records in a final state
+//! {prefix}:counts:<golden>:<node>   hash    state -> how many
+//! {prefix}:keys                     hash    idempotency key -> id, while the instance is somebody's
+//! {prefix}:claims:<ticket>          hash    id and generation of a claim; gone after some minutes
+//! {prefix}:node:<node>              string  the daemon that has this name; gone when it is silent
+//! {prefix}:acquires:<client>        zset    time -> ticket; counted acquires of a client
+//! {prefix}:ping                     string  proves that the server takes writes
+//! ```
+//!
+//! Only the scripts touch them. [`super`] puts `lib.lua` before each: it has the
+//! indices of a record in one place.
+
+use std::fmt;
+
+/// The version of the layout above.
+pub(super) const LAYOUT: u64 = 1;
+
+/// What all keys begin with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Base(String);
+
+impl Base {
+    /// The base below a STORE_PREFIX, which the settings have checked.
+    pub(super) fn new(prefix: &str) -> Self {
+        Self(format!("{{{prefix}}}:"))
+    }
+}
+
+impl fmt::Display for Base {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

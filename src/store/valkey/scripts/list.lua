@@ -1,0 +1,3 @@
+-- Reads all records of all nodes.
+
+return redis.call('HVALS', instances)
