@@ -17,10 +17,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use axum::Router;
 use axum::routing::get;
+use demo_multiplexer::api::Door;
 use demo_multiplexer::client::TrustedProxies;
+use demo_multiplexer::connections::Connections;
 use demo_multiplexer::id::InstanceId;
-use demo_multiplexer::listener::{self, Edges};
-use demo_multiplexer::proxy::{Proxy, PublicFace};
+use demo_multiplexer::listener::{self, Bounds, Edges};
+use demo_multiplexer::proxy::{Parts, Proxy, PublicFace};
 use demo_multiplexer::route::RouteTable;
 use demo_multiplexer::route::caddy::CaddyRoutes;
 use demo_multiplexer::route::memory::MemoryRoutes;
@@ -115,12 +117,25 @@ impl World {
         let edges = Edges {
             // It approves every name.
             api: Router::new().fallback(get(async || "")),
-            proxy: Proxy::new(Arc::clone(&memory), face, TrustedProxies::default()),
+            proxy: Proxy::new(Parts {
+                routes: Arc::clone(&memory),
+                face,
+                trusted: TrustedProxies::default(),
+                body_max: u64::MAX,
+                patience: Duration::from_secs(60),
+                banner: None,
+            }),
             base_domain: "localhost".into(),
+            door: Door::Only,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let bounds = Bounds {
+            headers: listener::HEADERS_DEADLINE,
+            connections: Connections::new(100_000, "127.0.0.1".parse().map_err(anyhow::Error::msg)?),
+            drain: Duration::ZERO,
+        };
         let (daemon, stop) = (listener.local_addr()?, CancellationToken::new());
-        tokio::spawn(listener::serve(listener, edges, stop.clone(), Duration::ZERO));
+        tokio::spawn(listener::serve(listener, edges, bounds, stop.clone()));
         let mut caddy = Caddy::new(daemon, &[]);
         caddy.start().await;
         let routes = match layout {

@@ -26,11 +26,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::status::StatusHub;
-use crate::api::{self, ApiState};
-use crate::config::Config;
+use crate::api::{self, Access, ApiState, Door};
+use crate::config::{Banner, Config};
+use crate::connections::Connections;
 use crate::error::Chain;
 use crate::instance::{Instance, State};
-use crate::listener::{self, Edges};
+use crate::listener::{self, Bounds, Edges};
 use crate::nats::NatsError;
 use crate::open_jobs::Jobs;
 use crate::open_store::{Opened, StoreOpenError, open_store};
@@ -39,11 +40,12 @@ use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::reconciler::Reconciler;
 use crate::pool::{Nudge, PoolStatus, Target};
 use crate::provision::{GoldenRuntime, Lifecycle, Parts, Provisioner, Terms};
-use crate::proxy::{Proxy, PublicFace};
+use crate::proxy::{self, Proxy, PublicFace};
 use crate::route::{self, RouteError};
 use crate::shutdown::{Phase, PhaseSetter};
-use crate::store::StoreError;
 use crate::store::metered::MeteredStore;
+use crate::store::{Store, StoreError};
+use crate::token::TokenFileError;
 use crate::{metrics, notify};
 
 /// How long makings and other work under way may take on the way down. A
@@ -87,13 +89,16 @@ pub enum AppError {
     /// The store cannot be opened.
     #[error(transparent)]
     OpenStore(StoreOpenError),
+    /// The tokens cannot be read.
+    #[error(transparent)]
+    Tokens(TokenFileError),
     /// NATS cannot be used with these settings.
     #[error(transparent)]
     Nats(NatsError),
-    /// LISTEN cannot be bound.
+    /// LISTEN or ADMIN_LISTEN cannot be bound.
     #[error("cannot listen on {address}")]
     Listen {
-        /// LISTEN.
+        /// Which.
         address: SocketAddr,
         /// Why.
         #[source]
@@ -146,6 +151,8 @@ pub struct App {
     status: Arc<StatusHub>,
     listener: TcpListener,
     edges: Edges,
+    /// Where the operator's part is answered alone.
+    admin: Option<TcpListener>,
     phase: PhaseSetter,
     /// What a former daemon knew, until it is taken over.
     remembered: Vec<Instance>,
@@ -154,7 +161,7 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the store, binds the listener and puts everything together.
+    /// Opens the store, binds the listeners and puts everything together.
     ///
     /// # Errors
     /// [`AppError`]; nothing was started.
@@ -164,12 +171,20 @@ impl App {
         goldens: Vec<GoldenRuntime>,
         on_exit: OnExit,
     ) -> Result<Self, AppError> {
+        let tokens = config.edges.tokens.load().map_err(AppError::Tokens)?;
         let Opened { store, remembered } = open_store(&config).await.map_err(AppError::OpenStore)?;
-        let listener = bind(config.listen).await?;
+        let store: Arc<dyn Store> = Arc::new(MeteredStore::new(store));
+        let inherited = notify::inherited_listeners().map_err(AppError::Socket)?;
+        let listener = bind(inherited.listen, "LISTEN", config.listen).await?;
+        let admin = match (inherited.admin, config.edges.admin_listen) {
+            (None, None) => None,
+            (Some(socket), None) => Some(TcpListener::from_std(socket).map_err(AppError::Socket)?),
+            (socket, Some(address)) => Some(bind(socket, "ADMIN_LISTEN", address).await?),
+        };
         let (refill, reap) = (Nudge::default(), Nudge::default());
         let routes = Arc::new(route::open::open(&config).map_err(AppError::Router)?);
         let lifecycle = Arc::new(Lifecycle::new(Parts {
-            store: Arc::new(MeteredStore::new(store)),
+            store: Arc::clone(&store),
             routes: Arc::clone(&routes),
             goldens,
             max_instances: config.max_instances,
@@ -194,6 +209,8 @@ impl App {
             pool: reconciler.status(),
             phase: phase.view(),
             trusted_proxies: config.trusted_proxies.clone(),
+            access: Access { tokens, acquire: config.edges.acquire },
+            cors_origins: Arc::new(config.edges.cors_origins.clone()),
             base_domain: config.base_domain.as_str().into(),
             status: Arc::clone(&status),
             nats: jobs.link(),
@@ -201,12 +218,16 @@ impl App {
         });
         let edges = Edges {
             api,
-            proxy: Proxy::new(
-                Arc::clone(routes.memory()),
-                public_face(&config),
-                config.trusted_proxies.clone(),
-            ),
+            proxy: Proxy::new(proxy::Parts {
+                routes: Arc::clone(routes.memory()),
+                face: public_face(&config),
+                trusted: config.trusted_proxies.clone(),
+                body_max: config.edges.shop_body_max,
+                patience: config.edges.shop_timeout,
+                banner: (config.edges.banner == Banner::On).then_some(store),
+            }),
             base_domain: config.base_domain.as_str().into(),
+            door: if admin.is_some() { Door::Public } else { Door::Only },
         };
         Ok(Self {
             config,
@@ -218,6 +239,7 @@ impl App {
             reaper,
             listener,
             edges,
+            admin,
             phase,
             remembered,
             status,
@@ -231,6 +253,14 @@ impl App {
     /// When the socket does not say.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// Where it listens for the operator, if that is somewhere else.
+    ///
+    /// # Errors
+    /// When the socket does not say.
+    pub fn admin_address(&self) -> io::Result<Option<SocketAddr>> {
+        self.admin.as_ref().map(TcpListener::local_addr).transpose()
     }
 
     /// A view of the phase.
@@ -259,7 +289,16 @@ impl App {
         workers.spawn(route::keeper::keep(routes, stop_workers.clone()));
         workers.spawn(self.status.run(stop_workers.clone()));
         let address = self.listener.local_addr();
-        edges.spawn(listener::serve(self.listener, self.edges, stop_edges.clone(), REQUESTS_DEADLINE));
+        if let Some(admin) = self.admin {
+            let own = Edges { door: Door::Admin, ..self.edges.clone() };
+            edges.spawn(listener::serve(admin, own, bounds(&self.config), stop_edges.clone()));
+        }
+        let serving = listener::serve(self.listener, self.edges, bounds(&self.config), stop_edges.clone());
+        edges.spawn(serving);
+        if connections_that_fit() < self.config.edges.max_connections {
+            let fitting = connections_that_fit();
+            tracing::warn!(fitting, "open files do not suffice for MAX_CONNECTIONS: raise LimitNOFILE");
+        }
         self.phase.enter(Phase::Serving);
         tracing::info!(
             address = address.map(|it| it.to_string()).unwrap_or_default(),
@@ -318,21 +357,44 @@ impl App {
     }
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, AppError> {
-    match notify::inherited_listener().map_err(AppError::Socket)? {
+/// Takes systemd's socket, or listens at the setting's address.
+async fn bind(
+    inherited: Option<std::net::TcpListener>,
+    setting: &'static str,
+    address: SocketAddr,
+) -> Result<TcpListener, AppError> {
+    match inherited {
         Some(inherited) => {
             let actual = inherited.local_addr().map_err(AppError::Socket)?;
             if actual != address {
                 tracing::warn!(
                     address = %actual,
                     setting = %address,
-                    "systemd's socket is not what LISTEN says: change ListenStream= or LISTEN"
+                    "systemd's socket is not what {setting} says: change ListenStream= or {setting}"
                 );
             }
             TcpListener::from_std(inherited).map_err(AppError::Socket)
         }
         None => TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source }),
     }
+}
+
+/// The bounds of one listener; each has its own places, so that visitors do not
+/// shut the operator out.
+fn bounds(config: &Config) -> Bounds {
+    let most = config.edges.max_connections.min(connections_that_fit());
+    Bounds {
+        headers: listener::HEADERS_DEADLINE,
+        connections: Connections::new(most, config.trusted_proxies.clone()),
+        drain: REQUESTS_DEADLINE,
+    }
+}
+
+/// How many connections leave half of the open files to restores and the store:
+/// each takes two, the visitor's and the one to the shop.
+fn connections_that_fit() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX))
 }
 
 fn public_face(config: &Config) -> PublicFace {

@@ -57,6 +57,12 @@ impl ClientKey {
         })
     }
 
+    /// The key of a token's holder, wherever it asks from.
+    #[must_use]
+    pub fn of_token(name: &str) -> Self {
+        Self(format!("token:{name}"))
+    }
+
     /// As text, without spaces.
     #[must_use]
     pub fn as_str(&self) -> &str {

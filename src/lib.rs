@@ -5,7 +5,7 @@
 //! L3  api, proxy, pool::{reconciler, reaper}, jobs::worker, events, route::keeper   edges and workers
 //! L2  provision, checkpoint, restore, database, snapshot::{archive, catalog, prepare}   procedures
 //! L1  engine, store, route, jobs, nats, host ports with their adapters; the kernel
-//! L0  id, client, error, config, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
+//! L0  id, client, token, connections, error, config, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
 //! ```
 //!
 //! Arrows point down only; adapters never import each other;
@@ -20,6 +20,7 @@ pub mod checkpoint;
 pub mod client;
 pub mod commands;
 pub mod config;
+pub mod connections;
 pub mod database;
 pub mod doctor;
 pub mod engine;
@@ -48,3 +49,4 @@ pub mod store;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod token;

@@ -37,15 +37,38 @@ pub async fn watchdog() {
     }
 }
 
-/// The first socket that systemd listens on for this service, if any.
+/// What the socket of ADMIN_LISTEN is called: `FileDescriptorName=` of its unit.
+/// Any other name, and none, is LISTEN's.
+const ADMIN: &str = "admin";
+
+/// The sockets that systemd listens on for this service.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// For LISTEN.
+    pub listen: Option<std::net::TcpListener>,
+    /// For ADMIN_LISTEN.
+    pub admin: Option<std::net::TcpListener>,
+}
+
+/// Takes over the sockets that systemd listens on, the first one of each kind.
 ///
 /// # Errors
 /// When the environment names sockets that are not there.
-pub fn inherited_listener() -> io::Result<Option<std::net::TcpListener>> {
-    let Some(number) = sd_notify::listen_fds()?.next() else { return Ok(None) };
-    let listener = std::net::TcpListener::from(own_copy(number)?);
-    listener.set_nonblocking(true)?;
-    Ok(Some(listener))
+pub fn inherited_listeners() -> io::Result<Inherited> {
+    take_over(sd_notify::listen_fds_with_names()?)
+}
+
+fn take_over(sockets: impl Iterator<Item = (RawFd, String)>) -> io::Result<Inherited> {
+    let mut found = Inherited::default();
+    for (number, name) in sockets {
+        let place = if name == ADMIN { &mut found.admin } else { &mut found.listen };
+        if place.is_none() {
+            let listener = std::net::TcpListener::from(own_copy(number)?);
+            listener.set_nonblocking(true)?;
+            *place = Some(listener);
+        }
+    }
+    Ok(found)
 }
 
 /// A safe way from a descriptor's number to an owned one: a copy, taken as a
@@ -68,5 +91,22 @@ mod tests {
         let copy = TcpListener::from(own_copy(listener.as_raw_fd()).unwrap());
         assert_eq!(copy.local_addr().unwrap(), listener.local_addr().unwrap());
         assert!(own_copy(999_999).is_err());
+    }
+
+    #[test]
+    fn a_socket_is_the_admins_by_its_name() {
+        let sockets = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let of = |names: [&str; 3]| {
+            let numbered = sockets.iter().zip(names).map(|(it, name)| (it.as_raw_fd(), name.to_owned()));
+            let found = take_over(numbered).unwrap();
+            let which = |it: Option<TcpListener>| {
+                let address = it?.local_addr().unwrap();
+                sockets.iter().position(|socket| socket.local_addr().unwrap() == address)
+            };
+            (which(found.listen), which(found.admin))
+        };
+        assert_eq!(of(["demo-multiplexer.socket", "admin", "x"]), (Some(0), Some(1)));
+        assert_eq!(of(["admin", "admin", "unknown"]), (Some(2), Some(0)));
+        assert_eq!(of(["a", "b", "c"]), (Some(0), None));
     }
 }

@@ -13,6 +13,8 @@ const LAYERS: &[(&str, u8)] = &[
     // Pure, or used by every layer.
     ("id", 0),
     ("client", 0),
+    ("token", 0),
+    ("connections", 0),
     ("error", 0),
     ("config", 0),
     ("instance", 0),

@@ -7,6 +7,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
 use common::{Daemon, Host};
 use demo_multiplexer::engine::Phase;
@@ -15,6 +16,8 @@ use demo_multiplexer::metrics;
 use demo_multiplexer::metrics::families::{FAMILIES, Family, Kind};
 use demo_multiplexer::testing::eventually;
 use http::Method;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
 
 const ACQUIRE: &str = "/api/v1/demo/acquire";
 
@@ -78,12 +81,33 @@ async fn live(host: &Host, daemon: &Daemon) {
     .await;
 }
 
+/// Fills MAX_CONNECTIONS, and one more is refused.
+async fn one_connection_too_many(daemon: &Daemon) {
+    let mut held = Vec::new();
+    let told = eventually("one is refused", async || {
+        let mut stream = TcpStream::connect(daemon.address).await.unwrap();
+        let mut answer = [0; 12];
+        let read = stream.read_exact(&mut answer);
+        match tokio::time::timeout(Duration::from_millis(50), read).await {
+            Ok(read) => read.ok().map(|_| answer),
+            Err(_) => {
+                held.push(stream);
+                None
+            }
+        }
+    })
+    .await;
+    assert_eq!((&told[..], held.len()), (&b"HTTP/1.1 503"[..], 16));
+}
+
 #[tokio::test]
 async fn every_family_is_touched_and_has_the_labels_it_says() {
     metrics::install();
     let host = Host::new();
-    let daemon = host.start(&[("POOL_TARGET_SIZE", "1"), ("RATE_LIMIT_HOURLY", "1")]).await;
+    let settings = [("POOL_TARGET_SIZE", "1"), ("RATE_LIMIT_HOURLY", "1"), ("MAX_CONNECTIONS", "16")];
+    let daemon = host.start(&settings).await;
     live(&host, &daemon).await;
+    one_connection_too_many(&daemon).await;
     // Their callers need a real snapshot, a follower of a stream, a Caddy, a NATS.
     metrics::snapshot_in_use(&"shop".parse().unwrap(), 10, 20);
     metrics::sse_client_came();

@@ -80,6 +80,39 @@ async fn is_a_whole_shop(place: &Place, shop: &Shop) {
 }
 
 #[tokio::test]
+async fn the_banner_is_on_a_shops_front_changes_nothing_else_of_it_and_not_the_back_office() {
+    const ELEMENT: &str = "<demo-multiplexer-banner";
+    let Some(place) = Place::beside_others("banner").await else { return };
+    let daemon = place.daemon(&[("BANNER", "on")]).await;
+    let shop = daemon.acquire("restore").await;
+    let mut browser = shop.browser();
+    for path in ["/", "/how-we-pack/", "/wp-login.php"] {
+        // Asked for as by a program, it is as the shop made it.
+        let plain = shop.get(path).await;
+        let page = browser.get(path).await;
+        assert_eq!((plain.status, page.status), (200, 200), "{path}");
+        let (page, plain) = (page.text(), plain.text());
+        let (before, rest) = page.split_once(ELEMENT).unwrap_or_else(|| panic!("{path}: {page}"));
+        let (_, after) = rest.split_once("</script>").unwrap();
+        assert!(after.starts_with("</body>"), "{path}: {after}");
+        assert_eq!(format!("{before}{after}"), plain, "{path}");
+    }
+    let status = shop.get("/.demo-multiplexer/status").await.json();
+    assert!((3000..=3600).contains(&status["seconds_left"].as_i64().unwrap()), "{status}");
+    assert!(browser.log_in(shop.text("admin_password")).await, "through a login page with the banner");
+    for path in ["/wp-admin/", "/wp-admin/users.php", "/wp-admin/options-general.php"] {
+        let page = browser.get(path).await;
+        assert!(page.status == 200 && page.text().contains("wpadminbar"), "{path}");
+        assert!(!page.text().contains(ELEMENT), "{path}");
+    }
+    for path in ["/feed/", "/wp-json/"] {
+        let page = browser.get(path).await;
+        assert!(page.status == 200 && !page.text().contains(ELEMENT), "{path}: {}", page.text());
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn two_clones_share_no_secret_and_see_nothing_of_each_other() {
     let Some(place) = Place::beside_others("two").await else { return };
     let daemon = place.daemon(&[("POOL_TARGET_SIZE", "1")]).await;

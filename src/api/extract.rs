@@ -2,7 +2,8 @@
 //! request is answered as every other error is.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
@@ -11,9 +12,9 @@ use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use serde::de::DeserializeOwned;
 
+use super::access::Caller;
 use super::problem::Problem;
-use super::{ApiState, Peer};
-use crate::client::Client;
+use crate::client::{Client, ClientKey};
 use crate::id::InstanceId;
 
 /// The largest body. The largest valid one is a few hundred bytes; an upload to
@@ -29,7 +30,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for JsonBody<
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
-        let bytes = read(body).await?;
+        let bytes = read(body, BODY_DEADLINE).await?;
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self(T::default()));
         }
@@ -46,8 +47,13 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for JsonBody<
     }
 }
 
-async fn read(body: Body) -> Result<bytes::Bytes, Problem> {
-    to_bytes(body, BODY_MAX).await.map_err(|error| {
+/// How long a body may take: it is a few hundred bytes, in one packet.
+const BODY_DEADLINE: Duration = Duration::from_secs(10);
+
+async fn read(body: Body, deadline: Duration) -> Result<bytes::Bytes, Problem> {
+    let read = tokio::time::timeout(deadline, to_bytes(body, BODY_MAX)).await;
+    let late = |_| Problem::too_slow(format!("the body took longer than {} s", deadline.as_secs()));
+    read.map_err(late)?.map_err(|error| {
         let limit = std::error::Error::source(&error)
             .is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
         if limit {
@@ -68,14 +74,14 @@ fn says_json(headers: &HeaderMap) -> bool {
 #[derive(Debug)]
 pub(super) struct Asker(pub(super) Client);
 
-impl FromRequestParts<ApiState> for Asker {
+impl<S: Send + Sync> FromRequestParts<S> for Asker {
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, api: &ApiState) -> Result<Self, Infallible> {
-        // Without a socket, as in some tests, it is nobody in particular.
-        let peer = parts.extensions.get::<Peer>().map(|peer| peer.0.ip());
-        let peer = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        Ok(Self(Client::of(peer, &parts.headers, &api.trusted_proxies)))
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let caller = parts.extensions.get::<Caller>();
+        // Behind the layer there always is one; without, it is nobody in particular.
+        let nobody = || Client::Remote(ClientKey::of_address(Ipv4Addr::UNSPECIFIED.into()));
+        Ok(Self(caller.map_or_else(nobody, |caller| caller.client.clone())))
     }
 }
 
@@ -91,5 +97,24 @@ impl<S: Send + Sync> FromRequestParts<S> for PathId {
         let Path(text) = text.map_err(|_| Problem::not_found("the path does not name an instance"))?;
         // What cannot be an id cannot be an instance's.
         text.parse().map(Self).map_err(|error: crate::id::IdError| Problem::not_found(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::response::IntoResponse as _;
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_does_not_come_is_given_up() {
+        let never = futures_util::stream::pending::<Result<Bytes, Infallible>>();
+        let late = read(Body::from_stream(never), Duration::from_millis(20)).await.unwrap_err();
+        assert_eq!(late.into_response().status(), 408);
+        let read = read(Body::from("{}"), Duration::from_secs(60)).await.unwrap();
+        assert_eq!(&read[..], b"{}");
     }
 }

@@ -1,18 +1,22 @@
 //! `/health`, `/livez`, `/readyz`, `/metrics`: for whoever watches the daemon.
 //!
 //! `/livez`: the process answers. `/readyz`: send it requests. `/health`: each
-//! thing it stands on, for people; 503 when it cannot do its work.
+//! thing it stands on, for people; 503 when it cannot do its work. Who is no
+//! watcher gets the one word: names, versions and errors are none of theirs.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use http::{StatusCode, header};
 
 use super::ApiState;
-use super::dto::{DependencyHealth, GoldenHealth, HealthAnswer, JobsHealth, RouterHealth, ms, whole_ms};
+use super::access::{Details, details};
+use super::dto::{
+    DependencyHealth, GoldenHealth, Health, HealthAnswer, HealthWord, JobsHealth, RouterHealth, ms, whole_ms,
+};
 use super::problem::Problem;
 use crate::engine::Dependency;
 use crate::error::Chain;
@@ -48,12 +52,13 @@ pub(super) async fn readyz(State(api): State<ApiState>) -> Response {
     }
 }
 
-/// Says how each thing is that the daemon stands on.
+/// Says how each thing is that the daemon stands on; the one word to who is no
+/// watcher.
 #[utoipa::path(get, path = "/health", tag = "health", responses(
     (status = 200, description = "It does its work, though it may be degraded", body = HealthAnswer),
     (status = 503, description = "It cannot do its work now", body = HealthAnswer)
 ))]
-pub(super) async fn health(State(api): State<ApiState>) -> Response {
+pub(super) async fn health(State(api): State<ApiState>, extension: Option<Extension<Details>>) -> Response {
     let phase = *api.phase.borrow();
     let (store_up, store) = store_health(&api).await;
     let (pools_well, pool) = pool_health(&api);
@@ -69,8 +74,11 @@ pub(super) async fn health(State(api): State<ApiState>) -> Response {
         (true, Phase::Serving, false) => (StatusCode::OK, "degraded"),
         (true, Phase::Serving, true) => (StatusCode::OK, "ok"),
     };
+    if !details(extension) {
+        return (status, Json(HealthAnswer::Word(HealthWord { status: word }))).into_response();
+    }
     let version = env!("CARGO_PKG_VERSION");
-    let body = HealthAnswer {
+    let body = HealthAnswer::Whole(Box::new(Health {
         status: word,
         phase: phase.as_str(),
         version,
@@ -79,7 +87,7 @@ pub(super) async fn health(State(api): State<ApiState>) -> Response {
         router,
         jobs,
         pool,
-    };
+    }));
     (status, Json(body)).into_response()
 }
 

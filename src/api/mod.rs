@@ -5,8 +5,13 @@
 //! `application/problem+json`; the status comes from [`problem`] alone. Routes
 //! and the OpenAPI document ([`document`]) are made from one list.
 //!
+//! Layers, from the outside: the request's span, deadline and error body
+//! ([`request`]), pages of other sites ([`cors`]), who may ask ([`access`]).
+//!
 //! Not responsible for: the rules of handing out ([`crate::provision`]).
 
+mod access;
+mod cors;
 mod demo;
 mod dto;
 mod extract;
@@ -23,15 +28,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
 use http::{Method, Uri};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub use self::access::{Access, Door};
 use self::problem::Problem;
 use self::status::StatusHub;
 use crate::client::TrustedProxies;
+use crate::config::Origins;
 use crate::nats::Link;
 use crate::pool::PoolStatus;
 use crate::provision::Provisioner;
@@ -48,6 +56,10 @@ pub struct ApiState {
     pub phase: watch::Receiver<Phase>,
     /// Whose word about their callers is taken.
     pub trusted_proxies: TrustedProxies,
+    /// Who may ask for what.
+    pub access: Access,
+    /// Whose pages may ask at all.
+    pub cors_origins: Arc<Origins>,
     /// BASE_DOMAIN.
     pub base_domain: Arc<str>,
     /// Streams that watch an instance.
@@ -75,7 +87,9 @@ pub fn router(state: ApiState) -> Router {
     router
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(axum::middleware::from_fn(request::around))
+        .layer(from_fn_with_state(state.clone(), access::check))
+        .layer(from_fn_with_state(state.clone(), cors::around))
+        .layer(from_fn(request::around))
         .with_state(state)
 }
 

@@ -3,7 +3,7 @@
 //!
 //! A handler declares its parameters, bodies and statuses; [`finish`] adds what
 //! is the same everywhere: the problem body of every error, the headers of every
-//! answer. `tests/contract.rs` holds the document against the running daemon.
+//! answer, and how [`access`] refuses. `tests/contract.rs` holds the document against the running daemon.
 
 use std::sync::LazyLock;
 
@@ -17,6 +17,7 @@ use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, SchemaType, T
 use utoipa::openapi::{ContentBuilder, Header, HeaderBuilder, OpenApi, Ref, RefOr, Required, Response};
 use utoipa::{OpenApi as _, PartialSchema, ToSchema};
 
+use super::access;
 use super::dto::{CountdownEvent, ProblemAnswer, StatusEvent};
 use super::problem::Problem;
 use crate::instance;
@@ -48,11 +49,22 @@ pub(super) fn head() -> OpenApi {
 
 /// Adds to every operation what all have in common.
 pub(super) fn finish(mut document: OpenApi) -> OpenApi {
-    for item in document.paths.paths.values_mut() {
+    for (path, item) in &mut document.paths.paths {
         let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete, &mut item.patch];
-        operations.into_iter().flatten().for_each(finish_operation);
+        for operation in operations.into_iter().flatten() {
+            add_refusals(path, operation);
+            finish_operation(operation);
+        }
     }
     document
+}
+
+/// What a handler does not know of: its caller was refused before it.
+fn add_refusals(path: &str, operation: &mut Operation) {
+    for (status, description) in access::refusals(path) {
+        let refusal = || Response::new(*description).into();
+        operation.responses.responses.entry((*status).to_owned()).or_insert_with(refusal);
+    }
 }
 
 fn finish_operation(operation: &mut Operation) {
@@ -86,6 +98,13 @@ fn finish_response(status: &str, response: &mut Response) {
             .example(example(status, &response.description))
             .build();
         response.content.insert(PROBLEM.to_owned(), content.into());
+    }
+    if status == "401" {
+        add(
+            response,
+            "WWW-Authenticate",
+            text("That a bearer token is taken, and what is wrong with the one shown"),
+        );
     }
     if is_error && response.content.contains_key(PROBLEM) && ["429", "503"].contains(&status) {
         add(response, "Retry-After", number("Seconds after which another attempt may do"));

@@ -18,6 +18,7 @@ use crate::error::{Chain, ErrorKind};
 use crate::provision::errors::{AcquireError, LeaseError};
 use crate::provision::limits::{Standing, seconds};
 use crate::store::StoreError;
+use crate::token::Scope;
 
 /// When a place may be free again: instances end all the time.
 const RETRY_EXHAUSTED: u32 = 10;
@@ -39,6 +40,29 @@ pub struct Problem {
     retry_after: Option<u32>,
     /// How the client stands in the limits, when that is why.
     standings: Box<[Standing]>,
+    /// What kind of token would be taken.
+    challenge: Option<Challenge>,
+}
+
+/// What `WWW-Authenticate` says about a token (RFC 6750, 3).
+#[derive(Debug, Clone, Copy)]
+enum Challenge {
+    Missing,
+    Unknown,
+    Scope(Scope),
+}
+
+impl Challenge {
+    fn header(self) -> String {
+        let scheme = "Bearer realm=\"demo-multiplexer\"";
+        match self {
+            Self::Missing => scheme.to_owned(),
+            Self::Unknown => format!("{scheme}, error=\"invalid_token\""),
+            Self::Scope(scope) => {
+                format!("{scheme}, error=\"insufficient_scope\", scope=\"{}\"", scope.as_str())
+            }
+        }
+    }
 }
 
 /// How a problem is logged.
@@ -115,6 +139,7 @@ impl Problem {
             chain: Some(chain),
             retry_after: face.retry_after,
             standings: Box::default(),
+            challenge: None,
         }
     }
 
@@ -149,6 +174,48 @@ impl Problem {
         Self::plain(status, "unsupported-media-type", "The body is not JSON", detail)
     }
 
+    /// There is no token, and this takes one.
+    pub(super) fn token_missing() -> Self {
+        Self::challenged("this takes a token".into(), Challenge::Missing)
+    }
+
+    /// The token shown is nobody's.
+    pub(super) fn token_unknown() -> Self {
+        let detail = "the token is not known to this daemon (API_TOKENS)";
+        Self::challenged(detail.into(), Challenge::Unknown)
+    }
+
+    /// The token shown is not for this.
+    pub(super) fn scope_missing(scope: Scope) -> Self {
+        let detail = format!("this takes a token with the scope {}", scope.as_str());
+        Self::challenged(detail, Challenge::Scope(scope))
+    }
+
+    fn challenged(detail: String, challenge: Challenge) -> Self {
+        let plain = match challenge {
+            Challenge::Missing | Challenge::Unknown => {
+                Self::plain(StatusCode::UNAUTHORIZED, "unauthorized", "A token is needed", detail)
+            }
+            Challenge::Scope(_) => {
+                Self::plain(StatusCode::FORBIDDEN, "scope-missing", "The token is not for this", detail)
+            }
+        };
+        Self { challenge: Some(challenge), ..plain }
+    }
+
+    /// A request whose body does not come.
+    pub(super) fn too_slow(detail: String) -> Self {
+        let status = StatusCode::REQUEST_TIMEOUT;
+        Self::plain(status, "too-slow", "The request did not arrive in time", detail)
+    }
+
+    /// An answer that does not come.
+    pub(super) fn hangs(detail: String) -> Self {
+        let face = face(ErrorKind::Unavailable);
+        let plain = Self::plain(face.status, face.name, face.title, detail);
+        Self { retry_after: face.retry_after, ..plain }
+    }
+
     /// Something only this host's own clients may ask.
     pub(super) fn forbidden(detail: &'static str) -> Self {
         Self::plain(StatusCode::FORBIDDEN, "forbidden", "Not for you", detail)
@@ -157,7 +224,12 @@ impl Problem {
     /// Any problem of that status, to show what it looks like.
     pub(super) fn example(status: StatusCode, detail: &str) -> Option<Self> {
         let of_kinds = ErrorKind::ALL.map(face).map(|it| Self::plain(it.status, it.name, it.title, detail));
-        let others = [Self::forbidden(""), Self::too_large(BODY_MAX), Self::unsupported_media_type()];
+        let others = [
+            Self::token_missing(),
+            Self::forbidden(""),
+            Self::too_large(BODY_MAX),
+            Self::unsupported_media_type(),
+        ];
         let any = of_kinds.into_iter().chain(others).find(|problem| problem.status == status);
         Some(Self { detail: detail.to_owned(), ..any? })
     }
@@ -171,6 +243,7 @@ impl Problem {
             chain: None,
             retry_after: None,
             standings: Box::default(),
+            challenge: None,
         }
     }
 
@@ -221,6 +294,10 @@ impl IntoResponse for Problem {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         limits::tell(headers, &self.standings);
+        // Words and quotes only.
+        if let Some(challenge) = self.challenge.and_then(|it| HeaderValue::from_str(&it.header()).ok()) {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
         response.extensions_mut().insert(self);
         response
     }

@@ -1,14 +1,19 @@
-//! How the client commands speak to the daemon: HTTP to API_URL, or to LISTEN.
+//! How the client commands speak to the daemon: HTTP to API_URL, or to where it
+//! listens.
+//!
+//! A token comes from the environment (API_TOKEN) or a file (API_TOKEN_FILE),
+//! never from the command line, which every user of the host can read.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
 use super::Context;
@@ -21,6 +26,8 @@ const ANSWER_MAX: usize = 64 << 20;
 pub(super) struct Api {
     client: Client<HttpConnector, Full<Bytes>>,
     base: String,
+    /// `Bearer` and the token; hidden from Debug.
+    authorization: Option<HeaderValue>,
 }
 
 impl Api {
@@ -28,7 +35,9 @@ impl Api {
     pub(super) fn of(context: &Context) -> anyhow::Result<Self> {
         let base = match context.value("API_URL") {
             "" => {
-                let mut listen = context.config.listen;
+                // Everything is answered there, and some of it only there.
+                let edges = &context.config.edges;
+                let mut listen = edges.admin_listen.unwrap_or(context.config.listen);
                 // An address to listen on, not one to call.
                 if listen.ip().is_unspecified() {
                     listen.set_ip(match listen.ip() {
@@ -44,7 +53,9 @@ impl Api {
         if uri.scheme_str() != Some("http") || uri.host().is_none() {
             bail!("API_URL={base:?}: a URL such as http://127.0.0.1:8080 (only http)");
         }
-        Ok(Self { client: Client::builder(TokioExecutor::new()).build(HttpConnector::new()), base })
+        let client = Client::builder(TokioExecutor::new()).build(HttpConnector::new());
+        let authorization = authorization(std::env::var("API_TOKEN").ok(), context.value("API_TOKEN_FILE"))?;
+        Ok(Self { client, base, authorization })
     }
 
     /// Sends a request; an answer of status 400 or above is an error with the
@@ -57,14 +68,17 @@ impl Api {
     ) -> anyhow::Result<Value> {
         let url = format!("{}{path}", self.base);
         let body = body.map(|value| value.to_string()).unwrap_or_default();
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(&url)
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::from(body))?;
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+        }
         let response = self.client.request(request).await;
         let response = response.with_context(|| {
-            format!("no answer from {}: does the daemon run? (API_URL, LISTEN)", self.base)
+            format!("no answer from {}: does the daemon run? (API_URL, ADMIN_LISTEN, LISTEN)", self.base)
         })?;
         let status = response.status();
         let bytes = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
@@ -79,6 +93,23 @@ impl Api {
         }
         Ok(answer)
     }
+}
+
+/// The header of the token that the operator gave, if any.
+fn authorization(given: Option<String>, file: &str) -> anyhow::Result<Option<HeaderValue>> {
+    let token = match (given.filter(|token| !token.trim().is_empty()), file) {
+        (Some(token), _) => SecretString::from(token),
+        (None, "") => return Ok(None),
+        (None, path) => {
+            let text = std::fs::read_to_string(path);
+            text.with_context(|| format!("cannot read API_TOKEN_FILE {path}"))?.into()
+        }
+    };
+    // The error would have no part of the token; neither does this one.
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret().trim()))
+        .map_err(|_| anyhow::anyhow!("API_TOKEN or API_TOKEN_FILE does not hold one token on one line"))?;
+    value.set_sensitive(true);
+    Ok(Some(value))
 }
 
 /// A field of an answer as text; empty when it is not there.

@@ -18,6 +18,7 @@ mod progress;
 mod reap;
 mod serve;
 mod snapshot;
+mod token;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -68,6 +69,8 @@ enum Command {
     /// Print the API as an OpenAPI document
     #[command(name = "openapi")]
     OpenApi(openapi::OpenApi),
+    /// Make tokens for the API
+    Token(token::Token),
     /// Print a shell's completion script
     Completions(Completions),
 }
@@ -192,6 +195,7 @@ impl Invocation {
             Command::Exec(exec) => exec.run(&context).await?,
             Command::Bench(bench) => bench.run(&context).await?,
             Command::OpenApi(openapi) => openapi.run()?,
+            Command::Token(token) => token.run(&context)?,
             Command::Completions(completions) => {
                 clap_complete::generate(completions.shell, &mut command_line(), NAME, &mut std::io::stdout());
             }

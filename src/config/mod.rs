@@ -5,6 +5,7 @@
 //! `.env.example` and the README are checked against it.
 
 mod database;
+mod edges;
 mod nats;
 mod reader;
 mod router;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 
 pub use self::database::{DatabaseMode, DatabaseServer};
+pub use self::edges::{Acquire, Banner, EdgeSettings, Origins};
 pub use self::nats::{NatsConfig, NatsLogin};
 use self::reader::Reader;
 pub use self::router::{AdminAddress, Router};
@@ -88,6 +90,8 @@ pub struct Config {
     pub public_port: Option<u16>,
     /// Where API and proxy listen.
     pub listen: SocketAddr,
+    /// Who may ask for what, and how much at a time.
+    pub edges: EdgeSettings,
     /// What leads visitors to instances.
     pub router: Router,
     /// Where the state is kept.
@@ -268,6 +272,7 @@ impl Config {
             public_scheme: public_scheme.to_owned(),
             public_port: public_port.filter(|port| *port != own_port),
             listen,
+            edges: EdgeSettings::read(&mut read, listen),
             router,
             trusted_snapshot_keys,
             store,

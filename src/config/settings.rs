@@ -74,6 +74,34 @@ pub const SETTINGS: &[Setting] = &[
     setting("PUBLIC_PORT", "", "The port visitors see; empty takes the one of LISTEN"),
     setting("LISTEN", "127.0.0.1:8080", "Where API and built-in proxy listen"),
     setting(
+        "ADMIN_LISTEN",
+        "",
+        "Where metrics, health and what takes a token's operate or admin scope are answered, and then only there; empty takes LISTEN",
+    ),
+    setting(
+        "API_TOKENS",
+        "",
+        "Who may ask the API for more than instances: a file (mode 0600, its path begins with /) or a comma separated list of NAME:SCOPE[+SCOPE]:HASH, from the token command; empty lets this host's own clients",
+    ),
+    setting(
+        "ACQUIRE",
+        "open",
+        "open: anybody may acquire, within the limits; token: only holders of a token with the scope acquire",
+    ),
+    setting(
+        "CORS_ORIGINS",
+        "",
+        "Origins whose pages may acquire and see to instances, such as https://www.example.com, comma separated; * is any, without tokens",
+    ),
+    setting(
+        "MAX_CONNECTIONS",
+        "4096",
+        "Connections at once on each address listened on; one client has an eighth of them at most",
+    ),
+    setting("SHOP_BODY_MAX", "64M", "The largest request body that is passed on to a shop"),
+    setting("SHOP_TIMEOUT", "60s", "How long a shop may take until its answer begins"),
+    setting("BANNER", "off", "on: the built-in proxy shows the time that is left on the shops' pages"),
+    setting(
         "ROUTER",
         "embedded",
         "embedded: the built-in proxy leads visitors to instances; caddy: routes are also kept in Caddy",
@@ -149,6 +177,11 @@ pub const SETTINGS: &[Setting] = &[
         "API_URL",
         "",
         "Where the acquire, release, ls and extend commands find the daemon; empty takes LISTEN",
+    ),
+    setting(
+        "API_TOKEN_FILE",
+        "",
+        "A file with the token that those commands show the daemon; the environment's API_TOKEN stands over it",
     ),
     setting(
         "SSE_MAX_CLIENTS",

@@ -1,13 +1,21 @@
 //! What each clone gets for its own: credentials made ahead, random values.
 //!
 //! [`Supply`] owns a thread that keeps a few credentials ready, because a
-//! bcrypt hash costs tens of milliseconds that no visitor should wait for.
+//! bcrypt hash costs tens of milliseconds that no visitor should wait for, and
+//! a task that does the same for key pairs ([`keys`]), if a golden wants any.
 //! Each is consumed once and lives in memory only until then.
+
+pub mod keys;
+pub mod login;
+
+use std::sync::PoisonError;
 
 use bcrypt::Version;
 use rand::RngExt as _;
 use secrecy::SecretString;
 use tokio::sync::{Mutex, mpsc};
+
+use self::keys::{KeyPair, KeyPairError, Urgency};
 
 /// bcrypt's work factor, the one PHP's `password_hash` starts at.
 const BCRYPT_COST: u32 = 10;
@@ -32,13 +40,21 @@ pub struct Credentials {
 
 /// Credentials could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error("no credentials can be made")]
-pub struct SupplyError;
+pub enum SupplyError {
+    /// The thread has ended.
+    #[error("no credentials can be made")]
+    Credentials,
+    /// The golden wants a key pair.
+    #[error("no key pair can be made")]
+    KeyPair(#[from] KeyPairError),
+}
 
 /// Credentials, made ahead.
 #[derive(Debug)]
 pub struct Supply {
     ready: Mutex<mpsc::Receiver<Credentials>>,
+    /// None before the first golden that wants pairs.
+    pairs: std::sync::Mutex<Option<mpsc::Receiver<KeyPair>>>,
 }
 
 impl Supply {
@@ -55,7 +71,16 @@ impl Supply {
                 }
             }
         })?;
-        Ok(Self { ready: Mutex::new(receiver) })
+        Ok(Self { ready: Mutex::new(receiver), pairs: std::sync::Mutex::new(None) })
+    }
+
+    /// Begins to make key pairs ahead, unless that is being done. Wants a
+    /// runtime.
+    pub fn prepare_pairs(&self) {
+        let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        if pairs.as_ref().is_none_or(mpsc::Receiver::is_closed) {
+            *pairs = Some(keys::make_ahead());
+        }
     }
 
     /// Takes credentials; waits only when a burst has used up those made ahead.
@@ -63,7 +88,26 @@ impl Supply {
     /// # Errors
     /// When none can be made any more.
     pub async fn take(&self) -> Result<Credentials, SupplyError> {
-        self.ready.lock().await.recv().await.ok_or(SupplyError)
+        self.ready.lock().await.recv().await.ok_or(SupplyError::Credentials)
+    }
+
+    /// Takes a key pair, or makes one when none is ready.
+    ///
+    /// # Errors
+    /// When none can be made.
+    pub async fn take_pair(&self) -> Result<KeyPair, SupplyError> {
+        if let Some(pair) = self.ready_pair() {
+            return Ok(pair);
+        }
+        let pair = keys::make(Urgency::Wanted).await?;
+        // In case it could not be done before.
+        self.prepare_pairs();
+        Ok(pair)
+    }
+
+    fn ready_pair(&self) -> Option<KeyPair> {
+        let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        pairs.as_mut()?.try_recv().ok()
     }
 }
 
@@ -98,7 +142,7 @@ pub fn uuid() -> String {
     let mut bytes: [u8; 16] = rand::rng().random();
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits = hexadecimal(&bytes);
     [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
 }
 
@@ -112,6 +156,10 @@ pub fn defuse_key() -> String {
     bytes.extend(key);
     let checksum = sha2::Sha256::digest(&bytes);
     bytes.extend(checksum);
+    hexadecimal(&bytes)
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

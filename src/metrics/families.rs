@@ -153,6 +153,12 @@ pub const FAMILIES: &[Family] = &[
         "Requests to instances, by the class of their answer: 2xx, 3xx, ...",
     ),
     family(
+        "demo_multiplexer_connections_refused_total",
+        Counter,
+        &[],
+        "Connections closed because as many were open as may be, or as one client may have",
+    ),
+    family(
         "demo_multiplexer_route_write_duration_seconds",
         Histogram,
         &["outcome"],

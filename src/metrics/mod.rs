@@ -173,6 +173,11 @@ pub fn cleanup_failed() {
     counter!("demo_multiplexer_cleanup_failures_total").increment(1);
 }
 
+/// A connection found no place.
+pub fn connection_refused() {
+    counter!("demo_multiplexer_connections_refused_total").increment(1);
+}
+
 /// An attempt at a job ended so.
 pub fn job_attempt(kind: &'static str, outcome: JobOutcome) {
     counter!("demo_multiplexer_job_attempts_total", "kind" => kind, "outcome" => outcome.as_str())

@@ -103,11 +103,16 @@ fn seen_by_visitor(headers: &HeaderMap, hops: &Hops, face: &PublicFace) -> (&'st
 pub(super) fn to_visitor(headers: &mut HeaderMap, upgraded: bool) {
     let protocol = headers.get(UPGRADE).cloned().filter(|_| upgraded);
     remove_hop_by_hop(headers);
-    // Demo shops are copies of each other; no search engine shall know them.
-    headers.insert(ROBOTS, HeaderValue::from_static("noindex"));
+    hide_from_robots(headers);
     if let Some(protocol) = protocol {
         ask_for_upgrade(headers, protocol);
     }
+}
+
+/// Demo shops are copies of each other; no search engine shall know them, nor
+/// follow their links.
+pub(super) fn hide_from_robots(headers: &mut HeaderMap) {
+    headers.insert(ROBOTS, HeaderValue::from_static("noindex, nofollow"));
 }
 
 fn ask_for_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
@@ -239,6 +244,6 @@ mod tests {
         let mut answer = map(&[("connection", "upgrade"), ("upgrade", "websocket")]);
         to_visitor(&mut answer, true);
         assert_eq!(answer["upgrade"], "websocket");
-        assert_eq!(answer["x-robots-tag"], "noindex");
+        assert_eq!(answer["x-robots-tag"], "noindex, nofollow");
     }
 }

@@ -5,17 +5,22 @@
 //! come; an upgrade (websocket or other) becomes two byte streams.
 //!
 //! ```text
-//! unknown label 404   ended 410   no answer 502   else the shop's own answer
+//! unknown label 404   ended 410   no answer 502   none in time 504
+//! body too large 413  body stopped 408            else the shop's own answer
 //! ```
 //!
 //! Invariants: nothing a client writes about forwarding reaches a shop, through
-//! trusted proxies or not; no
-//! connection outlives its instance ([`connect`]).
+//! trusted proxies or not, and no Host but the shop's own ([`host`]); nothing a
+//! shop says reaches further than its own host ([`own`]); no connection outlives
+//! its instance ([`connect`]).
 
+mod banner;
 mod connect;
 mod headers;
 pub mod host;
+mod own;
 mod pages;
+mod upload;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,20 +28,26 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
-use http::header::HOST;
+use http::header::CONNECTION;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, StatusCode, Uri, Version};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
+use self::banner::Banner;
 use self::connect::Connector;
 pub use self::headers::PublicFace;
+use self::host::Host;
 use self::pages::Page;
+use self::upload::{Late, Upload};
 use crate::client::{TrustedProxies, hops};
+use crate::connections::Place;
+use crate::error::Chain;
 use crate::id::InstanceId;
 use crate::metrics;
-use crate::route::memory::{Lookup, MemoryRoutes};
+use crate::route::memory::{Lookup, MemoryRoutes, Route};
+use crate::store::Store;
 
 /// How long an unused connection to a shop is kept. Below the golden's nginx
 /// `keepalive_timeout` (5 s), so that the shop never closes one just when the
@@ -46,71 +57,156 @@ const IDLE: Duration = Duration::from_secs(3);
 /// Connections kept to one shop: what a browser opens at once.
 const IDLE_PER_SHOP: usize = 8;
 
+/// What a proxy stands on.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where the shops are.
+    pub routes: Arc<MemoryRoutes>,
+    /// What visitors see of this service.
+    pub face: PublicFace,
+    /// Whose word about their callers is taken.
+    pub trusted: TrustedProxies,
+    /// The largest request body.
+    pub body_max: u64,
+    /// How long nothing may happen before a shop's answer begins.
+    pub patience: Duration,
+    /// Who knows until when a shop lives; with it the pages have the banner.
+    pub banner: Option<Arc<dyn Store>>,
+}
+
 /// The proxy; clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Proxy {
     routes: Arc<MemoryRoutes>,
     face: PublicFace,
     trusted: TrustedProxies,
-    client: Client<Connector, Body>,
+    body_max: u64,
+    patience: Duration,
+    banner: Option<Arc<Banner>>,
+    client: Client<Connector, Upload>,
 }
 
 impl Proxy {
-    /// A proxy on these routes.
+    /// Puts a proxy together.
     #[must_use]
-    pub fn new(routes: Arc<MemoryRoutes>, face: PublicFace, trusted: TrustedProxies) -> Self {
+    pub fn new(parts: Parts) -> Self {
+        let Parts { routes, face, trusted, body_max, patience, banner } = parts;
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(IDLE_PER_SHOP)
             .set_host(false)
             .build(Connector::new(Arc::clone(&routes)));
-        Self { routes, face, trusted, client }
+        let banner = banner.map(|store| Arc::new(Banner::new(store)));
+        Self { routes, face, trusted, body_max, patience, banner, client }
     }
 
-    /// Answers a request to the shop with this label; `host` is the authority
-    /// as the client wrote it.
-    pub async fn handle(&self, request: Request<Body>, label: &str, host: &str, peer: IpAddr) -> Response {
+    /// Answers a request to the shop with this label.
+    pub async fn handle(&self, request: Request<Body>, label: &str, host: &Host, peer: IpAddr) -> Response {
         let response = self.answer(request, label, host, peer).await;
         metrics::proxied(response.status().as_u16());
         response
     }
 
-    async fn answer(&self, mut request: Request<Body>, label: &str, host: &str, peer: IpAddr) -> Response {
-        // With two Hosts the shop might read the other one.
-        let one_host = request.headers().get_all(HOST).iter().count() <= 1;
-        let Ok(host_value) = HeaderValue::from_str(host) else { return Page::BadRequest.answer(host) };
-        if !one_host || request.method() == Method::CONNECT {
-            return Page::BadRequest.answer(host);
+    /// Answers a request of which nobody knows for certain whose it is; what
+    /// follows it on its connection may be as unclear.
+    pub fn refuse(&self) -> Response {
+        let mut response = Page::BadRequest.answer("");
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response
+    }
+
+    async fn answer(&self, mut request: Request<Body>, label: &str, host: &Host, peer: IpAddr) -> Response {
+        let Ok(host_value) = HeaderValue::from_str(host.as_str()) else { return self.refuse() };
+        if request.method() == Method::CONNECT {
+            return self.refuse();
         }
-        let route = match self.routes.lookup(&label.to_ascii_lowercase()) {
+        let route = match self.routes.lookup(label) {
             Lookup::Found(route) => route,
-            Lookup::Gone => return Page::Gone.answer(host),
-            Lookup::Unknown => return Page::Unknown.answer(host),
+            Lookup::Gone => return Page::Gone.answer(host.as_str()),
+            Lookup::Unknown => return Page::Unknown.answer(host.as_str()),
         };
+        let path = request.uri().path().to_owned();
+        if let Some(banner) = &self.banner
+            && let Some(mut own) = banner.answer(request.method(), &path, &route.id).await
+        {
+            headers::hide_from_robots(own.headers_mut());
+            return own;
+        }
+        if upload::says_too_large(request.headers(), self.body_max) {
+            return Page::TooLarge.answer(host.as_str());
+        }
+        let method = request.method().clone();
+        let with_banner =
+            self.banner.as_ref().filter(|banner| banner.prepare(&method, request.headers_mut()));
+        let visitor = self.made_the_shops(&mut request, &host_value, &route, peer);
+        let answer = match self.exchange(request, &route).await {
+            Ok(answer) => finish(answer, visitor, host),
+            Err(page) => return page.answer(host.as_str()),
+        };
+        match with_banner {
+            Some(banner) => banner.put_on(answer, &path, &route.id).await,
+            None => answer,
+        }
+    }
+
+    /// Rewrites a request for the shop; answers the visitor's side of the upgrade
+    /// that it asks for, if it does.
+    fn made_the_shops(
+        &self,
+        request: &mut Request<Body>,
+        host: &HeaderValue,
+        route: &Route,
+        peer: IpAddr,
+    ) -> Option<Visitor> {
         let wants_upgrade = headers::upgrade_of(request.headers()).is_some();
-        let visitor = wants_upgrade.then(|| hyper::upgrade::on(&mut request));
+        let visitor = wants_upgrade.then(|| Visitor {
+            place: request.extensions().get::<Arc<Place>>().cloned(),
+            stream: hyper::upgrade::on(&mut *request),
+        });
         let hops = hops(peer, request.headers(), &self.trusted);
-        headers::to_upstream(request.headers_mut(), &host_value, &hops, &self.face);
+        headers::to_upstream(request.headers_mut(), host, &hops, &self.face);
         *request.uri_mut() = upstream_uri(&route.id, request.uri());
         *request.version_mut() = Version::HTTP_11;
-        match self.client.request(request).await {
-            Ok(response) => finish(response.map(Body::new), visitor, host),
-            Err(error) if route.gone.is_cancelled() => {
-                tracing::debug!(instance_id = %route.id, error = %crate::error::Chain(&error), "shop ended");
-                Page::Gone.answer(host)
+        visitor
+    }
+
+    /// Asks the shop.
+    async fn exchange(&self, request: Request<Body>, route: &Route) -> Result<Response, Page> {
+        let (parts, body) = request.into_parts();
+        let (body, mut progress) = Upload::new(body, self.body_max);
+        let asked = self.client.request(Request::from_parts(parts, body));
+        match progress.wait(asked, self.patience).await {
+            Ok(Ok(response)) => Ok(response.map(Body::new)),
+            Ok(Err(_)) if progress.too_large() => Err(Page::TooLarge),
+            Ok(Err(error)) if route.gone.is_cancelled() => {
+                tracing::debug!(instance_id = %route.id, error = %Chain(&error), "shop ended");
+                Err(Page::Gone)
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 // Not a warning: a visitor who leaves looks the same.
-                tracing::info!(instance_id = %route.id, error = %crate::error::Chain(&error), "shop does not answer");
-                Page::Silent.answer(host)
+                tracing::info!(instance_id = %route.id, error = %Chain(&error), "shop does not answer");
+                Err(Page::Silent)
+            }
+            Err(Late::Visitor) => Err(Page::Stalled),
+            Err(Late::Shop) => {
+                tracing::info!(instance_id = %route.id, "shop does not answer in time");
+                Err(Page::Late)
             }
         }
     }
 }
 
+/// A visitor who asks for an upgrade.
+#[derive(Debug)]
+struct Visitor {
+    stream: OnUpgrade,
+    /// Of the connection; its task ends with the upgrade, the connection does not.
+    place: Option<Arc<Place>>,
+}
+
 /// The shop's answer, made the visitor's.
-fn finish(mut response: Response, visitor: Option<OnUpgrade>, host: &str) -> Response {
+fn finish(mut response: Response, visitor: Option<Visitor>, host: &Host) -> Response {
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     match (switching, visitor) {
         (true, Some(visitor)) => {
@@ -118,19 +214,21 @@ fn finish(mut response: Response, visitor: Option<OnUpgrade>, host: &str) -> Res
             tokio::spawn(tunnel(visitor, shop));
         }
         // Nobody asked for it, so what follows on the wire is no HTTP.
-        (true, None) => return Page::Silent.answer(host),
+        (true, None) => return Page::Silent.answer(host.as_str()),
         (false, _) => {}
     }
     headers::to_visitor(response.headers_mut(), switching);
+    own::keep_to(response.headers_mut(), host.name());
     response
 }
 
 /// Carries bytes both ways until either end is done.
-async fn tunnel(visitor: OnUpgrade, shop: OnUpgrade) {
-    let (Ok(visitor), Ok(shop)) = tokio::join!(visitor, shop) else { return };
+async fn tunnel(Visitor { stream, place }: Visitor, shop: OnUpgrade) {
+    let (Ok(visitor), Ok(shop)) = tokio::join!(stream, shop) else { return };
     let (mut visitor, mut shop) = (TokioIo::new(visitor), TokioIo::new(shop));
     // An end that goes away is how every websocket ends.
     let _ = tokio::io::copy_bidirectional(&mut visitor, &mut shop).await;
+    drop(place);
 }
 
 /// The instance id as authority (see [`connect`]), the path as it came.

@@ -4,6 +4,8 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
 
+use super::headers;
+
 /// What the proxy has to say when there is no shop to say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Page {
@@ -13,8 +15,14 @@ pub(super) enum Page {
     Gone,
     /// It does not answer.
     Silent,
+    /// It has the request and does not answer.
+    Late,
     /// The request cannot be passed on.
     BadRequest,
+    /// Its body is larger than a shop's may be.
+    TooLarge,
+    /// Its body stopped on the way.
+    Stalled,
 }
 
 impl Page {
@@ -35,10 +43,25 @@ impl Page {
                 "This shop does not answer",
                 "It is there, but it does not answer at the moment. Try again in a few seconds.",
             ),
+            Self::Late => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "This shop takes too long",
+                "It is still at work on your request, or it hangs. Look whether it was done before you try again.",
+            ),
+            Self::TooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "This upload is too large",
+                "A demo shop takes smaller files only.",
+            ),
+            Self::Stalled => (
+                StatusCode::REQUEST_TIMEOUT,
+                "This upload stopped on the way",
+                "Nothing has arrived for too long. Try again.",
+            ),
             Self::BadRequest => (
                 StatusCode::BAD_REQUEST,
                 "This request cannot be passed on",
-                "It does not name exactly one host.",
+                "It does not name exactly one host, or it is not clear where it ends.",
             ),
         }
     }
@@ -65,7 +88,7 @@ impl Page {
         ] {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
         }
-        response.headers_mut().insert("x-robots-tag", HeaderValue::from_static("noindex"));
+        headers::hide_from_robots(response.headers_mut());
         response
     }
 }

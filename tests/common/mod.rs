@@ -3,6 +3,8 @@
 // Each test binary uses its own part of this file.
 #![allow(dead_code)]
 
+pub(crate) mod edge;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 /// A running daemon.
 pub(crate) struct Daemon {
     pub(crate) address: SocketAddr,
+    /// ADMIN_LISTEN's.
+    pub(crate) admin: Option<SocketAddr>,
     stop: CancellationToken,
     task: JoinHandle<Result<(), AppError>>,
 }
@@ -48,7 +52,8 @@ impl Host {
     }
 
     /// A host whose restored shops all answer there.
-    pub(crate) fn with_shops_at(upstream: std::net::SocketAddrV4) -> Self {
+    pub(crate) fn with_shops_at(upstream: impl Into<SocketAddr>) -> Self {
+        let SocketAddr::V4(upstream) = upstream.into() else { panic!("IPv4") };
         Self { restore: Script::new(EngineKind::Criu, upstream), ..Self::new() }
     }
 
@@ -92,9 +97,10 @@ impl Host {
     pub(crate) async fn start_with(&self, changes: &[(&str, &str)], on_exit: OnExit) -> Daemon {
         let app = self.build(changes, on_exit).await.unwrap();
         let (address, mut phase, stop) = (app.address().unwrap(), app.phase(), CancellationToken::new());
+        let admin = app.admin_address().unwrap();
         let task = tokio::spawn(app.run(stop.clone()));
         phase.wait_for(|phase| *phase == Phase::Serving).await.unwrap();
-        Daemon { address, stop, task }
+        Daemon { address, admin, stop, task }
     }
 }
 
@@ -128,21 +134,32 @@ impl Daemon {
         headers: &[(&str, &str)],
         body: &str,
     ) -> Answer {
-        let mut request = Request::builder().method(method).uri(path);
-        if !headers.iter().any(|(name, _)| *name == "host") {
-            request = request.header("host", "localhost:8080");
-        }
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let response = send(self.address, request.body(Body::from(body.to_owned())).unwrap()).await;
-        Answer::read(response).await
+        send_to(self.address, method, path, headers, body).await
     }
 
     /// The numbers of `/api/v1/pool/stats` for the first golden.
     pub(crate) async fn states(&self) -> Value {
         self.get("/api/v1/pool/stats").await.json()["goldens"][0]["states"].clone()
     }
+}
+
+/// Sends one request to the API and reads the whole answer.
+pub(crate) async fn send_to(
+    address: SocketAddr,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Answer {
+    let mut request = Request::builder().method(method).uri(path);
+    if !headers.iter().any(|(name, _)| *name == "host") {
+        request = request.header("host", "localhost:8080");
+    }
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = send(address, request.body(Body::from(body.to_owned())).unwrap()).await;
+    Answer::read(response).await
 }
 
 /// Sends one request on a connection of its own.

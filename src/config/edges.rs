@@ -1,0 +1,198 @@
+//! Who may ask the API and the proxy for what, and how much at a time.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::{HeaderValue, Uri};
+
+use super::{Reader, units};
+use crate::token::TokenSource;
+
+/// Who may acquire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acquire {
+    /// Anybody, within the rate limits.
+    Open,
+    /// Who shows a token with the scope for it.
+    Token,
+}
+
+/// Whether shops' pages show the time that is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Banner {
+    /// They are passed on as they are.
+    Off,
+    /// Documents of a shop's front get it.
+    On,
+}
+
+/// Whose pages may ask the API from a browser.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origins {
+    /// These; none, most often.
+    Listed(Vec<HeaderValue>),
+    /// Anybody's, without tokens.
+    Any,
+}
+
+/// The settings of both edges.
+#[derive(Debug, Clone)]
+pub struct EdgeSettings {
+    /// Where what is the operator's is answered, if not at LISTEN.
+    pub admin_listen: Option<SocketAddr>,
+    /// Where the list of tokens is.
+    pub tokens: TokenSource,
+    /// Who may acquire.
+    pub acquire: Acquire,
+    /// Whose pages may ask the API.
+    pub cors_origins: Origins,
+    /// Connections at once on each listener.
+    pub max_connections: usize,
+    /// The largest request body for a shop.
+    pub shop_body_max: u64,
+    /// How long a shop may take until its answer begins.
+    pub shop_timeout: Duration,
+    /// Whether shops' pages show the time that is left.
+    pub banner: Banner,
+}
+
+impl EdgeSettings {
+    pub(super) fn read(read: &mut Reader<'_>, listen: SocketAddr) -> Self {
+        let admin_listen = match read.text("ADMIN_LISTEN").as_str() {
+            "" => None,
+            _ => Some(read.parse(
+                "ADMIN_LISTEN",
+                listen,
+                "an address and port such as 127.0.0.1:8081, or empty",
+            )),
+        };
+        if admin_listen == Some(listen) && listen.port() != 0 {
+            read.problems.push(format!("ADMIN_LISTEN={listen} is LISTEN: another port, or empty"));
+        }
+        let tokens = TokenSource::of_setting(&read.text("API_TOKENS")).unwrap_or_else(|problem| {
+            read.problems.push(format!("API_TOKENS: {problem}"));
+            TokenSource::Inline(Default::default())
+        });
+        let acquire = read.choice("ACQUIRE", &[("open", Acquire::Open), ("token", Acquire::Token)]);
+        if acquire == Acquire::Token && tokens.is_empty() {
+            read.problems.push(
+                "ACQUIRE=token without API_TOKENS: nobody could acquire; make one with \
+                 `demo-multiplexer token create NAME --scope acquire`"
+                    .into(),
+            );
+        }
+        let cors_origins = origins(read);
+        if (acquire, &cors_origins) == (Acquire::Token, &Origins::Any) {
+            read.problems.push(
+                "CORS_ORIGINS=* with ACQUIRE=token: any site's pages would hold the token; list the origins"
+                    .into(),
+            );
+        }
+        Self {
+            admin_listen,
+            tokens,
+            acquire,
+            cors_origins,
+            max_connections: read.number("MAX_CONNECTIONS", 16..=1_000_000),
+            shop_body_max: size(read, "SHOP_BODY_MAX"),
+            shop_timeout: read.duration("SHOP_TIMEOUT").unsigned_abs(),
+            banner: read.choice("BANNER", &[("off", Banner::Off), ("on", Banner::On)]),
+        }
+    }
+}
+
+fn size(read: &mut Reader<'_>, name: &str) -> u64 {
+    units::bytes(&read.text(name)).unwrap_or_else(|problem| {
+        read.problems.push(format!("{name}: {problem}"));
+        u64::MAX
+    })
+}
+
+fn origins(read: &mut Reader<'_>) -> Origins {
+    let text = read.text("CORS_ORIGINS");
+    if text == "*" {
+        return Origins::Any;
+    }
+    let mut listed = Vec::new();
+    for origin in text.split(',').map(str::trim).filter(|origin| !origin.is_empty()) {
+        match self::origin(origin) {
+            Some(value) => listed.push(value),
+            None => read.problems.push(format!(
+                "CORS_ORIGINS: {origin:?} is not an origin as a browser sends it, such as \
+                 https://www.example.com (no path, no slash at the end, lower case); or * alone"
+            )),
+        }
+    }
+    Origins::Listed(listed)
+}
+
+/// An origin in the one form that browsers send.
+fn origin(text: &str) -> Option<HeaderValue> {
+    let uri: Uri = text.parse().ok()?;
+    let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
+    let own_port = if scheme == "https" { 443 } else { 80 };
+    let whole = format!("{scheme}://{authority}") == text
+        && matches!(scheme, "http" | "https")
+        && !authority.as_str().contains('@')
+        && authority.port_u16() != Some(own_port)
+        && !text.bytes().any(|byte| byte.is_ascii_uppercase());
+    if whole { HeaderValue::from_str(text).ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, SETTINGS, Values};
+
+    fn check(changes: &[(&str, &str)]) -> Result<EdgeSettings, String> {
+        let mut values: Values =
+            SETTINGS.iter().map(|setting| (setting.name.to_owned(), setting.default.to_owned())).collect();
+        values.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        Config::check(&values).map(|config| config.edges).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn origins_are_what_browsers_send() {
+        let listed = check(&[("CORS_ORIGINS", "https://www.example.com, http://localhost:3000")]).unwrap();
+        let expected = ["https://www.example.com", "http://localhost:3000"].map(HeaderValue::from_static);
+        assert_eq!(listed.cors_origins, Origins::Listed(expected.to_vec()));
+        assert_eq!(check(&[]).unwrap().cors_origins, Origins::Listed(vec![]));
+        assert_eq!(check(&[("CORS_ORIGINS", "*")]).unwrap().cors_origins, Origins::Any);
+        for wrong in [
+            "https://www.example.com/",
+            "www.example.com",
+            "https://Www.example.com",
+            "https://www.example.com:443",
+            "https://a@b",
+            "null",
+            "*,https://www.example.com",
+            "ftp://example.com",
+        ] {
+            let told = check(&[("CORS_ORIGINS", wrong)]).unwrap_err();
+            assert!(told.contains("is not an origin as a browser sends it"), "{wrong}: {told}");
+        }
+    }
+
+    #[test]
+    fn what_locks_everybody_out_or_lets_everybody_in_is_refused() {
+        let told = check(&[("ACQUIRE", "token")]).unwrap_err();
+        assert!(told.contains("token create NAME --scope acquire"), "{told}");
+        let token = format!("a:acquire:{}", "0".repeat(64));
+        let told = check(&[("ACQUIRE", "token"), ("API_TOKENS", &token), ("CORS_ORIGINS", "*")]).unwrap_err();
+        assert!(told.contains("list the origins"), "{told}");
+        let told = check(&[("ADMIN_LISTEN", "127.0.0.1:8080")]).unwrap_err();
+        assert!(told.contains("ADMIN_LISTEN=127.0.0.1:8080 is LISTEN"), "{told}");
+        // A file is not opened here: client commands need not be able to.
+        check(&[("ACQUIRE", "token"), ("API_TOKENS", "/nowhere/tokens")]).unwrap();
+    }
+
+    #[test]
+    fn sizes_and_times_are_read() {
+        let edges = check(&[("SHOP_BODY_MAX", "8M"), ("SHOP_TIMEOUT", "90s"), ("BANNER", "on")]).unwrap();
+        assert_eq!((edges.shop_body_max, edges.shop_timeout), (8 << 20, Duration::from_secs(90)));
+        assert_eq!(edges.banner, Banner::On);
+        for (name, value) in [("SHOP_BODY_MAX", "0"), ("SHOP_TIMEOUT", "0s"), ("MAX_CONNECTIONS", "1")] {
+            assert!(check(&[(name, value)]).unwrap_err().contains(name));
+        }
+    }
+}
