@@ -12,6 +12,9 @@ const DATABASE_PARAMETERS = [
     'database_name' => 'database', 'database_user' => 'database_user', 'database_password' => 'database_password',
 ];
 
+/** PrestaShop's parameters that are files of the clone: whoever uses them takes a path too. */
+const KEY_FILES = ['api_private_key' => '/etc/golden/api-private.pem', 'api_public_key' => '/etc/golden/api-public.pem'];
+
 [, $step, $shop] = $argv;
 
 if ($step === 'parameters') {
@@ -21,7 +24,7 @@ if ($step === 'parameters') {
         $code = match (true) {
             in_array($name, PRESTASHOP_KEYS, true) => "prestashop_key('$name')",
             isset(DATABASE_PARAMETERS[$name]) => "INSTANCE['" . DATABASE_PARAMETERS[$name] . "']",
-            default => var_export($value, true),
+            default => var_export(KEY_FILES[$name] ?? $value, true),
         };
         $lines .= "    '$name' => $code,\n";
     }
@@ -34,9 +37,6 @@ function without_secrets(string $code): string
 {
     foreach (PRESTASHOP_KEYS as $name) {
         $value = prestashop_key($name);
-        if ($value === '') {
-            continue;
-        }
         $code = str_replace("'$value'", "\\prestashop_key('$name')", $code);
         if (str_contains($code, $value)) {
             throw new RuntimeException("$name is part of a longer string");

@@ -4,7 +4,7 @@
 
 require '/golden/instance.php';
 
-const PRESTASHOP_KEYS = ['secret', 'cookie_key', 'cookie_iv', 'new_cookie_key', 'api_private_key', 'api_public_key'];
+const PRESTASHOP_KEYS = ['secret', 'cookie_key', 'cookie_iv', 'new_cookie_key'];
 
 function prestashop_key(string $name): string
 {
@@ -15,10 +15,6 @@ function prestashop_key(string $name): string
             // The form of a key of defuse/php-encryption: version, 32 bytes, checksum of both, in hexadecimal.
             $key = "\xDE\xF0\x00\x00" . hash('sha256', instance_key($name), true);
             return bin2hex($key . hash('sha256', $key, true));
-        case 'api_private_key':
-        case 'api_public_key':
-            // RSA keys of an experimental interface that is off. Two clones must not share a pair, so there is none.
-            return '';
         default:
             return instance_key($name);
     }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::openapi::{Id, Source, State, Status, Ttl};
+use crate::identity::login;
 use crate::instance::Instance;
 use crate::provision::{Acquired, Handed, Quantiles};
 
@@ -38,7 +39,7 @@ pub(super) struct ExtendBody {
     pub(super) ttl: Option<Value>,
 }
 
-/// The one answer that has the password.
+/// The one answer that lets somebody in: password and login link.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct AcquireAnswer {
     #[schema(value_type = Id)]
@@ -48,6 +49,10 @@ pub(super) struct AcquireAnswer {
     admin_url: String,
     admin_email: String,
     admin_password: String,
+    /// Signs in with one click, once, within ten minutes; only where the golden
+    /// takes such links.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    admin_login_url: Option<String>,
     #[schema(value_type = State)]
     state: &'static str,
     /// Where it came from: ready in the pool, or made while the client waited.
@@ -61,7 +66,7 @@ pub(super) struct AcquireAnswer {
 
 impl AcquireAnswer {
     /// None when the record has no access data, which no assigned one lacks.
-    pub(super) fn of(acquired: &Acquired) -> Option<Self> {
+    pub(super) fn of(acquired: &Acquired, now: Timestamp) -> Option<Self> {
         let instance = &acquired.instance;
         let access = instance.access.as_ref()?;
         let source = match acquired.handed {
@@ -75,6 +80,10 @@ impl AcquireAnswer {
             admin_url: access.admin_url.clone(),
             admin_email: access.admin_email.clone(),
             admin_password: access.admin_password.expose_secret().to_owned(),
+            admin_login_url: access
+                .one_click
+                .as_ref()
+                .map(|one_click| login::link(one_click, now).expose_secret().to_owned()),
             state: instance.state.as_str(),
             source: source.as_str(),
             expires_at: instance.expires_at.map(whole_ms),

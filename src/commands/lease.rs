@@ -36,6 +36,7 @@ impl Acquire {
                     ("Back office", "admin_url"),
                     ("Email", "admin_email"),
                     ("Password", "admin_password"),
+                    ("One click", "admin_login_url"),
                     ("Id", "id"),
                     ("Golden", "golden"),
                     ("Until", "expires_at"),

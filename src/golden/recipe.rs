@@ -117,6 +117,11 @@ pub struct Admin {
     pub path: String,
     /// Where the login form is.
     pub login_path: String,
+    /// Signs the administrator in once, by `{token}` in it; appended to the
+    /// instance's url. The instance checks it with the key that
+    /// `[personalize]` gives it as `{login_key}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub one_click: Option<String>,
 }
 
 /// One step of warming: either a page or a command.
@@ -163,6 +168,18 @@ pub struct Personalize {
     /// Files deleted in the clone.
     #[serde(default)]
     pub remove: PersonalRemove,
+}
+
+impl Personalize {
+    /// Whether the placeholder of that name is used.
+    #[must_use]
+    pub fn mentions(&self, name: &str) -> bool {
+        let files = self.files.iter();
+        let texts = files.flat_map(|file| file.content.iter().chain(file.replace.iter().map(|it| &it.with)));
+        let texts = texts.chain(self.sql.iter().flat_map(|sql| &sql.args)).chain(self.values.values());
+        let placeholder = format!("{{{name}}}");
+        texts.into_iter().any(|text| text.contains(&placeholder))
+    }
 }
 
 /// A file written whole or patched.
@@ -300,6 +317,14 @@ impl Recipe {
         {
             return Err("[[personalize.sql]] needs run.database_socket and run.database".into());
         }
+        if let Some(path) = &self.admin.one_click {
+            if !path.starts_with('/') || !path.contains("{token}") {
+                return Err(format!("admin.one_click = {path:?} is not a path with {{token}} in it"));
+            }
+            if !self.personalize.mentions("login_key") {
+                return Err("admin.one_click needs {login_key} in a file or statement of [personalize]".into());
+            }
+        }
         let paths =
             self.personalize.files.iter().map(|file| &file.path).chain(&self.personalize.remove.paths);
         let run = &self.run;
@@ -371,6 +396,17 @@ login_path = "/admin"
     fn a_path_that_leaves_the_container_is_refused() {
         let text = format!("{SMALL}\n[personalize.remove]\npaths = [\"/var/../../etc/passwd\"]\n");
         assert!(matches!(load(&text), Err(RecipeError::Sense { .. })));
+    }
+
+    #[test]
+    fn a_login_link_wants_its_token_and_its_key() {
+        let admin = |line: &str, personalize: &str| {
+            load(&format!("{SMALL}{line}\n[[personalize.files]]\npath = \"/key\"\ncontent = \"{personalize}\"\n"))
+        };
+        let link = "one_click = \"/login?token={token}\"";
+        assert!(admin(link, "{login_key}").is_ok());
+        assert!(matches!(admin(link, "{hex:64}"), Err(RecipeError::Sense { .. })));
+        assert!(matches!(admin("one_click = \"/login\"", "{login_key}"), Err(RecipeError::Sense { .. })));
     }
 
     #[test]

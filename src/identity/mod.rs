@@ -1,13 +1,19 @@
 //! What each clone gets for its own: credentials made ahead, random values.
 //!
 //! [`Supply`] owns a thread that keeps a few credentials ready, because a
-//! bcrypt hash costs tens of milliseconds that no visitor should wait for.
+//! bcrypt hash costs tens of milliseconds that no visitor should wait for, and
+//! a task that does the same for key pairs ([`keys`]), if a golden wants any.
 //! Each is consumed once and lives in memory only until then.
+
+pub mod keys;
+pub mod login;
 
 use bcrypt::Version;
 use rand::RngExt as _;
 use secrecy::SecretString;
 use tokio::sync::{Mutex, mpsc};
+
+use self::keys::{KeyPair, KeyPairError};
 
 /// bcrypt's work factor, the one PHP's `password_hash` starts at.
 const BCRYPT_COST: u32 = 10;
@@ -32,13 +38,21 @@ pub struct Credentials {
 
 /// Credentials could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error("no credentials can be made")]
-pub struct SupplyError;
+pub enum SupplyError {
+    /// The thread has ended.
+    #[error("no credentials can be made")]
+    Credentials,
+    /// What makes key pairs has ended.
+    #[error("no key pair can be made")]
+    KeyPair(#[source] Option<KeyPairError>),
+}
 
 /// Credentials, made ahead.
 #[derive(Debug)]
 pub struct Supply {
     ready: Mutex<mpsc::Receiver<Credentials>>,
+    /// None before the first golden that wants pairs, and after an error.
+    pairs: Mutex<Option<keys::Pairs>>,
 }
 
 impl Supply {
@@ -55,7 +69,16 @@ impl Supply {
                 }
             }
         })?;
-        Ok(Self { ready: Mutex::new(receiver) })
+        Ok(Self { ready: Mutex::new(receiver), pairs: Mutex::new(None) })
+    }
+
+    /// Begins to make key pairs ahead, unless that is done already. Wants a
+    /// runtime.
+    pub fn prepare_pairs(&self) {
+        // Locked: somebody takes one, so it has begun.
+        if let Ok(mut pairs) = self.pairs.try_lock() {
+            pairs.get_or_insert_with(keys::make_ahead);
+        }
     }
 
     /// Takes credentials; waits only when a burst has used up those made ahead.
@@ -63,7 +86,22 @@ impl Supply {
     /// # Errors
     /// When none can be made any more.
     pub async fn take(&self) -> Result<Credentials, SupplyError> {
-        self.ready.lock().await.recv().await.ok_or(SupplyError)
+        self.ready.lock().await.recv().await.ok_or(SupplyError::Credentials)
+    }
+
+    /// Takes a key pair; waits as [`Supply::take`] does.
+    ///
+    /// # Errors
+    /// When none can be made; the next call tries anew.
+    pub async fn take_pair(&self) -> Result<KeyPair, SupplyError> {
+        let mut pairs = self.pairs.lock().await;
+        match pairs.get_or_insert_with(keys::make_ahead).recv().await {
+            Some(Ok(pair)) => Ok(pair),
+            ended => {
+                *pairs = None;
+                Err(SupplyError::KeyPair(ended.and_then(Result::err)))
+            }
+        }
     }
 }
 
@@ -98,7 +136,7 @@ pub fn uuid() -> String {
     let mut bytes: [u8; 16] = rand::rng().random();
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits = hexadecimal(&bytes);
     [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
 }
 
@@ -112,6 +150,10 @@ pub fn defuse_key() -> String {
     bytes.extend(key);
     let checksum = sha2::Sha256::digest(&bytes);
     bytes.extend(checksum);
+    hexadecimal(&bytes)
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -108,6 +108,19 @@ pub struct Access {
     /// The back office's password; stored in the 0600 store, never logged.
     #[serde(serialize_with = "expose")]
     pub admin_password: SecretString,
+    /// What login links are made of; none when the golden takes none.
+    #[serde(default)]
+    pub one_click: Option<OneClick>,
+}
+
+/// What links are made of that sign the administrator in.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OneClick {
+    /// Where they lead, with `{token}` in the token's place.
+    pub url: String,
+    /// Signs the tokens; known to this instance and to the daemon.
+    #[serde(serialize_with = "expose")]
+    pub key: SecretString,
 }
 
 fn expose<S: Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {

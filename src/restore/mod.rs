@@ -31,14 +31,18 @@ use crate::engine::{CleanupError, ContainerEngine, LaunchError, Launched, Phase}
 use crate::error::ErrorKind;
 use crate::golden::recipe::Recipe;
 use crate::id::{InstanceId, SnapshotId};
-use crate::identity::Supply;
-use crate::instance::{Access, Container, Source};
+use crate::identity::{self, Supply};
+use crate::instance::{Access, Container, OneClick, Source};
 
 /// How long the first page may take: a cold cache on a busy host, no more.
 const PAGE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// How long a clone's own identity may take; it takes milliseconds.
 const PERSONALIZE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Placeholders of a key pair in PEM form, made ahead.
+const PRIVATE_KEY: &str = "rsa_private_key";
+const PUBLIC_KEY: &str = "rsa_public_key";
 
 /// A shop that may be handed out.
 #[derive(Debug)]
@@ -76,7 +80,7 @@ pub struct Maker {
 /// Why a shop is not fit to be handed out.
 #[derive(Debug, thiserror::Error)]
 enum UnfitError {
-    #[error("no credentials")]
+    #[error("it has no credentials")]
     Credentials(#[from] crate::identity::SupplyError),
     #[error("the recipe's values cannot be drawn")]
     Values(#[from] values::RenderError),
@@ -91,7 +95,7 @@ enum UnfitError {
 }
 
 impl Maker {
-    /// A maker of shops by `recipe` with `engine`.
+    /// A maker of shops by `recipe` with `engine`; wants a runtime.
     #[must_use]
     pub fn new(
         engine: Arc<dyn ContainerEngine>,
@@ -99,6 +103,9 @@ impl Maker {
         config: Arc<Config>,
         supply: Arc<Supply>,
     ) -> Self {
+        if recipe.personalize.mentions(PRIVATE_KEY) {
+            supply.prepare_pairs();
+        }
         Self { engine, recipe, config, supply }
     }
 
@@ -162,7 +169,14 @@ impl Maker {
         values.set("admin_email", admin_email.as_str());
         values.set("admin_password_bcrypt", credentials.bcrypt.expose_secret());
         values.set_database(&self.recipe.run, launched.database.as_ref());
+        let login_key = identity::hex(64);
+        values.set("login_key", login_key.as_str());
         let recipe = &self.recipe.personalize;
+        if recipe.mentions(PRIVATE_KEY) {
+            let pair = self.supply.take_pair().await?;
+            values.set(PRIVATE_KEY, pair.private.expose_secret());
+            values.set(PUBLIC_KEY, pair.public);
+        }
         values.draw(&recipe.values)?;
         let subject = personalize::Subject {
             pid: launched.container.pid,
@@ -175,8 +189,13 @@ impl Maker {
             Ok(done) => done?,
             Err(_) => return Err(UnfitError::Deadline),
         }
+        let admin = &self.recipe.admin;
         Ok(Access {
-            admin_url: format!("{url}{}", self.recipe.admin.path),
+            admin_url: format!("{url}{}", admin.path),
+            one_click: admin.one_click.as_ref().map(|path| OneClick {
+                url: format!("{url}{path}"),
+                key: login_key.into(),
+            }),
             url: format!("{url}/"),
             admin_email,
             admin_password: credentials.password,

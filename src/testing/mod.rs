@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{CleanupError, ContainerEngine, Dependency, DestroyError, LaunchError, Launched, Phase};
 use crate::error::ErrorKind;
 use crate::id::InstanceId;
-use crate::instance::{Access, Container, EngineKind, Source};
+use crate::instance::{Access, Container, EngineKind, OneClick, Source};
 use crate::provision::GoldenRuntime;
 use crate::restore::{FirstPage, Made, Make};
 
@@ -286,6 +286,10 @@ impl Make for ScriptedMaker {
                 admin_url: format!("http://{id}.localhost/admin"),
                 admin_email: format!("{id}@example.com"),
                 admin_password: format!("password-of-{id}").into(),
+                one_click: Some(OneClick {
+                    url: format!("http://{id}.localhost/login?token={{token}}"),
+                    key: format!("key-of-{id}").into(),
+                }),
             },
             snapshot: launched.snapshot,
             made_by: self.engine.source(),

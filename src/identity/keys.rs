@@ -1,0 +1,124 @@
+//! RSA key pairs, made ahead by `openssl` in the background.
+//!
+//! Owned by [`super::Supply`], which starts it for goldens that want a pair. A
+//! pair costs 0.1 to 0.3 s, so no visitor waits for one; each is given once and
+//! lives in memory only until then.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+use tokio::sync::mpsc;
+
+/// Pairs kept ready, as many as other credentials.
+const AHEAD: usize = super::AHEAD;
+
+/// What PrestaShop's own installer makes.
+const BITS: &str = "rsa_keygen_bits:2048";
+
+/// How long `openssl` may take: searching primes, on a busy host.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A key pair in PEM form.
+#[derive(Debug)]
+pub struct KeyPair {
+    /// PKCS#8.
+    pub private: SecretString,
+    /// SubjectPublicKeyInfo.
+    pub public: String,
+}
+
+/// No key pair could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyPairError {
+    /// The program is not there.
+    #[error("cannot run openssl, which makes key pairs; is it installed?")]
+    Run(#[source] std::io::Error),
+    /// It failed.
+    #[error("openssl {command} failed: {said}")]
+    Failed {
+        /// Its subcommand.
+        command: &'static str,
+        /// Its last words.
+        said: String,
+    },
+    /// It does not end.
+    #[error("openssl takes longer than {} s to make a key pair", DEADLINE.as_secs())]
+    TooSlow,
+}
+
+/// Pairs in order of their making; after an error nothing more comes.
+pub(super) type Pairs = mpsc::Receiver<Result<KeyPair, KeyPairError>>;
+
+/// Makes pairs until `AHEAD` wait, and again as they are taken; ends when the
+/// receiver is dropped, or with an error in the queue.
+pub(super) fn make_ahead() -> Pairs {
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    tokio::spawn(async move {
+        loop {
+            // Only when there is a place for it: what is made is also wanted.
+            let Ok(place) = sender.reserve().await else { return };
+            let made = tokio::time::timeout(DEADLINE, make()).await.unwrap_or(Err(KeyPairError::TooSlow));
+            let failed = made.is_err();
+            place.send(made);
+            if failed {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+async fn make() -> Result<KeyPair, KeyPairError> {
+    let private = openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", BITS], &String::new().into()).await?;
+    let public = openssl(&["pkey", "-pubout"], &private).await?;
+    Ok(KeyPair { private, public: public.expose_secret().to_owned() })
+}
+
+/// Runs a command of openssl; keys go through pipes only.
+async fn openssl(args: &[&'static str], input: &SecretString) -> Result<SecretString, KeyPairError> {
+    // Restores and shops go first.
+    let mut command = Command::new("nice");
+    command.args(["-n", "10", "openssl"]).args(args).current_dir("/");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(KeyPairError::Run)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that does not read says why on its standard error.
+        drop(stdin.write_all(input.expose_secret().as_bytes()).await);
+    }
+    let output = child.wait_with_output().await.map_err(KeyPairError::Run)?;
+    match String::from_utf8(output.stdout) {
+        Ok(key) if output.status.success() && key.starts_with("-----BEGIN ") => Ok(key.into()),
+        _ => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let said = said.lines().last().unwrap_or("nothing said").to_owned();
+            Err(KeyPairError::Failed { command: args[0], said })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn pairs_belong_together_and_are_given_once() {
+        let mut pairs = make_ahead();
+        let one = pairs.recv().await.unwrap().unwrap();
+        let two = pairs.recv().await.unwrap().unwrap();
+        assert_ne!(one.private.expose_secret(), two.private.expose_secret());
+        assert!(one.private.expose_secret().starts_with("-----BEGIN PRIVATE KEY-----\n"));
+        assert!(one.public.starts_with("-----BEGIN PUBLIC KEY-----\n"));
+        let public = openssl(&["pkey", "-pubout"], &two.private).await.unwrap();
+        assert_eq!(public.expose_secret(), two.public);
+        assert!(!format!("{one:?}").contains("PRIVATE"), "not in debug output");
+    }
+
+    #[tokio::test]
+    async fn what_openssl_refuses_is_told_in_its_words() {
+        let error = openssl(&["pkey", "-pubout"], &"no key".to_owned().into()).await.unwrap_err();
+        assert!(matches!(&error, KeyPairError::Failed { command: "pkey", said } if !said.is_empty()), "{error}");
+    }
+}
