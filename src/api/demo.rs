@@ -62,8 +62,8 @@ pub(super) async fn acquire(
         Handed::Before => StatusCode::OK,
     };
     let location = format!("/api/v1/demo/{}", acquired.instance.id);
-    let answer =
-        AcquireAnswer::of(&acquired, Timestamp::now()).ok_or_else(|| Problem::of(ErrorKind::Bug, &AcquireError::Lost))?;
+    let answer = AcquireAnswer::of(&acquired, Timestamp::now())
+        .ok_or_else(|| Problem::of(ErrorKind::Bug, &AcquireError::Lost))?;
     let mut response = (status, [(header::LOCATION, location)], Json(answer)).into_response();
     limits::tell(response.headers_mut(), &acquired.standings);
     Ok(response)

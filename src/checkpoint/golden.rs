@@ -204,8 +204,11 @@ impl Golden {
         values.set("domain", HOST);
         values.set("url", format!("http://{HOST}"));
         values.set("admin_email", format!("admin@{HOST}"));
-        // Nobody logs in by it: the database has the one of the build.
-        values.set("admin_password_bcrypt", "");
+        // Nobody logs in by it: the database has the one of the build. Nor by a link,
+        // and nothing is signed before a clone has keys of its own.
+        for name in ["admin_password_bcrypt", "login_key", "rsa_private_key", "rsa_public_key"] {
+            values.set(name, "");
+        }
         values.set_database(&recipe.run, Some(own));
         values.draw(&recipe.personalize.values)?;
         Ok(personalize::write_files(self.pid, &recipe.personalize, &values)?)

@@ -21,6 +21,12 @@ use super::images::{self, Images, ImagesError, Wanted};
 use super::recipe::{Base, Recipe};
 use super::source::{self, SourceError};
 
+/// Takes what mmdebstrap copies from the machine that builds out of the base
+/// again: its name, its name servers, and where it gets packages from, which
+/// may have a password in it. Strangers read a shop's files.
+const FORGET_THE_BUILDER: &str = "--customize-hook=cd \"$1/etc\" && rm -rf hostname apt/sources.list \
+    apt/sources.list.d/* apt/apt.conf.d/99mmdebstrap && : >resolv.conf";
+
 /// A golden could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -156,7 +162,8 @@ fn hash_folder(hasher: &mut blake3::Hasher, folder: &Path) -> Result<(), BuildEr
 fn base_name(base: &Base) -> String {
     let mut packages = base.packages.clone();
     packages.sort();
-    let hash = blake3::hash(format!("{} {}", base.suite, packages.join(" ")).as_bytes()).to_hex();
+    let made_of = format!("{} {} {FORGET_THE_BUILDER}", base.suite, packages.join(" "));
+    let hash = blake3::hash(made_of.as_bytes()).to_hex();
     format!("localhost/demo-multiplexer-base:{}-{}", base.suite, &hash[..12])
 }
 
@@ -176,6 +183,7 @@ async fn ensure_base(
     let sources = apt::sources_for(&base.suite, Path::new("/etc/apt"));
     let status = Command::new("mmdebstrap")
         .args(["--variant=minbase", "--quiet", "--aptopt=APT::Install-Recommends \"false\""])
+        .arg(FORGET_THE_BUILDER)
         .arg(format!("--include={}", base.packages.join(",")))
         .arg(&base.suite)
         .arg(&archive)

@@ -322,7 +322,9 @@ impl Recipe {
                 return Err(format!("admin.one_click = {path:?} is not a path with {{token}} in it"));
             }
             if !self.personalize.mentions("login_key") {
-                return Err("admin.one_click needs {login_key} in a file or statement of [personalize]".into());
+                return Err(
+                    "admin.one_click needs {login_key} in a file or statement of [personalize]".into()
+                );
             }
         }
         let paths =
@@ -401,7 +403,9 @@ login_path = "/admin"
     #[test]
     fn a_login_link_wants_its_token_and_its_key() {
         let admin = |line: &str, personalize: &str| {
-            load(&format!("{SMALL}{line}\n[[personalize.files]]\npath = \"/key\"\ncontent = \"{personalize}\"\n"))
+            load(&format!(
+                "{SMALL}{line}\n[[personalize.files]]\npath = \"/key\"\ncontent = \"{personalize}\"\n"
+            ))
         };
         let link = "one_click = \"/login?token={token}\"";
         assert!(admin(link, "{login_key}").is_ok());

@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// In this order: the mount namespace goes last, since /proc is the host's
-/// until then; a pid namespace holds from the next fork on.
-const NAMESPACES: &[&str] = &["cgroup", "ipc", "uts", "net", "pid", "mnt"];
+/// until then; a pid namespace holds from the next fork on. A restored shop's
+/// monotonic clock goes on from the checkpoint, in a time namespace.
+const NAMESPACES: &[&str] = &["cgroup", "ipc", "uts", "net", "time", "pid", "mnt"];
 
 /// Version 3 of the capability structures: two 32-bit words a set (capget(2)).
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;

@@ -119,6 +119,9 @@ mod tests {
     #[tokio::test]
     async fn what_openssl_refuses_is_told_in_its_words() {
         let error = openssl(&["pkey", "-pubout"], &"no key".to_owned().into()).await.unwrap_err();
-        assert!(matches!(&error, KeyPairError::Failed { command: "pkey", said } if !said.is_empty()), "{error}");
+        assert!(
+            matches!(&error, KeyPairError::Failed { command: "pkey", said } if !said.is_empty()),
+            "{error}"
+        );
     }
 }

@@ -192,10 +192,10 @@ impl Maker {
         let admin = &self.recipe.admin;
         Ok(Access {
             admin_url: format!("{url}{}", admin.path),
-            one_click: admin.one_click.as_ref().map(|path| OneClick {
-                url: format!("{url}{path}"),
-                key: login_key.into(),
-            }),
+            one_click: admin
+                .one_click
+                .as_ref()
+                .map(|path| OneClick { url: format!("{url}{path}"), key: login_key.into() }),
             url: format!("{url}/"),
             admin_email,
             admin_password: credentials.password,

@@ -196,6 +196,11 @@ impl Shop {
         self.text("id")
     }
 
+    /// Where the proxy is.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// `host:port` of its url.
     pub(crate) fn host(&self) -> &str {
         self.text("url").trim_start_matches("http://").trim_end_matches('/')

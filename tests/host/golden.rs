@@ -1,8 +1,9 @@
-//! The one golden of all end-to-end tests: WordPress, frozen once.
+//! The one golden of all end-to-end tests: WordPress, frozen once. What is true
+//! of PrestaShop alone is tried on one of its own, where its source is given.
 //!
 //! Its recipe is the project's own with one more command before the checkpoint:
 //! it writes rows that every clone must have, and keeps the golden's own
-//! password, so that a test can show that no clone takes it.
+//! password and secret, so that a test can show that no clone takes them.
 
 use std::path::{Path, PathBuf};
 
@@ -39,6 +40,12 @@ const OBJECTS: &[&str] = &[
 
 /// Where a clone has the password that the golden was installed with.
 pub(crate) const PASSWORD_FILE: &str = "/golden/password-of-the-golden";
+
+/// Where a clone has the identity that the golden was installed with.
+pub(crate) const IDENTITY_FILE: &str = "/golden/identity-of-the-golden";
+
+/// Where a clone has what the golden's monotonic clock showed, in nanoseconds.
+pub(crate) const CLOCK_FILE: &str = "/golden/clock-of-the-golden";
 
 fn shared(name: &str) -> PathBuf {
     tests_dir().join("golden").join(name)
@@ -94,8 +101,42 @@ pub(crate) async fn ensure() {
 
 async fn make() {
     let _lock = only_one_boots().await;
-    write_recipe();
-    create(&[("SNAPSHOT_DIR", snapshots().display().to_string())]).await;
+    let script = format!(
+        "{}; /golden/database sql \\\"\
+         CREATE TABLE before_the_checkpoint (id INT PRIMARY KEY, note VARCHAR(200)); \
+         INSERT INTO before_the_checkpoint SELECT seq, REPEAT('x', 200) FROM seq_1_to_{ROWS}; {}\\\"",
+        keep(),
+        OBJECTS.join("; ")
+    );
+    write_recipe(NAME, &script);
+    create(NAME, &[("SNAPSHOT_DIR", snapshots().display().to_string())]).await;
+}
+
+/// Settings of a daemon that serves PrestaShop, frozen once for all test
+/// binaries; none without its source.
+pub(crate) async fn prestashop() -> Option<[(&'static str, String); 2]> {
+    static DONE: OnceCell<()> = OnceCell::const_new();
+    let name = "prestashop";
+    let snapshots = ("SNAPSHOT_DIR", shared("snapshots-prestashop").display().to_string());
+    let Some(source) = std::env::var("PRESTASHOP_SRC").ok().filter(|source| !source.is_empty()) else {
+        println!("skipped: PRESTASHOP_SRC is not set");
+        return None;
+    };
+    DONE.get_or_init(async || {
+        let _lock = only_one_boots().await;
+        write_recipe(name, &keep());
+        create(name, &[snapshots.clone(), ("PRESTASHOP_SRC", source)]).await;
+    })
+    .await;
+    Some([("GOLDEN", name.to_owned()), snapshots])
+}
+
+/// Keeps what no clone may take.
+fn keep() -> String {
+    format!(
+        "cp /golden/admin-password {PASSWORD_FILE}; cp /etc/golden/instance.ini {IDENTITY_FILE}; \
+         php -r 'echo hrtime(true);' >{CLOCK_FILE}"
+    )
 }
 
 /// Freezes the golden for a shared database server as well, once for all test
@@ -105,17 +146,17 @@ pub(crate) async fn ensure_shared() {
     DONE.get_or_init(async || {
         let _lock = only_one_boots().await;
         let server = MariaDb::start("golden", Kind::Host).await;
-        create(&server.settings()).await;
+        create(NAME, &server.settings()).await;
         let (databases, users) = server.census().await;
         assert_eq!((databases, users), (Vec::new(), Vec::new()), "left on the server by snapshot create");
     })
     .await;
 }
 
-async fn create(settings: &[(&str, String)]) {
+async fn create(name: &str, settings: &[(&str, String)]) {
     std::fs::create_dir_all(shared("state")).unwrap();
     let output = tokio::process::Command::new(PROGRAM)
-        .args(["snapshot", "create", NAME, "--if-missing"])
+        .args(["snapshot", "create", name, "--if-missing"])
         .current_dir(shared("state"))
         .env("RECIPE_DIR", recipes())
         .env("STATE_DIR", shared("state"))
@@ -146,20 +187,14 @@ pub(crate) async fn only_one_prepares() -> std::fs::File {
     locked.await.unwrap()
 }
 
-/// Copies the project's recipe and adds the command.
-fn write_recipe() {
+/// Copies one of the project's recipes and adds a command to it.
+fn write_recipe(name: &str, script: &str) {
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("podman");
-    for folder in ["common", NAME] {
+    for folder in ["common", name] {
         copy_dir(&project.join(folder), &recipes().join(folder));
     }
-    let path = recipes().join(NAME).join("golden.toml");
+    let path = recipes().join(name).join("golden.toml");
     let recipe = std::fs::read_to_string(&path).unwrap();
-    let script = format!(
-        "cp /golden/admin-password {PASSWORD_FILE}; /golden/database sql \\\"\
-         CREATE TABLE before_the_checkpoint (id INT PRIMARY KEY, note VARCHAR(200)); \
-         INSERT INTO before_the_checkpoint SELECT seq, REPEAT('x', 200) FROM seq_1_to_{ROWS}; {}\\\"",
-        OBJECTS.join("; ")
-    );
     let step = format!("[[quiesce]]\nexec = [\"sh\", \"-euc\", \"{script}\"]\n\n[[quiesce]]");
     let changed = recipe.replacen("[[quiesce]]", &step, 1);
     assert_ne!(recipe, changed, "the recipe has a quiesce step");

@@ -13,6 +13,7 @@ pub(crate) mod census;
 pub(crate) mod daemon;
 pub(crate) mod dockerd;
 pub(crate) mod golden;
+pub(crate) mod identity;
 pub(crate) mod mariadb;
 pub(crate) mod place;
 pub(crate) mod web;

@@ -4,7 +4,7 @@ use super::{
     Arc, Claimed, Fixture, InstanceId, Source, State, StoreError, add, at, claim, claimed, golden, instance,
     node,
 };
-use crate::instance::{Access, Container, EngineKind, Instance};
+use crate::instance::{Access, Container, EngineKind, Instance, OneClick};
 
 pub(super) async fn run(fixture: &dyn Fixture) {
     a_claim_leaves_the_rest_of_a_record_alone(fixture).await;
@@ -32,6 +32,10 @@ fn whole() -> Instance {
         admin_url: "http://x.localhost:8080/admin?a=b&c=\"d\"".into(),
         admin_email: "dé\u{1f4a9}mo@example.com".into(),
         admin_password: "pass\\word/\"'".to_owned().into(),
+        one_click: Some(OneClick {
+            url: "http://x.localhost:8080/in?t={token}".into(),
+            key: "k\"\\".to_owned().into(),
+        }),
     });
     whole
 }
