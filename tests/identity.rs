@@ -282,7 +282,7 @@ async fn a_login_link_signs_in_once_in_time_and_only_where_it_belongs() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let nonce = "0123456789abcdef0123456789abcdef";
     for (expires, nonce, status) in
-        [(now - 1, nonce, 403), (now + 30, nonce, 302), (now + 30, "not a nonce", 403)]
+        [(now - 1, nonce, 403), (now + 30, nonce, 302), (now + 30, "../../../tmp/a-file-of-mine", 403)]
     {
         let token = signed(&place, shop, expires, nonce).await;
         assert_eq!(shop.get(&format!("/demo-login?token={token}")).await.status, status, "{token}");
@@ -313,9 +313,8 @@ async fn a_login_link_signs_in_once_in_time_and_only_where_it_belongs() {
 
 /// A token signed with the shop's own key.
 async fn signed(place: &Place, shop: &Shop, expires: u64, nonce: &str) -> String {
-    let script = format!(
-        "$text = '{expires}.{nonce}'; echo $text, '.', hash_hmac('sha256', $text, INSTANCE['login_key']);"
-    );
+    let key = ini(place, shop, INI, "login_key").await;
+    let script = format!("echo $text = '{expires}.{nonce}', '.', hash_hmac('sha256', $text, '{key}');");
     place.inside(shop.id(), &["php", "-r", &script]).await
 }
 

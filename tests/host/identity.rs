@@ -33,7 +33,9 @@ pub(crate) async fn look_ahead(place: &Place, shop: &Shop, root: &str, script: &
     let common = common.replace("getenv('DATABASE') ?: null", &format!("'{database}'"));
     put(place, shop, &format!("{root}/next-common.php"), &common).await;
     put(place, shop, &format!("{root}/next.php"), script).await;
-    Next::of(&shop.get("/next.php").await.json())
+    let page = shop.get("/next.php").await;
+    assert_eq!(page.status, 200, "{}", place.cli(&["logs", shop.id()]).await.out);
+    Next::of(&page.json())
 }
 
 /// No two have anything in common.
@@ -99,8 +101,9 @@ pub(crate) fn holders(place: &Place, shop: &Shop, text: &str) -> Vec<String> {
 }
 
 fn has_in_memory(pid: &str, needle: &[u8]) -> bool {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    // A worker may end meanwhile.
+    let Ok(maps) = std::fs::read_to_string(format!("/proc/{pid}/maps")) else { return false };
+    let Ok(memory) = File::open(format!("/proc/{pid}/mem")) else { return false };
     let mut read = 0;
     let found = maps.lines().any(|line| {
         let (range, rest) = line.split_once(' ').unwrap();
@@ -120,6 +123,7 @@ fn has_in_memory(pid: &str, needle: &[u8]) -> bool {
             unsafe { libc::memmem(part.as_ptr().cast(), part.len(), needle.as_ptr().cast(), needle.len()) };
         !at.is_null()
     });
-    assert!(found || read > 1 << 20, "process {pid}: only {read} bytes could be read");
+    let ended = std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|command| command.is_empty());
+    assert!(found || read > 1 << 20 || ended, "process {pid}: only {read} bytes could be read");
     found
 }

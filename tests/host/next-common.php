@@ -1,6 +1,6 @@
 <?php
 // What PHP and MariaDB would generate next. Included by the scripts beside it, whatever the shop.
-$database = new mysqli('localhost', null, null, getenv('DATABASE') ?: null);
+$database = new mysqli('localhost', 'www-data', '', getenv('DATABASE') ?: null);
 $of_database = $database->query('SELECT RAND() `RAND()`, UUID() `UUID()`, HEX(RANDOM_BYTES(16)) `RANDOM_BYTES()`')->fetch_assoc();
 $database->close();
 session_start();
