@@ -41,6 +41,7 @@ async fn acquire_answers_all_that_a_visitor_needs() {
         [
             "acquire_ms",
             "admin_email",
+            "admin_login_url",
             "admin_password",
             "admin_url",
             "expires_at",
@@ -55,12 +56,17 @@ async fn acquire_answers_all_that_a_visitor_needs() {
     assert_eq!(got.headers["location"].to_str().unwrap(), format!("/api/v1/demo/{id}"));
     assert_eq!(got.headers["cache-control"], "no-store");
     assert_eq!(answer["admin_password"], format!("password-of-{id}"));
+    let link = answer["admin_login_url"].as_str().unwrap();
+    let token = link.strip_prefix(&format!("http://{id}.localhost/login?token=")).unwrap();
+    assert!(token.len() > 100 && !token.contains('{'), "{link}");
     assert_eq!((&answer["state"], &answer["source"]), (&json!("assigned"), &json!("restore")));
     assert!(answer["acquire_ms"].as_f64().unwrap() > 0.0);
 
     let shown = daemon.get(&format!("/api/v1/demo/{id}")).await;
     assert_eq!(shown.status, 200);
-    assert!(!shown.text().contains("password"), "the acquire answer is the one place: {}", shown.text());
+    for secret in ["password", "login", &format!("key-of-{id}")] {
+        assert!(!shown.text().contains(secret), "the acquire answer is the one place: {}", shown.text());
+    }
     assert_eq!(shown.json()["ttl_seconds"].as_i64().map(|left| left > 3590), Some(true), "DEFAULT_TTL is 1h");
 }
 

@@ -474,7 +474,10 @@ fn golden_tools(facts: &Facts) -> Finding {
     }
     warn(
         "golden-tools",
-        format!("missing: {}; only building a golden needs them", facts.tools_missing.join(", ")),
+        format!(
+            "missing: {}; goldens are built with them, and PrestaShop's keys made with openssl",
+            facts.tools_missing.join(", ")
+        ),
         facts.family.install_programs(&facts.tools_missing),
     )
 }

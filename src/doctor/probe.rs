@@ -39,7 +39,7 @@ const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
 const CRIU_CACHE: &str = "/run/criu.kdat";
 
 /// What building a golden takes beside Podman.
-const TOOLS: &[&str] = &["mmdebstrap", "curl", "unzip"];
+const TOOLS: &[&str] = &["mmdebstrap", "curl", "unzip", "openssl"];
 
 /// Looks at everything.
 pub(super) async fn probe(config: &Config) -> Facts {
