@@ -1,7 +1,9 @@
-//! RSA key pairs, made ahead by `openssl` in the background.
+//! RSA key pairs, made by `openssl`: ahead, while nothing else wants the
+//! processors, and at once when none is ready.
 //!
 //! Owned by [`super::Supply`], which starts it for goldens that want a pair. A
-//! pair costs 0.1 to 0.3 s, so no visitor waits for one; each is given once and
+//! pair costs 0.1 to 0.3 s of a processor, as much as a restore, so visitors
+//! wait for one only in a burst of more than [`AHEAD`]. Each is given once and
 //! lives in memory only until then.
 
 use std::process::Stdio;
@@ -12,8 +14,8 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
-/// Pairs kept ready, as many as other credentials.
-const AHEAD: usize = super::AHEAD;
+/// Pairs kept ready, for a burst of restores; they take some seconds to make.
+const AHEAD: usize = 32;
 
 /// What PrestaShop's own installer makes.
 const BITS: &str = "rsa_keygen_bits:2048";
@@ -49,39 +51,61 @@ pub enum KeyPairError {
     TooSlow,
 }
 
-/// Pairs in order of their making; after an error nothing more comes.
-pub(super) type Pairs = mpsc::Receiver<Result<KeyPair, KeyPairError>>;
+/// How much of the processors a pair may claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// Somebody waits for it.
+    Wanted,
+    /// Restores and shops go first.
+    Ahead,
+}
 
-/// Makes pairs until `AHEAD` wait, and again as they are taken; ends when the
-/// receiver is dropped, or with an error in the queue.
-pub(super) fn make_ahead() -> Pairs {
+/// Makes pairs until [`AHEAD`] wait, and again as they are taken; ends when the
+/// receiver is dropped, or when one cannot be made: whoever wants one then makes
+/// it, and is told why not.
+pub(super) fn make_ahead() -> mpsc::Receiver<KeyPair> {
     let (sender, receiver) = mpsc::channel(AHEAD);
     tokio::spawn(async move {
-        loop {
-            // Only when there is a place for it: what is made is also wanted.
-            let Ok(place) = sender.reserve().await else { return };
-            let made = tokio::time::timeout(DEADLINE, make()).await.unwrap_or(Err(KeyPairError::TooSlow));
-            let failed = made.is_err();
-            place.send(made);
-            if failed {
-                return;
+        // Only when there is a place for it: what is made is also wanted.
+        while let Ok(place) = sender.reserve().await {
+            match make(Urgency::Ahead).await {
+                Ok(pair) => place.send(pair),
+                Err(_) => return,
             }
         }
     });
     receiver
 }
 
-async fn make() -> Result<KeyPair, KeyPairError> {
-    let private = openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", BITS], &String::new().into()).await?;
-    let public = openssl(&["pkey", "-pubout"], &private).await?;
-    Ok(KeyPair { private, public: public.expose_secret().to_owned() })
+/// Makes one pair.
+///
+/// # Errors
+/// [`KeyPairError`].
+pub(super) async fn make(urgency: Urgency) -> Result<KeyPair, KeyPairError> {
+    let making = async {
+        let generate = ["genpkey", "-algorithm", "RSA", "-pkeyopt", BITS];
+        let private = openssl(urgency, &generate, &String::new().into()).await?;
+        let public = openssl(urgency, &["pkey", "-pubout"], &private).await?;
+        Ok(KeyPair { private, public: public.expose_secret().to_owned() })
+    };
+    tokio::time::timeout(DEADLINE, making).await.unwrap_or(Err(KeyPairError::TooSlow))
 }
 
 /// Runs a command of openssl; keys go through pipes only.
-async fn openssl(args: &[&'static str], input: &SecretString) -> Result<SecretString, KeyPairError> {
-    // Restores and shops go first.
-    let mut command = Command::new("nice");
-    command.args(["-n", "10", "openssl"]).args(args).current_dir("/");
+async fn openssl(
+    urgency: Urgency,
+    args: &[&'static str],
+    input: &SecretString,
+) -> Result<SecretString, KeyPairError> {
+    let mut command = match urgency {
+        Urgency::Wanted => Command::new("openssl"),
+        Urgency::Ahead => {
+            let mut nice = Command::new("nice");
+            nice.args(["-n", "10", "openssl"]);
+            nice
+        }
+    };
+    command.args(args).current_dir("/");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().map_err(KeyPairError::Run)?;
     if let Some(mut stdin) = child.stdin.take() {
@@ -118,13 +142,12 @@ mod tests {
         if !can_be_tried() {
             return;
         }
-        let mut pairs = make_ahead();
-        let one = pairs.recv().await.unwrap().unwrap();
-        let two = pairs.recv().await.unwrap().unwrap();
+        let one = make_ahead().recv().await.unwrap();
+        let two = make(Urgency::Wanted).await.unwrap();
         assert_ne!(one.private.expose_secret(), two.private.expose_secret());
         assert!(one.private.expose_secret().starts_with("-----BEGIN PRIVATE KEY-----\n"));
         assert!(one.public.starts_with("-----BEGIN PUBLIC KEY-----\n"));
-        let public = openssl(&["pkey", "-pubout"], &two.private).await.unwrap();
+        let public = openssl(Urgency::Wanted, &["pkey", "-pubout"], &two.private).await.unwrap();
         assert_eq!(public.expose_secret(), two.public);
         assert!(!format!("{one:?}").contains("PRIVATE"), "not in debug output");
     }
@@ -134,7 +157,8 @@ mod tests {
         if !can_be_tried() {
             return;
         }
-        let error = openssl(&["pkey", "-pubout"], &"no key".to_owned().into()).await.unwrap_err();
+        let error =
+            openssl(Urgency::Wanted, &["pkey", "-pubout"], &"no key".to_owned().into()).await.unwrap_err();
         assert!(
             matches!(&error, KeyPairError::Failed { command: "pkey", said } if !said.is_empty()),
             "{error}"

@@ -8,12 +8,14 @@
 pub mod keys;
 pub mod login;
 
+use std::sync::PoisonError;
+
 use bcrypt::Version;
 use rand::RngExt as _;
 use secrecy::SecretString;
 use tokio::sync::{Mutex, mpsc};
 
-use self::keys::{KeyPair, KeyPairError};
+use self::keys::{KeyPair, KeyPairError, Urgency};
 
 /// bcrypt's work factor, the one PHP's `password_hash` starts at.
 const BCRYPT_COST: u32 = 10;
@@ -42,17 +44,17 @@ pub enum SupplyError {
     /// The thread has ended.
     #[error("no credentials can be made")]
     Credentials,
-    /// What makes key pairs has ended.
+    /// The golden wants a key pair.
     #[error("no key pair can be made")]
-    KeyPair(#[source] Option<KeyPairError>),
+    KeyPair(#[from] KeyPairError),
 }
 
 /// Credentials, made ahead.
 #[derive(Debug)]
 pub struct Supply {
     ready: Mutex<mpsc::Receiver<Credentials>>,
-    /// None before the first golden that wants pairs, and after an error.
-    pairs: Mutex<Option<keys::Pairs>>,
+    /// None before the first golden that wants pairs.
+    pairs: std::sync::Mutex<Option<mpsc::Receiver<KeyPair>>>,
 }
 
 impl Supply {
@@ -69,15 +71,15 @@ impl Supply {
                 }
             }
         })?;
-        Ok(Self { ready: Mutex::new(receiver), pairs: Mutex::new(None) })
+        Ok(Self { ready: Mutex::new(receiver), pairs: std::sync::Mutex::new(None) })
     }
 
-    /// Begins to make key pairs ahead, unless that is done already. Wants a
+    /// Begins to make key pairs ahead, unless that is being done. Wants a
     /// runtime.
     pub fn prepare_pairs(&self) {
-        // Locked: somebody takes one, so it has begun.
-        if let Ok(mut pairs) = self.pairs.try_lock() {
-            pairs.get_or_insert_with(keys::make_ahead);
+        let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        if pairs.as_ref().is_none_or(mpsc::Receiver::is_closed) {
+            *pairs = Some(keys::make_ahead());
         }
     }
 
@@ -89,19 +91,23 @@ impl Supply {
         self.ready.lock().await.recv().await.ok_or(SupplyError::Credentials)
     }
 
-    /// Takes a key pair; waits as [`Supply::take`] does.
+    /// Takes a key pair, or makes one when none is ready.
     ///
     /// # Errors
-    /// When none can be made; the next call tries anew.
+    /// When none can be made.
     pub async fn take_pair(&self) -> Result<KeyPair, SupplyError> {
-        let mut pairs = self.pairs.lock().await;
-        match pairs.get_or_insert_with(keys::make_ahead).recv().await {
-            Some(Ok(pair)) => Ok(pair),
-            ended => {
-                *pairs = None;
-                Err(SupplyError::KeyPair(ended.and_then(Result::err)))
-            }
+        if let Some(pair) = self.ready_pair() {
+            return Ok(pair);
         }
+        let pair = keys::make(Urgency::Wanted).await?;
+        // In case it could not be done before.
+        self.prepare_pairs();
+        Ok(pair)
+    }
+
+    fn ready_pair(&self) -> Option<KeyPair> {
+        let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        pairs.as_mut()?.try_recv().ok()
     }
 }
 
