@@ -6,6 +6,7 @@
 mod host;
 
 use host::dockerd::{self, Dockerd, LiveRestore};
+use host::identity::login_path;
 use host::place::Traces;
 use host::{Daemon, Place, eventually, same};
 use serde_json::{Value, json};
@@ -48,6 +49,9 @@ async fn two_booted_shops_are_whole_and_share_nothing_and_a_release_leaves_nothi
         shop.answers().await;
         assert!(shop.browser().log_in(shop.text("admin_password")).await);
         assert!(!shop.browser().log_in(other.text("admin_password")).await);
+        let mut browser = shop.browser();
+        browser.get(&login_path(shop)).await;
+        assert!(browser.is_in().await, "by its login link");
         assert_eq!(inside(&place, shop.id(), &["hostname"]).await, shop.id());
         secrets
             .push(inside(&place, shop.id(), &["sed", "-n", "/^secret/p", "/etc/golden/instance.ini"]).await);

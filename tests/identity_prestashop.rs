@@ -13,12 +13,12 @@ use host::{Place, golden};
 const ROOT: &str = "/var/www/prestashop";
 
 /// A daemon's place and settings; none without PrestaShop.
-async fn at(name: &'static str) -> Option<(Place, [(&'static str, String); 2])> {
+async fn at(name: &'static str) -> Option<(Place, [(&'static str, String); 3])> {
     let place = Place::beside_others(name).await?;
     Some((place, golden::prestashop().await?))
 }
 
-async fn daemon<'a>(place: &'a Place, settings: &[(&'static str, String); 2]) -> Daemon<'a> {
+async fn daemon<'a>(place: &'a Place, settings: &[(&'static str, String); 3]) -> Daemon<'a> {
     let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
     place.daemon(&settings).await
 }

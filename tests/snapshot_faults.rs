@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use host::identity::login_path;
 use host::place::run;
 use host::{Daemon, Place, eventually, golden, same};
 use nix::sys::signal::{Signal, kill};
@@ -66,6 +67,9 @@ impl Material {
         let shop = daemon.acquire("cold").await;
         shop.answers().await;
         assert!(shop.browser().log_in(shop.text("admin_password")).await);
+        let mut browser = shop.browser();
+        browser.get(&login_path(&shop)).await;
+        assert!(browser.is_in().await, "by its login link");
         let shown = daemon.get(&format!("/api/v1/demo/{}", shop.id())).await.json();
         assert_eq!((&shown["made_by"], &shown["snapshot"]), (&json!("cold"), &Value::Null));
         assert_eq!(daemon.stats().await["goldens"][0]["handed_over"], json!({ "cold": 1 }));

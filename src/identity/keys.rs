@@ -17,6 +17,10 @@ use tokio::sync::mpsc;
 /// Pairs kept ready, for a burst of restores; they take some seconds to make.
 const AHEAD: usize = 32;
 
+/// How long after one was taken the next is made: whoever took it is still
+/// making a shop, and its visitor looks at the first page.
+const PAUSE: Duration = Duration::from_secs(5);
+
 /// What PrestaShop's own installer makes.
 const BITS: &str = "rsa_keygen_bits:2048";
 
@@ -66,8 +70,13 @@ pub(super) enum Urgency {
 pub(super) fn make_ahead() -> mpsc::Receiver<KeyPair> {
     let (sender, receiver) = mpsc::channel(AHEAD);
     tokio::spawn(async move {
-        // Only when there is a place for it: what is made is also wanted.
-        while let Ok(place) = sender.reserve().await {
+        loop {
+            let was_full = sender.capacity() == 0;
+            // Only when there is a place for it: what is made is also wanted.
+            let Ok(place) = sender.reserve().await else { return };
+            if was_full {
+                tokio::time::sleep(PAUSE).await;
+            }
             match make(Urgency::Ahead).await {
                 Ok(pair) => place.send(pair),
                 Err(_) => return,

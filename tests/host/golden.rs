@@ -108,27 +108,33 @@ async fn make() {
         keep(),
         OBJECTS.join("; ")
     );
-    write_recipe(NAME, &script);
+    write_recipe(&recipes(), NAME, &script);
     create(NAME, &[("SNAPSHOT_DIR", snapshots().display().to_string())]).await;
 }
 
 /// Settings of a daemon that serves PrestaShop, frozen once for all test
 /// binaries; none without its source.
-pub(crate) async fn prestashop() -> Option<[(&'static str, String); 2]> {
+pub(crate) async fn prestashop() -> Option<[(&'static str, String); 3]> {
     static DONE: OnceCell<()> = OnceCell::const_new();
     let name = "prestashop";
-    let snapshots = ("SNAPSHOT_DIR", shared("snapshots-prestashop").display().to_string());
+    // Apart, so that the recipes of other tests do not depend on it.
+    let folder = shared("podman-prestashop");
+    let settings = [
+        ("GOLDEN", name.to_owned()),
+        ("SNAPSHOT_DIR", shared("snapshots-prestashop").display().to_string()),
+        ("RECIPE_DIR", folder.display().to_string()),
+    ];
     let Some(source) = std::env::var("PRESTASHOP_SRC").ok().filter(|source| !source.is_empty()) else {
         println!("skipped: PRESTASHOP_SRC is not set");
         return None;
     };
     DONE.get_or_init(async || {
         let _lock = only_one_boots().await;
-        write_recipe(name, &keep());
-        create(name, &[snapshots.clone(), ("PRESTASHOP_SRC", source)]).await;
+        write_recipe(&folder, name, &keep());
+        create(name, &[&settings[..], &[("PRESTASHOP_SRC", source)]].concat()).await;
     })
     .await;
-    Some([("GOLDEN", name.to_owned()), snapshots])
+    Some(settings)
 }
 
 /// Keeps what no clone may take.
@@ -187,13 +193,13 @@ pub(crate) async fn only_one_prepares() -> std::fs::File {
     locked.await.unwrap()
 }
 
-/// Copies one of the project's recipes and adds a command to it.
-fn write_recipe(name: &str, script: &str) {
+/// Copies one of the project's recipes to a folder and adds a command to it.
+fn write_recipe(to: &Path, name: &str, script: &str) {
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("podman");
     for folder in ["common", name] {
-        copy_dir(&project.join(folder), &recipes().join(folder));
+        copy_dir(&project.join(folder), &to.join(folder));
     }
-    let path = recipes().join(name).join("golden.toml");
+    let path = to.join(name).join("golden.toml");
     let recipe = std::fs::read_to_string(&path).unwrap();
     let step = format!("[[quiesce]]\nexec = [\"sh\", \"-euc\", \"{script}\"]\n\n[[quiesce]]");
     let changed = recipe.replacen("[[quiesce]]", &step, 1);
