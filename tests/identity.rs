@@ -264,7 +264,7 @@ async fn a_login_link_signs_in_once_in_time_and_only_where_it_belongs() {
         );
         assert_eq!(
             (reply.header("referrer-policy"), reply.header("cache-control")),
-            (Some("no-referrer"), Some("no-store"))
+            (Some("no-referrer"), Some("no-store, private")) // the proxy adds `private` to all
         );
         assert!(browser.is_in().await);
 
