@@ -76,6 +76,19 @@ fn a_damaged_archive_and_a_foreign_version_are_told_apart() {
 }
 
 #[test]
+fn a_snapshot_under_another_ones_name_is_not_used() {
+    let host = catalog();
+    let (old, new) = (write(&host.1, "2026-01-01T00:00:00Z"), write(&host.1, "2026-01-02T00:00:00Z"));
+    let catalog = again(&host);
+    std::fs::remove_dir_all(catalog.path(&new.id)).unwrap();
+    std::fs::rename(catalog.path(&old.id), catalog.path(&new.id)).unwrap();
+    let error = catalog.verify(&new.id).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    let told = crate::error::Chain(&error).to_string();
+    assert!(told.contains(&format!("it is of snapshot {}", old.id)), "{told}");
+}
+
+#[test]
 fn what_nobody_trusted_has_signed_is_listed_and_never_used() {
     let (mine, theirs) = (catalog(), catalog());
     let manifest = write(&mine.1, "2026-01-01T00:00:00Z");
