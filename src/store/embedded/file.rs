@@ -114,8 +114,16 @@ pub(super) struct Found {
 pub(super) fn opener(path: PathBuf) -> Opener {
     Box::new(move || {
         let file = open_private(&path).map_err(|error| DatabaseError::Storage(error.into()))?;
-        Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)
+        builder().create_with_backend(FileBackend::new(file)?)
     })
+}
+
+/// How any of the store's databases is opened. A file that something else has
+/// changed is read through first: redb trusts its own, and would panic on it.
+pub(super) fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder
 }
 
 fn open_private(path: &Path) -> std::io::Result<File> {
