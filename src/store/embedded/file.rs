@@ -185,6 +185,14 @@ impl StoreFile {
         Ok(rows)
     }
 
+    /// Writes a record as another program would have.
+    #[cfg(test)]
+    pub(super) fn write_raw(&self, id: &str, bytes: &[u8]) {
+        let transaction = self.database.begin_write().unwrap();
+        transaction.open_table(INSTANCES).unwrap().insert(id, bytes).unwrap();
+        transaction.commit().unwrap();
+    }
+
     /// Writes all changes in one durable transaction; none as a value removes.
     pub(super) fn commit(
         &self,
