@@ -51,7 +51,7 @@ impl Fixture for Killed {
             .max_by_key(|entry| entry.metadata().unwrap().modified().unwrap())
             .unwrap()
             .path();
-        let copy = newest.with_extension("copy");
+        let copy = self.0.path().join(InstanceId::random().as_str());
         std::fs::copy(&newest, &copy).unwrap();
         drop(store);
         Arc::new(EmbeddedStore::open(&copy, &node("here")).unwrap())
@@ -178,9 +178,10 @@ async fn a_former_programs_file_is_read_and_used() {
     let files = Files(tempfile::tempdir().unwrap());
     if std::env::var_os("UPDATE_SAMPLES").is_some() {
         let store = StoreFile::open(&opener(files.path()), &files.path(), &node("here")).unwrap().0;
-        for (id, record) in
-            [("4irtg5lio2z5", "tests/samples/records/v1.json"), ("4irtg5lio2z6", "tests/samples/records/v2.json")]
-        {
+        for (id, record) in [
+            ("4irtg5lio2z5", "tests/samples/records/v1.json"),
+            ("4irtg5lio2z6", "tests/samples/records/v2.json"),
+        ] {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(record);
             let text = std::fs::read_to_string(path).unwrap().replace("4irtg5lio2z5", id);
             store.write_raw(id, text.as_bytes());
