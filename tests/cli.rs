@@ -80,6 +80,25 @@ async fn wrong_usage_and_wrong_settings_exit_with_64() {
 }
 
 #[tokio::test]
+async fn every_command_has_a_manual_page_and_the_first_one_the_settings() {
+    let directory = tempfile::tempdir().unwrap();
+    stdout(&run(None, &["man", directory.path().to_str().unwrap()]).await);
+    let page = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
+    let first = page("demo-multiplexer.1");
+    assert!(first.contains("multiplexer\\-acquire(1)") && first.contains("Instances kept ready"), "{first}");
+    assert!(page("demo-multiplexer-snapshot-create.1").contains("if\\-missing"));
+    assert!(!page("demo-multiplexer-ls.1").contains("Instances kept ready"), "once is enough");
+    let told = refusal(&run(None, &["man", "/nowhere/at/all"]).await, 1);
+    assert!(told.contains("cannot write manual pages to /nowhere/at/all"), "{told}");
+}
+
+#[tokio::test]
+async fn only_a_terminal_gets_colors() {
+    let told = run(None, &["release", "abcdefghijkl", "--listen", "127.0.0.1:1"]).await;
+    assert!(told.stderr.starts_with(b"error: no answer from"), "{told:?}");
+}
+
+#[tokio::test]
 async fn completions_name_the_commands() {
     let script = stdout(&run(None, &["completions", "bash"]).await);
     assert!(script.contains("acquire") && script.contains("--pool-target-size"), "{script:.300}");
