@@ -103,3 +103,33 @@ async fn completions_name_the_commands() {
     let script = stdout(&run(None, &["completions", "bash"]).await);
     assert!(script.contains("acquire") && script.contains("--pool-target-size"), "{script:.300}");
 }
+
+/// The example's output; none where Python is not.
+async fn example(daemon: &Daemon, args: &[&str]) -> Option<String> {
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/try_it.py");
+    let mut command = tokio::process::Command::new("python3");
+    command.arg(program).args(args).arg(format!("http://{}", daemon.address)).env_remove("API_TOKEN");
+    match command.output().await {
+        Ok(output) => Some(stdout(&output)),
+        Err(_) if std::env::var("CI").is_err() => {
+            println!("skipped: python3 is not installed");
+            None
+        }
+        Err(error) => panic!("python3: {error}"),
+    }
+}
+
+#[tokio::test]
+async fn the_example_client_gets_a_shop_follows_it_and_lets_it_go() {
+    let host = Host::new();
+    let daemon = host.start(&[]).await;
+    let Some(told) = example(&daemon, &["--golden", "other", "--ttl", "10m"]).await else { return };
+    assert!(told.contains("is yours until") && told.ends_with("released\n"), "{told}");
+    // Its end is told, and a second release is fine.
+    let told = example(&daemon, &["--ttl", "2s", "--watch"]).await.unwrap();
+    assert!(told.contains("state assigned") && told.contains("expired"), "{told}");
+    let listed: Value = serde_json::from_str(&stdout(&run(Some(&daemon), &["ls", "--json"]).await)).unwrap();
+    let left =
+        listed["instances"].as_array().unwrap().iter().filter(|one| one["state"] == "assigned").count();
+    assert_eq!(left, 0, "{listed}");
+}
