@@ -124,13 +124,14 @@ fn lead(place: &Place, names: &[(&str, Ipv4Addr)]) {
     std::fs::write(place.hosts.as_ref().unwrap(), format!("127.0.0.1 localhost\n{lines}")).unwrap();
 }
 
-/// What PHP in a shop hears at a host's port.
+/// What a shop's own PHP hears at a host's port.
 async fn hears(place: &Place, shop: &Shop, host: &str, port: u16) -> String {
     let code = format!(
         "$s = @fsockopen('{host}', {port}, $e, $m, 0.7); if ($s) stream_set_timeout($s, 1); \
          echo $s ? 'open '.fgets($s) : 'nothing';"
     );
-    place.inside(shop.id(), &["php", "-r", &code]).await
+    let as_its_own_user = ["setpriv", "--reuid=www-data", "--regid=www-data", "--clear-groups"];
+    place.inside(shop.id(), &[&as_its_own_user[..], &["php", "-r", &code]].concat()).await
 }
 
 /// Waits until a shop hears the host of that number under the name.

@@ -136,7 +136,7 @@ pub fn read_end(pid: i32, path: &Path, most: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Changes a text file of the running clone that has that pid and start time,
-/// in place, or makes it. Too large a file, and what is no regular one, stays.
+/// in place, or makes it for all to read. Too large a file, and what is no regular one, stays.
 ///
 /// # Errors
 /// `NotFound` when the process is another one; `InvalidData`; as `open` and
@@ -153,9 +153,17 @@ pub fn edit(
     if process::start_ticks(pid)? != start_ticks {
         return Err(io::ErrorKind::NotFound.into());
     }
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let mode = Mode::from_raw_mode(0o644);
-    let mut file = File::from(root.open(path, flags, mode)?);
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut file = match root.open(path, flags, Mode::empty()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let made = root.open(path, flags | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR)?;
+            let file = File::from(made);
+            // Whatever umask the daemon runs with.
+            file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+            file
+        }
+        opened => File::from(opened?),
+    };
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > most {
         return Err(io::ErrorKind::InvalidData.into());
@@ -381,6 +389,7 @@ mod tests {
         edit((me, ticks), &path, 100, |text| format!("{text}one and two\n")).unwrap();
         edit((me, ticks), &path, 100, |text| text.replace("one and ", "")).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "two\n");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o644);
         let other = edit((me, ticks + 1), &path, 100, |_| "three".into()).unwrap_err();
         assert_eq!(other.kind(), io::ErrorKind::NotFound);
         assert!(edit((me, ticks), &path, 3, |_| "three".into()).is_err(), "too large");

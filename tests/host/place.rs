@@ -279,7 +279,8 @@ impl Drop for Place {
     }
 }
 
-/// Has a program find a file at /etc/hosts, in a mount namespace of its own.
+/// Has a program find a file at /etc/hosts, in a mount namespace of its own, and
+/// keep what it writes to itself, as the daemon's unit has it.
 fn show_as_hosts(command: &mut std::process::Command, file: &Path) {
     use std::os::unix::ffi::OsStrExt as _;
     use std::os::unix::process::CommandExt as _;
@@ -290,11 +291,12 @@ fn show_as_hosts(command: &mut std::process::Command, file: &Path) {
     let file = std::ffi::CString::new(file.as_os_str().as_bytes()).unwrap();
     let none = None::<&std::ffi::CStr>;
     let enter = move || {
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount(none, c"/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
         Ok(mount(Some(file.as_c_str()), c"/etc/hosts", none, MsFlags::MS_BIND, none)?)
     };
-    // SAFETY: three system calls on strings that the closure owns.
+    // SAFETY: four system calls on strings that the closure owns.
     unsafe { command.pre_exec(enter) };
 }
 
