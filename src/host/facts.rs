@@ -54,6 +54,16 @@ pub fn file_system(path: &Path) -> String {
     }
 }
 
+/// All IPv4 addresses of this host.
+///
+/// # Errors
+/// When they cannot be listed.
+pub fn own_addresses() -> io::Result<HashSet<Ipv4Addr>> {
+    let interfaces = nix::ifaddrs::getifaddrs()?;
+    let addresses = interfaces.filter_map(|interface| interface.address);
+    Ok(addresses.filter_map(|address| address.as_sockaddr_in().map(SockaddrIn::ip)).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,14 +76,4 @@ mod tests {
         );
         assert_eq!(parse_features("Features\t: fp asimd\n"), ["asimd", "fp"]);
     }
-}
-
-/// All IPv4 addresses of this host.
-///
-/// # Errors
-/// When they cannot be listed.
-pub fn own_addresses() -> io::Result<HashSet<Ipv4Addr>> {
-    let interfaces = nix::ifaddrs::getifaddrs()?;
-    let addresses = interfaces.filter_map(|interface| interface.address);
-    Ok(addresses.filter_map(|address| address.as_sockaddr_in().map(SockaddrIn::ip)).collect())
 }
