@@ -79,7 +79,7 @@ async fn a_shop_is_acquired_visited_and_released_through_caddy_over_https() {
     let route = front.route(id).await.expect("in force when the answer is there");
     assert_eq!(route["input"], format!("{id}.localhost"));
     let page = front.visit(id, "/").await;
-    assert_eq!(page.headers()["x-robots-tag"], "noindex");
+    assert_eq!(page.headers()["x-robots-tag"], "noindex, nofollow");
     assert_eq!(page.headers()["x-content-type-options"], "nosniff");
     assert!(!page.headers().contains_key("strict-transport-security"), "not with a CA of one's own");
     assert_eq!((page.status().as_u16(), page.text().await.unwrap().as_str()), (200, "the shop"));

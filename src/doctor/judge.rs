@@ -6,7 +6,7 @@
 use super::database;
 use super::facts::{Answer, Bridge, Facts, Listen, StateDir};
 use super::trial::without_harmless;
-use super::{Finding, Status, docker, nats, packages, router};
+use super::{Finding, Status, docker, doors, nats, packages, router, way_out};
 use crate::config::{Config, Subnet};
 
 /// cgroup.kill came with it (cgroup-v2.rst).
@@ -94,16 +94,18 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         nats::judge(facts),
         Some(listen(facts, config)),
         router::judge(facts.router.as_ref(), config),
+        way_out::judge(facts.way_out.as_ref(), config),
         Some(golden_tools(facts)),
         Some(recipes(facts, config)),
     ];
-    let (host, restoring, rest) = (host.into_iter(), restoring.into_iter(), rest.into_iter());
+    let (host, restoring) = (host.into_iter(), restoring.into_iter());
+    let rest = rest.into_iter().flatten().chain(doors::judge(&facts.doors, config));
     let state = state_dir(facts, config);
     if docker::is_mode(config) {
-        let findings = host.flatten().chain(state).chain(rest.flatten());
+        let findings = host.flatten().chain(state).chain(rest);
         return findings.filter(docker::matters).collect();
     }
-    host.chain(restoring).flatten().chain(state).chain(rest.flatten()).collect()
+    host.chain(restoring).flatten().chain(state).chain(rest).collect()
 }
 
 fn root(facts: &Facts) -> Finding {

@@ -12,6 +12,7 @@
 
 mod database;
 mod docker;
+mod doors;
 mod facts;
 mod judge;
 mod nats;
@@ -19,6 +20,7 @@ mod packages;
 mod probe;
 mod router;
 mod trial;
+mod way_out;
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! Judgement of what a probe saw, without a host.
 
+use super::doors::Doors;
 use super::facts::{Answer, Bridge, Facts, Listen, Route, Runtime, StateDir, field, parse_routes};
 use super::judge::judge;
 use super::packages::Family;
@@ -43,6 +44,8 @@ fn fit() -> Facts {
         nats: None,
         listen: Listen::Free,
         router: None,
+        doors: Doors { tokens: Some(Ok(false)), keys: Some(Vec::new()) },
+        way_out: None,
         tools_missing: Vec::new(),
         recipes_unread: Vec::new(),
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::network::NetworkAccess;
 use crate::config::units;
 use crate::id::GoldenName;
 
@@ -34,6 +35,9 @@ pub struct Recipe {
     pub ready: Ready,
     /// The back office.
     pub admin: Admin,
+    /// What shops may reach outside; not part of what is frozen.
+    #[serde(default, skip_serializing_if = "NetworkAccess::is_closed")]
+    pub network: NetworkAccess,
     /// Done in order before the checkpoint, so that clones find warm caches.
     #[serde(default)]
     pub warm: Vec<Warm>,
@@ -302,6 +306,7 @@ impl Recipe {
     }
 
     fn check(&self) -> Result<(), String> {
+        self.network.check()?;
         for warm in &self.warm {
             if warm.path.is_some() == warm.exec.is_some() {
                 return Err("each [[warm]] has either a path or an exec".into());
@@ -411,6 +416,19 @@ login_path = "/admin"
         assert!(admin(link, "{login_key}").is_ok());
         assert!(matches!(admin(link, "{hex:64}"), Err(RecipeError::Sense { .. })));
         assert!(matches!(admin("one_click = \"/login\"", "{login_key}"), Err(RecipeError::Sense { .. })));
+    }
+
+    #[test]
+    fn what_shops_may_reach_is_checked_and_left_out_of_a_snapshot_when_it_is_nothing() {
+        let open = |list: &str| load(&format!("{SMALL}[network]\nallow = [{list}]\n"));
+        let recipe = open("\"api.example.org:443\", \"192.0.2.7:25\"").unwrap();
+        assert_eq!(recipe.network.allow.len(), 2);
+        assert!(serde_json::to_string(&recipe).unwrap().contains("api.example.org:443"));
+        assert!(!serde_json::to_string(&load(SMALL).unwrap()).unwrap().contains("network"));
+        let error = open("\"*:443\"").unwrap_err();
+        assert!(crate::error::Chain(&error).to_string().contains("there are no wildcards"), "{error}");
+        let many: Vec<String> = (0..33).map(|n| format!("\"h{n}.example:1\"")).collect();
+        assert!(matches!(open(&many.join(", ")), Err(RecipeError::Sense { .. })));
     }
 
     #[test]

@@ -1,7 +1,11 @@
-//! What this host is, as far as a frozen process depends on it.
+//! What this host is, as far as a frozen process, or a shop's way out, depends on it.
 
+use std::collections::HashSet;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
+
+use nix::sys::socket::SockaddrIn;
 
 /// The kernel's release, such as `6.12.48+deb13-amd64`.
 #[must_use]
@@ -48,6 +52,16 @@ pub fn file_system(path: &Path) -> String {
         Ok(other) => format!("{other:#x}"),
         Err(error) => error.to_string(),
     }
+}
+
+/// All IPv4 addresses of this host.
+///
+/// # Errors
+/// When they cannot be listed.
+pub fn own_addresses() -> io::Result<HashSet<Ipv4Addr>> {
+    let interfaces = nix::ifaddrs::getifaddrs()?;
+    let addresses = interfaces.filter_map(|interface| interface.address);
+    Ok(addresses.filter_map(|address| address.as_sockaddr_in().map(SockaddrIn::ip)).collect())
 }
 
 #[cfg(test)]

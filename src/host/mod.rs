@@ -12,6 +12,7 @@ pub mod facts;
 pub mod firewall;
 pub mod mounts;
 pub mod net;
+mod netns;
 pub mod process;
 pub mod quota;
 pub mod slots;

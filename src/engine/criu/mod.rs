@@ -368,7 +368,7 @@ impl ContainerEngine for CriuEngine {
     }
 
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
-        super::destroyed(&self.slots, id, container, self.undo(id).await)
+        super::destroyed(&self.slots, id, container, self.undo(id).await).await
     }
 
     async fn adopt(&self, id: &InstanceId, container: &Container) -> bool {

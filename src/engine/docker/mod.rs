@@ -308,7 +308,7 @@ impl ContainerEngine for DockerEngine {
     }
 
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
-        super::destroyed(&self.slots, id, container, self.undo(id, Left::Perhaps).await)
+        super::destroyed(&self.slots, id, container, self.undo(id, Left::Perhaps).await).await
     }
 
     async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {

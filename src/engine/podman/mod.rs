@@ -184,7 +184,7 @@ impl ContainerEngine for PodmanEngine {
     }
 
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
-        super::destroyed(&self.slots, id, container, self.undo(id).await)
+        super::destroyed(&self.slots, id, container, self.undo(id).await).await
     }
 
     async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {
