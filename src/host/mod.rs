@@ -14,4 +14,5 @@ pub mod mounts;
 pub mod net;
 pub mod process;
 pub mod quota;
+mod seccomp;
 pub mod slots;
