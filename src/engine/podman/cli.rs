@@ -79,6 +79,8 @@ pub struct RunSpec<'a> {
     pub controllers: &'a [String],
     /// The directory of device nodes that becomes its /dev.
     pub devices: &'a Path,
+    /// Which system calls it may make ([`super::profile`]).
+    pub profile: &'a Path,
     /// A file with CRIU's options, for a container that is to be checkpointed.
     pub criu_config: Option<&'a Path>,
     /// The directory of the shared database server's socket; none when the
@@ -181,6 +183,7 @@ pub fn run_args(spec: &RunSpec<'_>) -> Vec<String> {
         "--cap-drop=all",
     ];
     args.extend(fixed.map(str::to_owned));
+    args.push(format!("--security-opt=seccomp={}", spec.profile.display()));
     args.extend(run.capabilities.iter().map(|name| format!("--cap-add={name}")));
     let has = |controller: &str| spec.controllers.iter().any(|have| have == controller);
     if has("memory") {
