@@ -56,7 +56,9 @@ impl Traced {
     fn filter(&self, index: usize) -> io::Result<Option<Filter>> {
         let len = match request(PTRACE_SECCOMP_GET_FILTER, self.0, index, ptr::null_mut()) {
             // ENOENT: no more; EINVAL: not even one.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => return Ok(None),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {
+                return Ok(None);
+            }
             answer => usize::try_from(answer?).unwrap_or_default(),
         };
         let mut filter = vec![libc::sock_filter { code: 0, jt: 0, jf: 0, k: 0 }; len];

@@ -89,7 +89,8 @@ fn hosts() -> io::Result<Value> {
 /// The host's profile without what is refused.
 fn ours(hosts: &Value) -> io::Result<Value> {
     let mut profile = hosts.clone();
-    let rules = profile["syscalls"].as_array_mut().ok_or_else(|| io::Error::other("no profile: no syscalls"))?;
+    let rules =
+        profile["syscalls"].as_array_mut().ok_or_else(|| io::Error::other("no profile: no syscalls"))?;
     for rule in rules.iter_mut() {
         // One of the profile's rules is about some arguments of `socket` alone.
         if let Some(names) = rule["names"].as_array_mut() {
