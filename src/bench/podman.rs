@@ -37,6 +37,7 @@ pub async fn cold(
         netns: &path,
         recipe,
         controllers: &[],
+        io_max: None,
         devices,
         profile,
         criu_config: None,

@@ -145,6 +145,7 @@ impl Golden {
             netns: &path,
             recipe,
             controllers: &[],
+            io_max: None,
             devices: &devices,
             profile: &profile,
             criu_config: Some(&config),

@@ -54,6 +54,9 @@ const SYS_RESOURCE: u8 = 24;
 /// Controllers with what is not limited when they are missing.
 const CONTROLLERS: &[&str] = &["memory", "pids", "cpu", "io"];
 
+/// Those without which the daemon looks itself (`host::cgroup`).
+const WATCHED: &[&str] = &["memory", "pids"];
+
 pub(super) fn ok(name: &'static str, seen: impl Into<String>) -> Finding {
     Finding { name, status: Status::Ok, seen: seen.into(), advice: None }
 }
@@ -184,9 +187,19 @@ fn controllers(facts: &Facts) -> Option<Finding> {
     Some(if missing.is_empty() {
         ok("controllers", CONTROLLERS.join(", "))
     } else {
+        let (watched, open): (Vec<&str>, Vec<&str>) = missing.iter().partition(|name| WATCHED.contains(name));
+        let mut seen = format!("missing: {}", missing.join(", "));
+        if !watched.is_empty() {
+            let names = watched.join(" and ");
+            seen +=
+                &format!("; on {names} the daemon looks every few seconds and ends what is over its limit");
+        }
+        if !open.is_empty() {
+            seen += &format!("; limits on {} are not in force", open.join(" and "));
+        }
         warn(
             "controllers",
-            format!("missing: {}; instances' limits on them are not in force", missing.join(", ")),
+            seen,
             "boot without cgroup v1 mounts and without cgroup_disable= on the kernel's command line",
         )
     })

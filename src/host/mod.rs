@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 pub mod devices;
+mod disk;
 pub mod enter;
 pub mod facts;
 pub mod firewall;

@@ -201,10 +201,16 @@ for (qw(kcore keys latency_stats timer_list timer_stats sched_debug)) {
     my $seen = bytes("/proc/$_");
     print $seen ? "FAILED /proc/$_ is told: $seen\n" : "refused to tell /proc/$_\n";
 }
+for (grep { -e } map { "/proc/$_" } qw(kcore keys latency_stats timer_list timer_stats sched_debug)) {
+    refused "chmod $_", $root ? 'EROFS' : 'EROFS EPERM', sub { chmod(0666, $_) || undef };
+    refused "write $_", $root ? 'EROFS' : 'EROFS EACCES', sub { opened($_) };
+}
 for (qw(/proc/acpi /proc/scsi /proc/asound /sys/firmware /sys/devices/virtual/powercap)) {
     next if !-e;
     my @seen = grep { !m{/\.\.?$} } glob("$_/* $_/.*");
     print @seen ? "FAILED $_ is shown: @seen\n" : "refused to show $_\n";
+    refused "chmod $_", $root ? 'EROFS' : 'EROFS EPERM', sub { chmod(0777, $_) || undef };
+    refused "make something in $_", $root ? 'EROFS' : 'EROFS EACCES', sub { mkdir("$_/mine") || undef };
 }
 refused 'be killed last', 'EACCES EPERM', sub { written('/proc/self/oom_score_adj', -1000) };
 refused 'have init killed last', 'EACCES EPERM', sub { written('/proc/1/oom_score_adj', -1000) };

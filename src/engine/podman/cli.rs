@@ -77,6 +77,8 @@ pub struct RunSpec<'a> {
     pub recipe: &'a Recipe,
     /// Cgroup controllers whose limits are in force on this host.
     pub controllers: &'a [String],
+    /// Its cgroup's io.max, if it is to have one.
+    pub io_max: Option<String>,
     /// The directory of device nodes that becomes its /dev.
     pub devices: &'a Path,
     /// Which system calls it may make ([`super::profile`]).
@@ -194,6 +196,9 @@ pub fn run_args(spec: &RunSpec<'_>) -> Vec<String> {
     }
     if has("cpu") {
         args.push(format!("--cpus={}", run.cpu_max));
+    }
+    if let Some(io_max) = &spec.io_max {
+        args.push(format!("--cgroup-conf=io.max={io_max}"));
     }
     if let Some(config) = spec.criu_config {
         args.push(format!("--annotation=org.criu.config={}", config.display()));

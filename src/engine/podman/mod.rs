@@ -29,6 +29,7 @@ use super::cold::{BootError, Booting, Ready};
 use super::{CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase};
 use crate::error::ErrorKind;
 use crate::golden::recipe::Recipe;
+use crate::host::cgroup::IoLimits;
 use crate::host::process;
 use crate::host::slots::{SlotError, Slots};
 use crate::id::InstanceId;
@@ -108,6 +109,7 @@ impl PodmanEngine {
             netns: &netns,
             recipe: &self.recipe,
             controllers: self.slots.cgroups().controllers(),
+            io_max: self.slots.cgroups().io_max(IoLimits::of(&self.recipe.run)),
             devices: self.slots.devices(),
             profile: &profile,
             criu_config: None,
