@@ -130,6 +130,8 @@ async fn nothing_but_the_proxys_own_connections_gets_out_of_a_shop() {
         assert!(!attacker.reaches(target).await, "{what} answers at {target}");
     }
     attacker.sends((gateway, udp_port).into()).await;
+    // All hosts of the link (multicast).
+    attacker.sends(([224, 0, 0, 1], udp_port).into()).await;
 
     // IPv6, which the namespace has off: its owner turns it on.
     inside(&attacker.pid, &["sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6 || true"]).await;

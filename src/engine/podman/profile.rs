@@ -8,6 +8,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
@@ -64,6 +65,8 @@ const FILE: &str = "seccomp.json";
 /// # Errors
 /// When the host's own cannot be read, or STATE_DIR not be written.
 pub fn write(state_dir: &Path) -> io::Result<PathBuf> {
+    static ONE_WRITER: Mutex<()> = Mutex::new(());
+    let _one = ONE_WRITER.lock().unwrap_or_else(PoisonError::into_inner);
     let path = state_dir.join(FILE);
     // Whole at any time: another container may just be starting with it.
     let new = state_dir.join(format!("{FILE}.{}", std::process::id()));
