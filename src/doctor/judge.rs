@@ -6,7 +6,7 @@
 use super::database;
 use super::facts::{Answer, Bridge, Facts, Listen, StateDir};
 use super::trial::without_harmless;
-use super::{Finding, Status, docker, nats, packages, router};
+use super::{Finding, Status, cgroups, docker, nats, packages, router};
 use crate::config::{Config, Subnet};
 
 /// cgroup.kill came with it (cgroup-v2.rst).
@@ -51,12 +51,6 @@ const CAPABILITIES: &[(u8, &str)] = &[
 
 const SYS_RESOURCE: u8 = 24;
 
-/// Controllers with what is not limited when they are missing.
-const CONTROLLERS: &[&str] = &["memory", "pids", "cpu", "io"];
-
-/// Those without which the daemon looks itself (`host::cgroup`).
-const WATCHED: &[&str] = &["memory", "pids"];
-
 pub(super) fn ok(name: &'static str, seen: impl Into<String>) -> Finding {
     Finding { name, status: Status::Ok, seen: seen.into(), advice: None }
 }
@@ -75,8 +69,8 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         Some(root(facts)),
         capabilities(facts, config),
         Some(kernel(facts)),
-        cgroup(facts),
-        controllers(facts),
+        cgroups::hierarchy(facts),
+        cgroups::controllers(facts),
         docker::engine(facts, config),
     ];
     let restoring = [
@@ -167,42 +161,6 @@ fn kernel(facts: &Facts) -> Finding {
         ),
         _ => ok("kernel", format!("Linux {}", facts.kernel)),
     }
-}
-
-fn cgroup(facts: &Facts) -> Option<Finding> {
-    Some(match facts.cgroup.as_ref()? {
-        Ok(_) => ok("cgroup", "cgroup v2 is the only hierarchy"),
-        Err(why) => fail(
-            "cgroup",
-            why,
-            "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line, and run outside containers",
-        ),
-    })
-}
-
-fn controllers(facts: &Facts) -> Option<Finding> {
-    let offered = facts.cgroup.as_ref()?.as_ref().ok()?;
-    let missing: Vec<&str> =
-        CONTROLLERS.iter().copied().filter(|wanted| !offered.iter().any(|have| have == wanted)).collect();
-    Some(if missing.is_empty() {
-        ok("controllers", CONTROLLERS.join(", "))
-    } else {
-        let (watched, open): (Vec<&str>, Vec<&str>) = missing.iter().partition(|name| WATCHED.contains(name));
-        let mut seen = format!("missing: {}", missing.join(", "));
-        if !watched.is_empty() {
-            let names = watched.join(" and ");
-            seen +=
-                &format!("; on {names} the daemon looks every few seconds and ends what is over its limit");
-        }
-        if !open.is_empty() {
-            seen += &format!("; limits on {} are not in force", open.join(" and "));
-        }
-        warn(
-            "controllers",
-            seen,
-            "boot without cgroup v1 mounts and without cgroup_disable= on the kernel's command line",
-        )
-    })
 }
 
 fn criu(facts: &Facts) -> Finding {
