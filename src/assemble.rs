@@ -65,10 +65,11 @@ impl Host {
         let network = Network::open(&config.bridge_name, config.bridge_subnet)
             .await
             .with_context(|| format!("cannot set up the bridge {}", config.bridge_name))?;
-        let cgroups = cgroup::Parent::open(&config.cgroup_parent)
-            .context("cannot set up the instances' cgroup: is cgroup v2 mounted at /sys/fs/cgroup?")?;
         make_private(&config.state_dir)
             .with_context(|| format!("cannot use STATE_DIR {}", config.state_dir.display()))?;
+        let cgroups = cgroup::Parent::open(&config.cgroup_parent)
+            .context("cannot set up the instances' cgroup: is cgroup v2 mounted at /sys/fs/cgroup?")?
+            .on_disk_of(&config.state_dir);
         let quota = Quota::open(&config.state_dir, config.disk_max).await;
         let quota = quota.context("cannot limit what instances write (DISK_MAX)")?;
         tracing::info!(disk_max = config.disk_max, held_by = quota.held_by(), "disk limit");

@@ -16,6 +16,7 @@ use crate::bench::restore::Direct;
 use crate::bench::service::Service;
 use crate::bench::{Timing, Way};
 use crate::config::Config;
+use crate::engine::podman::profile;
 use crate::host::{devices, facts};
 use crate::snapshot::prepare;
 
@@ -114,11 +115,12 @@ impl Bench {
     ) -> anyhow::Result<()> {
         let image = golden.image.as_ref().context("the golden's image is not built")?;
         let devices = devices::ensure(&config.state_dir)?;
+        let profile = profile::write(&config.state_dir)?;
         if ways.contains(&Way::Cold) {
             let mut timings = Vec::new();
             for n in 1..=self.n {
                 say(&format!("cold start {n} of {}", self.n));
-                timings.push(podman::cold(&golden.recipe, &image.id, &devices).await?);
+                timings.push(podman::cold(&golden.recipe, &image.id, &devices, &profile).await?);
             }
             report.ways.extend(WayResult::of(Way::Cold, &timings));
         }

@@ -10,6 +10,7 @@
 //! Invariant: nothing that was made for a trial is left, and no trial touches
 //! an instance.
 
+mod cgroups;
 mod database;
 mod docker;
 mod doors;

@@ -83,6 +83,13 @@ pub struct Run {
     pub pids_max: u32,
     /// Processor time, in cores.
     pub cpu_max: f64,
+    /// Bytes a second that may be read from the disk below STATE_DIR, such as
+    /// `400M`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_read_max: Option<String>,
+    /// Bytes a second that may be written to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_write_max: Option<String>,
     /// Linux capabilities it keeps, without `CAP_`.
     pub capabilities: Vec<String>,
     /// The database's unix socket inside.
@@ -341,7 +348,17 @@ impl Recipe {
                 return Err(format!("{path} is not an absolute path without .."));
             }
         }
-        units::bytes(&self.run.memory_max).map(|_| ()).map_err(|problem| format!("memory_max = {problem}"))
+        let sizes = [
+            ("memory_max", Some(&run.memory_max)),
+            ("io_read_max", run.io_read_max.as_ref()),
+            ("io_write_max", run.io_write_max.as_ref()),
+        ];
+        for (name, size) in sizes {
+            size.map(|size| units::bytes(size))
+                .transpose()
+                .map_err(|problem| format!("{name} = {problem}"))?;
+        }
+        Ok(())
     }
 }
 
@@ -391,6 +408,14 @@ login_path = "/admin"
     #[test]
     fn the_smallest_recipe_loads() {
         assert_eq!(load(SMALL).unwrap().run.port, 80);
+    }
+
+    #[test]
+    fn a_limit_that_is_no_size_is_named() {
+        let text = SMALL.replace("cpu_max = 1.0", "cpu_max = 1.0\nio_write_max = \"fast\"");
+        let error = load(&text).unwrap_err().to_string();
+        assert!(error.contains("io_write_max"), "{error}");
+        assert!(load(&text.replace("fast", "100M")).is_ok());
     }
 
     #[test]

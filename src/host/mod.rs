@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 pub mod devices;
+mod disk;
 pub mod enter;
 pub mod facts;
 pub mod firewall;
@@ -15,4 +16,5 @@ pub mod net;
 mod netns;
 pub mod process;
 pub mod quota;
+mod seccomp;
 pub mod slots;

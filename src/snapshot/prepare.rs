@@ -22,7 +22,7 @@ use crate::config::{DatabaseMode, units};
 use crate::engine::criu::{self, RestoreSource, plan};
 use crate::engine::podman::cli::{self, PodmanError};
 use crate::error::ErrorKind;
-use crate::host::cgroup::Limits;
+use crate::host::cgroup::{IoLimits, Limits};
 use crate::host::facts;
 use crate::host::slots::make_private;
 use crate::id::SnapshotId;
@@ -279,6 +279,7 @@ fn restore_source(
             memory_max: units::bytes(&run.memory_max).unwrap_or(u64::MAX),
             pids_max: run.pids_max,
             cpu_max: run.cpu_max,
+            io: IoLimits::of(run),
         },
         port: run.port,
         deadline,

@@ -234,13 +234,20 @@ impl CriuEngine {
         std::fs::set_permissions(&dirs.upper, std::fs::Permissions::from_mode(self.source.root_mode))?;
         let lowers: Vec<&Path> = self.source.lowers.iter().map(PathBuf::as_path).collect();
         let mut mounts = vec![Mount::overlay(&lowers, &dirs.upper, &dirs.work, &dirs.root)?];
-        let empty = dirs.external.join("empty");
+        // Masks of crun's are files of the host, and CRIU leaves all but the first
+        // of a kind writable: root inside could change the mode of /dev/null. So
+        // they are the clone's own, and read-only before CRIU binds them.
+        let (null, empty) = (dirs.external.join("null"), dirs.external.join("empty"));
+        std::fs::write(&null, b"")?;
         make_dir(&empty)?;
+        for mask in [&null, &empty] {
+            mounts.push(Mount::read_only(mask, mask)?);
+        }
         let mut words = Vec::new();
         for External { key, stand_in } in &self.source.externals {
             let own = dirs.external.join(plan::file_name(key));
             let path = match stand_in {
-                StandIn::Null => Path::new("/dev/null"),
+                StandIn::Null => &null,
                 StandIn::Devices => self.slots.devices(),
                 StandIn::EmptyDir => &empty,
                 StandIn::File => {
