@@ -84,7 +84,18 @@ lint: ## formatting, clippy, rustdoc, shellcheck; warnings are errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy $(LOCKED) --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(LOCKED) --no-deps --all-features --document-private-items
-	grep -rlE '^#!(/usr)?/bin/(env )?(ba)?sh' $(wildcard .ci podman systemd tests) | xargs shellcheck -x -P SCRIPTDIR
+	grep -rlE '^#!(/usr)?/bin/(env )?(ba)?sh' $(wildcard .ci fuzz/run podman systemd tests) | xargs shellcheck -x -P SCRIPTDIR
+
+# The advisories are a git repository on the network, so this is no part of `make test`.
+.PHONY: audit
+audit: ## licences, sources and known holes of all dependencies (cargo-deny; needs the network)
+	@test -x target/tools/bin/cargo-deny || $(CARGO) install --quiet --locked cargo-deny --version 0.20.2 --root target/tools
+	@target/tools/bin/cargo-deny --all-features --config .deny.toml check --hide-inclusion-graph licenses bans sources
+	@target/tools/bin/cargo-deny --all-features --config .deny.toml check advisories
+
+.PHONY: fuzz
+fuzz: ## look for inputs that break a promise, each target for FUZZ_SECONDS (60)
+	@fuzz/run
 
 .PHONY: test
 test: ## all tests: lint, unit, the API's contract, integration with Podman and CRIU

@@ -88,18 +88,19 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
 /// No file is longer: what does not fit is two things.
 const LINES_MAX: usize = 500;
 
-fn sources() -> Vec<(PathBuf, String)> {
-    fn walk(dir: &Path, out: &mut Vec<(PathBuf, String)>) {
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, out);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = std::fs::read_to_string(&path).unwrap();
-                out.push((path, text));
-            }
+fn walk(dir: &Path, out: &mut Vec<(PathBuf, String)>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            walk(&path, out);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            out.push((path, text));
         }
     }
+}
+
+fn sources() -> Vec<(PathBuf, String)> {
     let mut out = Vec::new();
     walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut out);
     out.sort();
@@ -209,6 +210,34 @@ fn every_file_is_short_and_says_what_it_is() {
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// Names in `use` and in paths, of a package's dependencies that no source names.
+fn unused(manifest: &str, table: &str, sources: &[(PathBuf, String)]) -> Vec<String> {
+    let manifest: toml::Table = manifest.parse().unwrap();
+    let names = manifest[table].as_table().unwrap().keys();
+    let is_used = |name: &str| {
+        let name = name.replace('-', "_");
+        sources.iter().any(|(_, text)| {
+            let words = text.split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':');
+            words.into_iter().any(|word| word.split("::").any(|part| part == name) && word.contains("::"))
+                || text.contains(&format!("use {name};"))
+        })
+    };
+    names.filter(|name| !is_used(name)).cloned().collect()
+}
+
+#[test]
+fn every_dependency_is_used() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = std::fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let mut sources = sources();
+    assert_eq!(unused(&manifest, "dependencies", &sources), Vec::<String>::new());
+    walk(&root.join("tests"), &mut sources);
+    walk(&root.join("benches"), &mut sources);
+    assert_eq!(unused(&manifest, "dev-dependencies", &sources), Vec::<String>::new());
+    let one = "[dependencies]\nnot-there = \"1\"\nserde = \"1\"";
+    assert_eq!(unused(one, "dependencies", &sources), ["not-there"], "it would be told");
 }
 
 #[test]

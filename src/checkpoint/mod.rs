@@ -21,7 +21,7 @@
 //! removed by the next.
 
 pub mod golden;
-mod zero;
+pub(crate) mod zero;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;

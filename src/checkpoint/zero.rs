@@ -19,9 +19,9 @@ use std::path::Path;
 use prost::Message;
 
 /// Before every image's own magic (CRIU's magic.h).
-const COMMON_MAGIC: u32 = 0x5456_4319;
-const MM_MAGIC: u32 = 0x5749_2820;
-const PAGEMAP_MAGIC: u32 = 0x5608_4025;
+pub(crate) const COMMON_MAGIC: u32 = 0x5456_4319;
+pub(crate) const MM_MAGIC: u32 = 0x5749_2820;
+pub(crate) const PAGEMAP_MAGIC: u32 = 0x5608_4025;
 
 /// `VMA_ANON_PRIVATE` of CRIU's image.h.
 const ANON_PRIVATE: u32 = 1 << 9;
@@ -37,49 +37,54 @@ const PARENT: u32 = 1;
 const PRESENT: u32 = 1 << 2;
 
 /// x86-64's and the usual arm64 page; other hosts keep their zero pages.
-const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 
 #[derive(Clone, PartialEq, Message)]
-struct Mm {
+pub(crate) struct Mm {
     #[prost(message, repeated, tag = "14")]
-    vmas: Vec<Vma>,
+    pub(crate) vmas: Vec<Vma>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Vma {
+pub(crate) struct Vma {
     #[prost(uint64, required, tag = "1")]
-    start: u64,
+    pub(crate) start: u64,
     #[prost(uint64, required, tag = "2")]
-    end: u64,
+    pub(crate) end: u64,
     #[prost(uint32, required, tag = "6")]
-    flags: u32,
+    pub(crate) flags: u32,
     #[prost(uint32, required, tag = "7")]
-    status: u32,
+    pub(crate) status: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Head {
+pub(crate) struct Head {
     #[prost(uint32, required, tag = "1")]
-    pages_id: u32,
+    pub(crate) pages_id: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Run {
+pub(crate) struct Run {
     #[prost(uint64, required, tag = "1")]
-    vaddr: u64,
+    pub(crate) vaddr: u64,
     #[prost(uint32, required, tag = "2")]
-    compat_nr_pages: u32,
+    pub(crate) compat_nr_pages: u32,
     #[prost(bool, optional, tag = "3")]
-    in_parent: Option<bool>,
+    pub(crate) in_parent: Option<bool>,
     #[prost(uint32, optional, tag = "4")]
-    flags: Option<u32>,
+    pub(crate) flags: Option<u32>,
     #[prost(uint64, optional, tag = "5")]
-    nr_pages: Option<u64>,
+    pub(crate) nr_pages: Option<u64>,
 }
 
 impl Run {
-    fn pages(&self) -> u64 {
+    pub(crate) fn pages(&self) -> u64 {
         self.nr_pages.unwrap_or_else(|| self.compat_nr_pages.into())
+    }
+
+    /// The address after its last page.
+    fn end(&self) -> Option<u64> {
+        self.pages().checked_mul(PAGE as u64).and_then(|bytes| self.vaddr.checked_add(bytes))
     }
 
     /// The same kind of run for `pages` pages from its page `from` on.
@@ -98,7 +103,7 @@ impl Run {
 }
 
 /// Splits an image into its messages; none when its magic is another one.
-fn messages(bytes: &[u8], magic: u32) -> io::Result<Option<Vec<&[u8]>>> {
+pub(crate) fn messages(bytes: &[u8], magic: u32) -> io::Result<Option<Vec<&[u8]>>> {
     let truncated = || io::Error::from(io::ErrorKind::UnexpectedEof);
     let word = |at: usize| {
         let bytes: Option<[u8; 4]> = bytes.get(at..at + 4).and_then(|four| four.try_into().ok());
@@ -117,7 +122,7 @@ fn messages(bytes: &[u8], magic: u32) -> io::Result<Option<Vec<&[u8]>>> {
     Ok(Some(found))
 }
 
-fn write_message(out: &mut Vec<u8>, message: &impl Message) {
+pub(crate) fn write_message(out: &mut Vec<u8>, message: &impl Message) {
     let bytes = message.encode_to_vec();
     out.extend(u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
     out.extend(bytes);
@@ -127,7 +132,7 @@ fn write_message(out: &mut Vec<u8>, message: &impl Message) {
 ///
 /// # Errors
 /// When an image cannot be read or written; the images are then unfit.
-pub(super) fn leave_out(dir: &Path) -> io::Result<u64> {
+pub(crate) fn leave_out(dir: &Path) -> io::Result<u64> {
     if rustix::param::page_size() != PAGE {
         return Ok(0);
     }
@@ -158,6 +163,9 @@ fn of_process(dir: &Path, pid: u32) -> io::Result<u64> {
     let is_here = |run: &Run| run.flags.is_some_and(|flags| flags & PRESENT != 0 && flags & PARENT == 0);
     if !runs.iter().all(is_here) {
         return Ok(0);
+    }
+    if runs.iter().any(|run| run.end().is_none()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a run of pages leaves the address space"));
     }
     let pages_path = dir.join(format!("pages-{}.img", head.pages_id));
     let new_path = dir.join(format!("pages-{}.new", head.pages_id));
@@ -254,6 +262,19 @@ mod tests {
         let kept: Vec<u8> = pages.chunks(PAGE).map(|page| page[0]).collect();
         assert_eq!(kept, [1, 2, 3, 0, 4]);
         assert_eq!(leave_out(dir.path()).unwrap(), 0, "again changes nothing");
+    }
+
+    #[test]
+    fn pages_beyond_the_end_of_memory_are_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        sample(dir.path(), &[0, 1]);
+        for (vaddr, pages) in [(0xffff_ffff_ffff_f000, 2), (0x10000, u64::MAX)] {
+            let mut map = image(PAGEMAP_MAGIC);
+            write_message(&mut map, &Head { pages_id: 7 });
+            write_message(&mut map, &Run { nr_pages: Some(pages), ..run(vaddr, 2) });
+            std::fs::write(dir.path().join("pagemap-3.img"), map).unwrap();
+            assert_eq!(leave_out(dir.path()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
     }
 
     #[test]

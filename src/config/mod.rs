@@ -10,7 +10,7 @@ mod nats;
 mod reader;
 mod router;
 mod settings;
-mod sources;
+pub(crate) mod sources;
 mod store;
 mod subnet;
 pub mod units;
@@ -136,6 +136,16 @@ pub struct ConfigError {
     pub problems: Vec<String>,
 }
 
+/// The longest, so that an instance's label and a dot still fit in front of it.
+const BASE_DOMAIN_MAX: usize = 253 - 13;
+
+/// Whether the proxy can tell hosts below it from others.
+fn is_base_domain(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let label = |label: &str| !label.is_empty() && label.len() <= 63 && label.bytes().all(plain);
+    text.len() <= BASE_DOMAIN_MAX && text.split('.').all(label)
+}
+
 fn count(n: usize) -> String {
     if n == 1 { "one thing is".into() } else { format!("{n} things are") }
 }
@@ -162,9 +172,7 @@ impl Config {
         let store = read.store(&state_dir);
         let node = read.node();
         let base_domain = read.text("BASE_DOMAIN").to_ascii_lowercase();
-        if base_domain.is_empty()
-            || !base_domain.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
-        {
+        if !is_base_domain(&base_domain) {
             read.problems
                 .push(format!("BASE_DOMAIN={base_domain:?}: a domain name such as demo.example.com"));
         }

@@ -12,6 +12,9 @@ use crate::id::NodeName;
 /// client that may have more needs none.
 const RATE_LIMIT_MAX: usize = 10_000;
 
+/// The longest time: added to any present one it is still a time.
+const DURATION_MAX: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
+
 /// Reads values one by one and keeps every complaint.
 pub(super) struct Reader<'a> {
     pub(super) values: &'a Values,
@@ -47,9 +50,10 @@ impl Reader<'_> {
     pub(super) fn duration(&mut self, name: &str) -> SignedDuration {
         let text = self.text(name);
         match text.parse::<SignedDuration>() {
-            Ok(duration) if duration.is_positive() => duration,
+            Ok(duration) if duration.is_positive() && duration <= DURATION_MAX => duration,
             _ => {
-                self.problems.push(format!("{name}={text:?}: a time such as 90s, 30m or 2h"));
+                self.problems
+                    .push(format!("{name}={text:?}: a time such as 90s, 30m or 2h, ten years at most"));
                 SignedDuration::from_hours(1)
             }
         }

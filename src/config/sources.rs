@@ -1,6 +1,7 @@
 //! Where raw values come from: defaults, the installed service's file, `.env`,
 //! the environment, a TOML file, flags, in rising order.
 
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use super::{ConfigError, SETTINGS, Values};
@@ -43,22 +44,38 @@ pub(super) fn collect_from(files: &[&Path], flags: Values) -> Result<Values, Con
 
 /// Reads a file of `NAME=value` lines; answers what is wrong with it.
 fn read_env(path: &Path, values: &mut Values) -> Vec<String> {
-    let wrong = |error: &dotenvy::Error| format!("{}: {error}", path.display());
-    let lines = match dotenvy::from_path_iter(path) {
-        Ok(lines) => lines,
-        Err(error) if error.not_found() => return Vec::new(),
+    let shown = path.display().to_string();
+    match std::fs::File::open(path) {
+        Ok(file) => read_lines(file, &shown, values),
         // The service's file holds secrets; who may not read it can still ask its API.
-        Err(dotenvy::Error::Io(error)) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            return Vec::new();
-        }
-        Err(error) => return vec![wrong(&error)],
-    };
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => Vec::new(),
+        Err(error) => vec![format!("{shown}: {error}")],
+    }
+}
+
+/// The lines of the file that is `shown` as this in complaints, which have
+/// nothing of a value: it may be a password.
+pub(crate) fn read_lines(file: impl Read, shown: &str, values: &mut Values) -> Vec<String> {
     let mut problems = Vec::new();
-    for line in lines {
+    for line in dotenvy::from_read_iter(file) {
         match line {
             Ok((name, value)) if known(&name) => drop(values.insert(name, value)),
             Ok(_) => {}
-            Err(error) => problems.push(wrong(&error)),
+            Err(dotenvy::Error::LineParse(line, _)) => {
+                let name = line.split('=').next().unwrap_or_default().trim();
+                let name = SETTINGS.iter().map(|setting| setting.name).find(|known| name.ends_with(known));
+                let of = name.map_or_else(|| "a line".to_owned(), |name| format!("the line of {name}"));
+                problems.push(format!(
+                    "{shown}: {of} is not of the form NAME=value: put a value with spaces, quotes or $ in it \
+                     into single quotes"
+                ));
+            }
+            Err(dotenvy::Error::Io(error)) => {
+                problems.push(format!("{shown}: {error}"));
+                // It would say so for ever.
+                break;
+            }
+            Err(_) => problems.push(format!("{shown}: a line cannot be read")),
         }
     }
     problems
@@ -71,12 +88,20 @@ fn known(name: &str) -> bool {
 fn read_toml(path: &Path) -> Result<Values, ConfigError> {
     let one = |problem: String| ConfigError { problems: vec![format!("{}: {problem}", path.display())] };
     let text = std::fs::read_to_string(path).map_err(|error| one(error.to_string()))?;
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| one(error.to_string()))?;
+    parse_toml(&text).map_err(one)
+}
+
+/// The settings of a TOML text; a complaint has nothing of a value in it.
+pub(crate) fn parse_toml(text: &str) -> Result<Values, String> {
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        format!("line {}: {}", before.matches('\n').count() + 1, error.message())
+    })?;
     let mut values = Values::new();
     for (key, value) in table {
         let name = key.to_ascii_uppercase();
         if !known(&name) {
-            return Err(one(format!("{key} is not a setting")));
+            return Err(format!("{key} is not a setting"));
         }
         let value = match value {
             toml::Value::String(text) => text,

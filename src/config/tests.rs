@@ -48,6 +48,39 @@ fn every_problem_is_reported_at_once() {
 }
 
 #[test]
+fn a_base_domain_is_one_that_hosts_can_be_below() {
+    for domain in ["", ".", "demo.", ".demo", "a..b", &"a".repeat(64), &"a.".repeat(120)] {
+        let error = Config::check(&with(&[("BASE_DOMAIN", domain)])).unwrap_err();
+        assert!(error.problems[0].starts_with("BASE_DOMAIN="), "{error}");
+    }
+    Config::check(&with(&[("BASE_DOMAIN", "Demo-1.example.com")])).unwrap();
+}
+
+#[test]
+fn a_time_without_end_is_refused() {
+    for name in ["DEFAULT_TTL", "MAX_TTL", "SHOP_TIMEOUT"] {
+        let error = Config::check(&with(&[("MAX_TTL", "87600h"), (name, "87601h")])).unwrap_err();
+        assert!(error.to_string().contains(&format!("{name}=\"87601h\"")), "{error}");
+    }
+}
+
+#[test]
+fn a_complaint_about_a_file_has_no_value_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (env, toml) = (dir.path().join("env"), dir.path().join("config.toml"));
+    std::fs::write(&env, "STORE_URL=\"redis://:hunter2@host\nLISTEN=127.0.0.1:1 hunter2\n").unwrap();
+    let error = collect_from(&[&env], Values::new()).unwrap_err().to_string();
+    assert!(
+        error.contains("the line of STORE_URL is not of the form") && !error.contains("hunter2"),
+        "{error}"
+    );
+    std::fs::write(&toml, "listen = \"127.0.0.1:1\"\nstore_url = \"redis://:hunter2@host\n").unwrap();
+    let flags = Values::from([("CONFIG_FILE".to_owned(), toml.display().to_string())]);
+    let error = collect_from(&[], flags).unwrap_err().to_string();
+    assert!(error.contains("config.toml: line 2: ") && !error.contains("hunter2"), "{error}");
+}
+
+#[test]
 fn docker_mode_wants_a_socket_of_this_host_and_cold_starts() {
     let docker = ("CONTAINER_MODE", "docker");
     let config = Config::check(&with(&[docker])).unwrap();

@@ -13,6 +13,13 @@ use super::network::NetworkAccess;
 use crate::config::units;
 use crate::id::GoldenName;
 
+/// What a shop may be given of the processor; the kernel's least quota is a
+/// hundredth of a core.
+const CPU_MAX: std::ops::RangeInclusive<f64> = 0.01..=4096.0;
+
+/// A day: whoever waits longer for a boot waits for nothing.
+const TIMEOUT_MAX: u64 = 86_400;
+
 /// A golden's `golden.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -306,13 +313,20 @@ impl Recipe {
             }
             Err(source) => return Err(RecipeError::Read { path, source }),
         };
-        let recipe: Self = toml::from_str(&text)
-            .map_err(|source| RecipeError::Form { path: path.clone(), source: Box::new(source) })?;
-        recipe.check().map_err(|problem| RecipeError::Sense { path, problem })?;
+        let recipe = Self::parse(&text, &path)?;
         Ok((folder, recipe))
     }
 
-    fn check(&self) -> Result<(), String> {
+    /// Reads and checks the text of a `golden.toml`; `path` is for errors.
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, RecipeError> {
+        let recipe: Self = toml::from_str(text)
+            .map_err(|source| RecipeError::Form { path: path.to_owned(), source: Box::new(source) })?;
+        recipe.check().map_err(|problem| RecipeError::Sense { path: path.to_owned(), problem })?;
+        Ok(recipe)
+    }
+
+    /// What the form alone does not say; also asked of a recipe in a manifest.
+    pub(crate) fn check(&self) -> Result<(), String> {
         self.network.check()?;
         for warm in &self.warm {
             if warm.path.is_some() == warm.exec.is_some() {
@@ -347,6 +361,25 @@ impl Recipe {
             if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
                 return Err(format!("{path} is not an absolute path without .."));
             }
+        }
+        self.check_numbers()
+    }
+
+    fn check_numbers(&self) -> Result<(), String> {
+        let (run, seconds) = (&self.run, self.ready.timeout_seconds);
+        if run.port == 0 {
+            return Err("run.port = 0 is no port".into());
+        }
+        if run.pids_max == 0 {
+            return Err("run.pids_max = 0: not even the first process could start".into());
+        }
+        // Neither inf nor nan is in it, which TOML has and JSON, hence a manifest, has not.
+        if !CPU_MAX.contains(&run.cpu_max) {
+            let (least, most) = CPU_MAX.into_inner();
+            return Err(format!("run.cpu_max = {}: cores, from {least} to {most}", run.cpu_max));
+        }
+        if !(1..=TIMEOUT_MAX).contains(&seconds) {
+            return Err(format!("ready.timeout_seconds = {seconds}: from 1 to {TIMEOUT_MAX}"));
         }
         let sizes = [
             ("memory_max", Some(&run.memory_max)),
@@ -422,6 +455,26 @@ login_path = "/admin"
     fn an_unknown_key_is_an_error() {
         let error = load(&SMALL.replace("pids_max", "pid_max")).unwrap_err();
         assert!(matches!(error, RecipeError::Form { .. }), "{error}");
+    }
+
+    #[test]
+    fn numbers_that_no_shop_can_run_with_are_refused() {
+        for (good, bad) in [
+            ("port = 80", "port = 0"),
+            ("pids_max = 32", "pids_max = 0"),
+            ("cpu_max = 1.0", "cpu_max = nan"),
+            ("cpu_max = 1.0", "cpu_max = inf"),
+            ("cpu_max = 1.0", "cpu_max = -1.0"),
+            ("timeout_seconds = 10", "timeout_seconds = 0"),
+            ("timeout_seconds = 10", "timeout_seconds = 9223372036854775807"),
+        ] {
+            let error = load(&SMALL.replace(good, bad)).unwrap_err();
+            let name = bad.split(' ').next().unwrap();
+            assert!(
+                matches!(&error, RecipeError::Sense { problem, .. } if problem.contains(name)),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -74,14 +74,12 @@ mod tests {
     use super::*;
     use crate::instance::{EngineKind, Source, State};
 
-    /// As the program wrote it when version 1 was the present one.
-    const VERSION_1: &str = r#"{"version":1,"generation":3,"id":"4irtg5lio2z5","golden":"prestashop",
-        "snapshot":"prestashop-20260101t000000z-0a1b","state":"assigned","made_by":"restore","source":"pool",
-        "created_at":"2026-01-01T00:00:00.123456789Z","assigned_at":"2026-01-01T00:01:00Z",
-        "expires_at":"2026-01-01T01:01:00Z","container":{"engine":"criu","pid":4711,"start_ticks":123456,
-        "address":"10.77.0.2","port":80},"access":{"url":"http://4irtg5lio2z5.localhost:8080/",
-        "admin_url":"http://4irtg5lio2z5.localhost:8080/admin","admin_email":"demo@example.com",
-        "admin_password":"secret"},"idempotency_key":"order-4711"}"#;
+    /// As programs wrote it when each version was the present one, the oldest first.
+    const SAMPLES: [&str; RECORD_VERSION as usize] = [
+        include_str!("../../tests/samples/records/v1.json"),
+        include_str!("../../tests/samples/records/v2.json"),
+    ];
+    const VERSION_1: &str = SAMPLES[0];
 
     fn own() -> NodeName {
         "here".parse().expect("a node name")
@@ -103,6 +101,26 @@ mod tests {
         let again = Instance::from_record(written.as_bytes(), &other).expect("it is understood");
         assert_eq!(again.node, own(), "once it has a node, it keeps it");
         assert_eq!(again.created_at, read.created_at, "to the last digit");
+    }
+
+    #[test]
+    fn records_of_every_version_are_read_and_written_in_the_present_one() {
+        for (sample, version) in SAMPLES.iter().zip(1..) {
+            let given: Value = serde_json::from_str(sample).expect("a sample is JSON");
+            assert_eq!(given["version"], version, "each version has its sample");
+            let read = Instance::from_record(sample.as_bytes(), &own()).expect("it is understood");
+            let written: Value =
+                serde_json::from_str(&read.to_record().expect("it is written")).expect("JSON");
+            assert_eq!(written["version"], RECORD_VERSION);
+            for (name, value) in given.as_object().expect("a record is an object") {
+                let kept = match (name.as_str(), value.as_object()) {
+                    ("version", _) => continue,
+                    (_, Some(fields)) => fields.iter().all(|(field, value)| written[name][field] == *value),
+                    (_, None) => written[name] == *value,
+                };
+                assert!(kept, "version {version}: {name} is lost");
+            }
+        }
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub(super) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// Rewrites a request's headers for the upstream.
-pub(super) fn to_upstream(headers: &mut HeaderMap, host: &HeaderValue, hops: &Hops, face: &PublicFace) {
+pub(crate) fn to_upstream(headers: &mut HeaderMap, host: &HeaderValue, hops: &Hops, face: &PublicFace) {
     let (scheme, port) = seen_by_visitor(headers, hops, face);
     let upgrade = upgrade_of(headers);
     remove_hop_by_hop(headers);
@@ -100,7 +100,7 @@ fn seen_by_visitor(headers: &HeaderMap, hops: &Hops, face: &PublicFace) -> (&'st
 }
 
 /// Rewrites an answer's headers for the visitor.
-pub(super) fn to_visitor(headers: &mut HeaderMap, upgraded: bool) {
+pub(crate) fn to_visitor(headers: &mut HeaderMap, upgraded: bool) {
     let protocol = headers.get(UPGRADE).cloned().filter(|_| upgraded);
     remove_hop_by_hop(headers);
     hide_from_robots(headers);

@@ -14,11 +14,11 @@
 //! shop says reaches further than its own host ([`own`]); no connection outlives
 //! its instance ([`connect`]).
 
-mod banner;
+pub(crate) mod banner;
 mod connect;
-mod headers;
+pub(crate) mod headers;
 pub mod host;
-mod own;
+pub(crate) mod own;
 mod pages;
 mod upload;
 

@@ -12,7 +12,7 @@ use http::header::{ALT_SVC, CACHE_CONTROL, SET_COOKIE, STRICT_TRANSPORT_SECURITY
 use http::{HeaderMap, HeaderValue};
 
 /// Cuts an answer's headers down to the shop at `name`.
-pub(super) fn keep_to(headers: &mut HeaderMap, name: &str) {
+pub(crate) fn keep_to(headers: &mut HeaderMap, name: &str) {
     // Another service for this host may be any port of the shop's choosing.
     headers.remove(ALT_SVC);
     let reaches_below = headers.get_all(STRICT_TRANSPORT_SECURITY).iter().any(|value| {

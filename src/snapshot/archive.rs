@@ -20,6 +20,12 @@ use super::manifest::Archive;
 /// cost seconds.
 const LEVEL: i32 = 3;
 
+/// Of overlayfs's whiteouts, which are character devices.
+const WHITEOUT: (u32, u32) = (0, 0);
+
+/// Why an archive has no other device: it would be as good as the host's own.
+const DEVICE_NODE: &str = "a snapshot has no device nodes";
+
 /// The pax key prefix for xattrs that tar programs agree on.
 const XATTR_PREFIX: &str = "SCHILY.xattr.";
 
@@ -163,17 +169,15 @@ fn pack_entry<W: Write>(
         header.set_size(0);
         return builder.append_link(&mut header, shown, std::fs::read_link(from)?);
     }
-    if kind.is_char_device() || kind.is_block_device() || kind.is_fifo() {
+    let device = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
+    if kind.is_block_device() || (kind.is_char_device() && device != WHITEOUT) {
+        return Err(io::Error::other(format!("{}: {DEVICE_NODE}", from.display())));
+    }
+    if kind.is_char_device() || kind.is_fifo() {
         header.set_size(0);
-        header.set_entry_type(if kind.is_fifo() {
-            EntryType::Fifo
-        } else if kind.is_block_device() {
-            EntryType::Block
-        } else {
-            EntryType::Char
-        });
-        header.set_device_major(rustix::fs::major(metadata.rdev()))?;
-        header.set_device_minor(rustix::fs::minor(metadata.rdev()))?;
+        header.set_entry_type(if kind.is_fifo() { EntryType::Fifo } else { EntryType::Char });
+        header.set_device_major(device.0)?;
+        header.set_device_minor(device.1)?;
         return builder.append_data(&mut header, shown, io::empty());
     }
     if kind.is_dir() {
@@ -255,24 +259,82 @@ pub fn unpack(path: &Path, expected: &Archive, into: &Path) -> Result<(), Archiv
     // program once wrote.
     verify(path, expected)?;
     let file = File::open(path).map_err(at("open", path))?;
-    let decoder =
-        zstd::Decoder::new(BufReader::with_capacity(1 << 20, file)).map_err(at("decompress", path))?;
-    let mut archive = tar::Archive::new(BufReader::with_capacity(1 << 20, decoder));
+    unpack_from(file, expected.raw_bytes, into).map_err(at("unpack", path))
+}
+
+/// Unpacks a compressed archive of exactly `raw_bytes` into the empty directory
+/// `into`, which nobody else writes to.
+///
+/// Who signed it may be mistaken or worse: whatever it holds, nothing outside of
+/// `into` is touched, and no more than `raw_bytes` are written.
+pub(crate) fn unpack_from(compressed: impl Read, raw_bytes: u64, into: &Path) -> io::Result<()> {
+    let decoder = zstd::Decoder::new(compressed)?;
+    let mut bounded = Bounded { inner: BufReader::with_capacity(1 << 20, decoder), left: raw_bytes };
+    let mut archive = tar::Archive::new(&mut bounded);
     archive.set_preserve_permissions(true);
     archive.set_preserve_ownerships(true);
     archive.set_preserve_mtime(true);
     archive.set_overwrite(true);
-    for entry in archive.entries().map_err(at("read", path))? {
-        entry.and_then(|entry| unpack_entry(entry, into)).map_err(at("unpack", path))?;
+    for entry in archive.entries()? {
+        unpack_entry(entry?, into)?;
+    }
+    // What follows the last entry counts as well.
+    io::copy(&mut bounded, &mut io::sink())?;
+    match bounded.left {
+        0 => Ok(()),
+        left => Err(io::Error::other(format!("it ends {left} bytes before the size in the manifest"))),
+    }
+}
+
+/// Fails where more comes than was announced.
+struct Bounded<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(buffer)?;
+        let left = self.left.checked_sub(length as u64);
+        self.left = left.ok_or_else(|| io::Error::other("it holds more than the manifest says"))?;
+        Ok(length)
+    }
+}
+
+/// Whether an entry is of a kind that [`pack`] writes. Sparse files are not: a
+/// few bytes of them claim any size.
+const fn is_ours(kind: EntryType) -> bool {
+    matches!(
+        kind,
+        EntryType::Regular
+            | EntryType::Directory
+            | EntryType::Symlink
+            | EntryType::Link
+            | EntryType::Char
+            | EntryType::Fifo
+    )
+}
+
+/// Refuses a name that leads through anything but directories of the archive.
+fn check_parents(into: &Path, name: &Path) -> io::Result<()> {
+    let mut parent = into.to_owned();
+    let parents = name.parent().into_iter().flat_map(Path::components);
+    for part in parents {
+        parent.push(part);
+        if !parent.symlink_metadata()?.is_dir() {
+            return Err(io::Error::other(format!("{} is not in a directory", name.display())));
+        }
     }
     Ok(())
 }
 
 fn unpack_entry<R: Read>(mut entry: tar::Entry<'_, R>, into: &Path) -> io::Result<()> {
-    let name = entry.path()?.into_owned();
-    if !name.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
-        return Err(io::Error::other(format!("{} leaves the archive", name.display())));
+    let name: PathBuf = entry.path()?.components().filter(|part| *part != Component::CurDir).collect();
+    let refuse = |why: &str| Err(io::Error::other(format!("{}: {why}", name.display())));
+    if !name.components().all(|part| matches!(part, Component::Normal(_))) {
+        return refuse("it leaves the archive");
     }
+    check_parents(into, &name)?;
     let target = into.join(&name);
     let mut xattrs = Vec::new();
     for record in entry.pax_extensions()?.into_iter().flatten() {
@@ -285,21 +347,26 @@ fn unpack_entry<R: Read>(mut entry: tar::Entry<'_, R>, into: &Path) -> io::Resul
     let kind = header.entry_type();
     let number = |value: u64| u32::try_from(value).map_err(io::Error::other);
     let (uid, gid, mode) = (number(header.uid()?)?, number(header.gid()?)?, header.mode()?);
-    if kind.is_character_special() || kind.is_block_special() || kind.is_fifo() {
-        let device =
-            rustix::fs::makedev(header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0));
+    if !is_ours(kind) {
+        return refuse("no snapshot has what it is");
+    }
+    if name.as_os_str().is_empty() {
+        // The top directory is there already; only what it looks like counts.
+        if kind != EntryType::Directory {
+            return refuse("the top of the archive is not a directory");
+        }
+    } else if kind.is_character_special() || kind.is_fifo() {
+        let device = (header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0));
         let file_type = if kind.is_fifo() {
             rustix::fs::FileType::Fifo
-        } else if kind.is_block_special() {
-            rustix::fs::FileType::BlockDevice
-        } else {
+        } else if device == WHITEOUT {
             rustix::fs::FileType::CharacterDevice
+        } else {
+            return refuse(DEVICE_NODE);
         };
-        rustix::fs::mknodat(rustix::fs::CWD, &target, file_type, mode.into(), device)?;
-    } else if name.as_os_str().is_empty() || name == Path::new(".") {
-        // The top directory is there already; only what it looks like counts.
-    } else {
-        entry.unpack_in(into)?;
+        rustix::fs::mknodat(rustix::fs::CWD, &target, file_type, (mode & 0o7777).into(), 0)?;
+    } else if !entry.unpack_in(into)? {
+        return refuse("it leaves the archive");
     }
     if !kind.is_hard_link() {
         std::os::unix::fs::lchown(&target, Some(uid), Some(gid))?;

@@ -98,6 +98,9 @@ pub enum ManifestError {
         /// The manifest's version.
         found: u64,
     },
+    /// Of the form, but it makes no sense.
+    #[error("the manifest is no snapshot's: {0}")]
+    Sense(String),
 }
 
 impl ManifestError {
@@ -105,7 +108,7 @@ impl ManifestError {
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {
         match self {
-            Self::Form(_) => ErrorKind::Invalid,
+            Self::Form(_) | Self::Sense(_) => ErrorKind::Invalid,
             Self::Version { .. } => ErrorKind::Incompatible,
         }
     }
@@ -135,7 +138,29 @@ impl Manifest {
         if !(u64::from(FORMAT_VERSION_BUNDLED)..=u64::from(FORMAT_VERSION)).contains(&format_version) {
             return Err(ManifestError::Version { found: format_version });
         }
-        serde_json::from_slice(bytes).map_err(ManifestError::Form)
+        let manifest: Self = serde_json::from_slice(bytes).map_err(ManifestError::Form)?;
+        manifest.check().map_err(ManifestError::Sense)?;
+        Ok(manifest)
+    }
+
+    /// Names in it become paths, so each has the form that its kind always has.
+    fn check(&self) -> Result<(), String> {
+        let hex = |text: &str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !hex(&self.image_id) {
+            return Err(format!("image_id {:?} is not 64 hexadecimal digits", self.image_id));
+        }
+        if self.root_mode > 0o7777 {
+            return Err(format!("root_mode {:o} is no mode", self.root_mode));
+        }
+        for (name, archive) in &self.archives {
+            if ![MEMORY_ARCHIVE, FILES_ARCHIVE, DATABASE_ARCHIVE].contains(&name.as_str()) {
+                return Err(format!("{name:?} is no archive of a snapshot"));
+            }
+            if !hex(&archive.blake3) {
+                return Err(format!("the blake3 of {name} is not 64 hexadecimal digits"));
+            }
+        }
+        self.recipe.check().map_err(|problem| format!("recipe: {problem}"))
     }
 
     /// The manifest as it is written to disk.
@@ -169,6 +194,24 @@ pub(crate) mod tests {
         for manifest in [sample(), shared] {
             assert_eq!(Manifest::parse(&manifest.to_bytes()).unwrap(), manifest);
             assert_eq!(manifest.format_version, format_version(manifest.database));
+        }
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        let text = String::from_utf8(sample().to_bytes()).unwrap();
+        for (good, bad, why) in [
+            ("\"9f86d081", "\"../../../", "image_id"),
+            ("\"files.tar.zst\"", "\"../files.tar.zst\"", "no archive"),
+            ("\"files.tar.zst\"", "\"/dev/zero\"", "no archive"),
+            ("\"af1349b9", "\"zz1349b9", "blake3"),
+            ("365", "365000", "root_mode"),
+            ("\"memory_max\": \"64M\"", "\"memory_max\": \"64X\"", "recipe: memory_max"),
+        ] {
+            assert!(text.contains(good), "{good}");
+            let error = Manifest::parse(text.replacen(good, bad, 1).as_bytes()).unwrap_err();
+            assert!(matches!(&error, ManifestError::Sense(told) if told.contains(why)), "{bad}: {error}");
+            assert_eq!(error.kind(), ErrorKind::Invalid);
         }
     }
 

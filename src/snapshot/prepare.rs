@@ -215,7 +215,15 @@ fn unpack(archives: &Path, manifest: &Manifest, to: &Path) -> Result<(), Prepare
         archive::unpack(&archives.join(name), expected, into).map_err(archived)?;
     }
     let path = to.join("manifest.json");
-    std::fs::write(&path, manifest.to_bytes()).map_err(at("write", &path))
+    std::fs::write(&path, manifest.to_bytes()).map_err(at("write", &path))?;
+    sync(to)
+}
+
+/// Has all files of a file system on the disk: a directory that appears by a
+/// rename is whole after a power cut, too.
+fn sync(dir: &Path) -> Result<(), PrepareError> {
+    let synced = std::fs::File::open(dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+    synced.map_err(at("sync", dir))
 }
 
 /// Copies the image's root once, by reflink where the file system can: clones
@@ -247,8 +255,18 @@ async fn flatten_image(manifest: &Manifest, state_dir: &Path) -> Result<PathBuf,
         true => Ok(()),
         false => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
     });
-    let moved = copied
-        .map_err(at("copy the image to", &new))
+    let synced = match copied {
+        Ok(()) => {
+            let dir = new.clone();
+            tokio::task::spawn_blocking(move || sync(&dir))
+                .await
+                .map_err(io::Error::other)
+                .map_err(at("sync", &new))
+        }
+        Err(error) => Ok(Err(at("copy the image to", &new)(error))),
+    };
+    let moved = synced
+        .and_then(|synced| synced)
         .and_then(|()| std::fs::rename(&new, parent.join(image)).map_err(at("rename", &new)));
     if let Err(error) = moved {
         drop(std::fs::remove_dir_all(&new));

@@ -138,8 +138,7 @@ impl Keys {
     fn write_public(&self) -> Result<(), KeyError> {
         let Some(own) = &self.own else { return Ok(()) };
         let pem = own.verifying_key().to_public_key_pem(LineEnding::LF);
-        let path = self.dir.join(PUBLIC);
-        std::fs::write(&path, pem.expect("a 32-byte key has a PEM form")).map_err(at("write", &path))
+        write_whole(&self.dir.join(PUBLIC), pem.expect("a 32-byte key has a PEM form").as_bytes())
     }
 
     /// Where this host's public key lies, for other hosts to trust.
@@ -184,6 +183,11 @@ fn read_own(path: &Path) -> Result<Option<SigningKey>, KeyError> {
     Ok(Some(key.map_err(|source| KeyError::Private { path: path.to_owned(), source })?))
 }
 
+/// A snapshot outlives a power cut, and so has the key that it is signed with.
+fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
 /// Writes a file that appears whole or not at all; a private key that is there
 /// already stays.
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), KeyError> {
@@ -196,7 +200,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), KeyError> {
         false => std::fs::rename(&new, path),
     });
     drop(std::fs::remove_file(&new));
-    linked.map_err(at("write", path))
+    linked.and_then(|()| sync_parent(path)).map_err(at("write", path))
 }
 
 #[cfg(test)]

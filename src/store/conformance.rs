@@ -3,6 +3,7 @@
 //! An implementation's test calls [`suite`] with a [`Fixture`]. Each check
 //! begins with an empty store and is named in the panic when it fails.
 
+mod model;
 mod nodes;
 
 use std::collections::HashSet;
@@ -59,6 +60,7 @@ pub async fn suite(fixture: &dyn Fixture) {
     a_clock_that_goes_back_loses_no_count(fixture).await;
     admissions_survive_with_the_next_change(fixture).await;
     nodes::run(fixture).await;
+    model::run(fixture).await;
     fixture.fresh().await.ping().await.expect("a working store answers a ping");
 }
 

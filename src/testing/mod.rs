@@ -4,6 +4,8 @@
 //! refuse to destroy) and what they look at (what runs, what left traces). A new
 //! engine on the same script is what a new daemon would have.
 
+pub mod fuzz;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};

@@ -28,6 +28,7 @@
 //!   store, so a record removed in between only means one needless, harmless
 //!   destroy.
 
+mod clock;
 mod lost;
 
 use std::collections::{HashMap, HashSet};
@@ -39,6 +40,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::clock::Clocks;
 use super::Nudge;
 use crate::engine::ContainerEngine;
 use crate::error::Chain;
@@ -118,7 +120,7 @@ impl Reaper {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut orphan_tick = tokio::time::interval(ORPHAN_TICK);
         orphan_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut nudged, mut earliest) = (false, Instant::now());
+        let (mut nudged, mut earliest, mut before) = (false, Instant::now(), Clocks::now());
         loop {
             tokio::select! {
                 biased;
@@ -135,6 +137,11 @@ impl Reaper {
                 _ = tick.tick() => {}
             }
             nudged = false;
+            let clocks = Clocks::now();
+            if let Some(by) = before.set_until(clocks) {
+                tracing::warn!(by = %format!("{by:#}"), "the host's clock was set; instances end by its new time");
+            }
+            before = clocks;
             self.pass(Timestamp::now()).await;
             earliest = Instant::now() + PASS_GAP;
         }

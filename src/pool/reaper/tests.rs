@@ -136,6 +136,40 @@ async fn an_instance_expires_without_a_visit() {
 }
 
 #[tokio::test]
+async fn a_clock_set_ahead_ends_what_is_over_by_it_and_leaves_the_pool() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let got = world.acquire().await;
+    let mut reconciler = world.reconciler(1);
+    reconciler.pass().await;
+    let ready = async || (world.counts().await.get(&State::Ready) == Some(&1)).then_some(());
+    eventually("one is ready", ready).await;
+    let mut reaper = world.reaper();
+    reaper.pass(got.expires_at.unwrap() + SignedDuration::from_hours(24)).await;
+    reaper.settle().await;
+    assert_eq!(world.counts().await, BTreeMap::from([(State::Ready, 1)]), "the pool has no end");
+    assert_ne!(world.acquire().await.id, got.id);
+}
+
+#[tokio::test]
+async fn a_clock_set_back_ends_nothing_and_nobody_lives_beyond_the_longest_time() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let (got, mut reaper) = (world.acquire().await, world.reaper());
+    let back = got.assigned_at.unwrap() - SignedDuration::from_hours(24);
+    reaper.pass(back).await;
+    reaper.settle().await;
+    assert_eq!(script.running(), [got.id.clone()]);
+    world.provisioner.show(&got.id, back).await.unwrap();
+    let longest = SignedDuration::from_hours(1);
+    let extended = world.provisioner.extend(&got.id, Some(longest), back).await;
+    assert!(extended.is_err(), "counted from its hand-over, whatever the clock says: {extended:?}");
+    reaper.pass(got.expires_at.unwrap()).await;
+    reaper.settle().await;
+    assert!(script.running().is_empty(), "when the clock is right again, it ends as was told");
+}
+
+#[tokio::test]
 async fn an_instance_whose_process_ended_is_taken_down() {
     let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
     let world = daemon(dir.path(), &script, 8);

@@ -13,8 +13,8 @@
 //! downloads, nothing compressed (the shop is asked for none), no back office.
 //! Everything else of the answer stays the shop's own.
 
-mod page;
-mod splice;
+pub(crate) mod page;
+pub(crate) mod splice;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

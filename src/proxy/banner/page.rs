@@ -33,7 +33,7 @@ pub(super) fn ask_for_plain(headers: &mut HeaderMap) {
 }
 
 /// Whether an answer is an HTML page that can be read.
-pub(super) fn is_plain_page(response: &Response) -> bool {
+pub(crate) fn is_plain_page(response: &Response) -> bool {
     let headers = response.headers();
     let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let kind = kind.to_ascii_lowercase();
@@ -48,7 +48,7 @@ pub(super) fn is_plain_page(response: &Response) -> bool {
 }
 
 /// The page with the banner on it.
-pub(super) fn put(response: Response, expires_at: Timestamp) -> Response {
+pub(crate) fn put(response: Response, expires_at: Timestamp) -> Response {
     let (mut parts, body) = response.into_parts();
     let insert = markup(expires_at, lets_script_in(&parts.headers));
     let headers = &mut parts.headers;

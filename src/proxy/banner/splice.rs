@@ -85,7 +85,7 @@ struct Spliced {
 }
 
 /// The page with `insert` before its end; without an end it stays as it is.
-pub(super) fn spliced(page: Body, insert: String) -> Body {
+pub(crate) fn spliced(page: Body, insert: String) -> Body {
     let splice = Splice { insert: insert.into(), held: BytesMut::new(), at_end: false };
     Body::new(Spliced { page, splice, ended: false })
 }

@@ -366,7 +366,12 @@ impl Writer {
 }
 
 fn parse(id: &SnapshotId, bytes: &[u8]) -> Result<Manifest, CatalogError> {
-    Manifest::parse(bytes).map_err(|source| CatalogError::Manifest { id: id.clone(), source })
+    let named = |manifest: Manifest| match manifest.id == *id {
+        true => Ok(manifest),
+        false => Err(ManifestError::Sense(format!("it is of snapshot {}", manifest.id))),
+    };
+    let parsed = Manifest::parse(bytes).and_then(named);
+    parsed.map_err(|source| CatalogError::Manifest { id: id.clone(), source })
 }
 
 fn write_signature(keys: &Keys, manifest: &[u8], path: &Path) -> Result<(), CatalogError> {

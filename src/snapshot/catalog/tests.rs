@@ -76,6 +76,19 @@ fn a_damaged_archive_and_a_foreign_version_are_told_apart() {
 }
 
 #[test]
+fn a_snapshot_under_another_ones_name_is_not_used() {
+    let host = catalog();
+    let (old, new) = (write(&host.1, "2026-01-01T00:00:00Z"), write(&host.1, "2026-01-02T00:00:00Z"));
+    let catalog = again(&host);
+    std::fs::remove_dir_all(catalog.path(&new.id)).unwrap();
+    std::fs::rename(catalog.path(&old.id), catalog.path(&new.id)).unwrap();
+    let error = catalog.verify(&new.id).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    let told = crate::error::Chain(&error).to_string();
+    assert!(told.contains(&format!("it is of snapshot {}", old.id)), "{told}");
+}
+
+#[test]
 fn what_nobody_trusted_has_signed_is_listed_and_never_used() {
     let (mine, theirs) = (catalog(), catalog());
     let manifest = write(&mine.1, "2026-01-01T00:00:00Z");
@@ -122,4 +135,86 @@ fn pruning_keeps_the_newest_and_those_in_use() {
     let removed = catalog.prune(2, std::slice::from_ref(&made[0].id)).unwrap();
     assert_eq!(removed, [made[1].id.clone()]);
     assert_eq!(catalog.list().unwrap().len(), 3);
+}
+
+/// A snapshot with its two archives, and its files' names.
+fn whole(host: &(tempfile::TempDir, Catalog)) -> (Manifest, [&'static str; 4]) {
+    let mut manifest = sample();
+    let writer = host.1.begin(manifest.id.clone()).unwrap();
+    for (name, content) in [("memory.tar.zst", "pages"), ("files.tar.zst", "changes")] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("content"), content).unwrap();
+        let archive = archive::pack(&[("", dir.path())], &writer.dir().join(name)).unwrap();
+        manifest.archives.insert(name.to_owned(), archive);
+    }
+    writer.finish(&manifest).unwrap();
+    (manifest, [MANIFEST, SIGNATURE, "memory.tar.zst", "files.tar.zst"])
+}
+
+#[test]
+fn whatever_is_damaged_where_ever_it_is_never_used_and_it_is_said_what() {
+    let host = catalog();
+    let (manifest, names) = whole(&host);
+    let catalog = again(&host);
+    let refused = |what: &str| {
+        let error = catalog.verify(&manifest.id).expect_err(what);
+        let told = crate::error::Chain(&error).to_string();
+        assert!(told.contains(manifest.id.as_str()), "{what}: {told}");
+        told
+    };
+    for name in names {
+        let path = catalog.path(&manifest.id).join(name);
+        let bytes = std::fs::read(&path).unwrap();
+        let archive = name.ends_with(".zst");
+        // Each place of a small file, some of a large one.
+        for at in (0..bytes.len()).step_by(bytes.len() / 60 + 1) {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &damaged).unwrap();
+            let told = refused(&format!("{name}: a bit of byte {at} is flipped"));
+            assert!(!archive || told.contains(name), "{told}");
+            std::fs::write(&path, &bytes[..at]).unwrap();
+            refused(&format!("{name} ends at {at}"));
+        }
+        std::fs::write(&path, [&bytes[..], b"x"].concat()).unwrap();
+        refused(&format!("{name} is longer"));
+        std::fs::remove_file(&path).unwrap();
+        // Without a manifest it is no snapshot at all.
+        refused(&format!("{name} is gone"));
+        if !archive {
+            assert_eq!(catalog.newest(&manifest.recipe.name, DatabaseMode::Bundled).unwrap(), None);
+        }
+        std::fs::write(&path, &bytes).unwrap();
+    }
+    catalog.verify(&manifest.id).unwrap();
+}
+
+#[test]
+fn a_power_cut_while_it_is_written_leaves_no_snapshot_and_the_next_write_nothing_of_it() {
+    let host = catalog();
+    let (manifest, names) = whole(&host);
+    let made = catalog_files(&host.1, &manifest.id);
+    // Everything is synced before the one rename, so before it any part of any file
+    // may be missing, and after it none.
+    for name in names {
+        for length in [0, made[name].len() / 2, made[name].len()] {
+            let other = catalog();
+            let unfinished = other.1.dir.join(format!(".new-{}", manifest.id));
+            std::fs::create_dir(&unfinished).unwrap();
+            for (file, bytes) in &made {
+                let bytes = if file == name { &bytes[..length] } else { &bytes[..] };
+                std::fs::write(unfinished.join(file), bytes).unwrap();
+            }
+            assert!(other.1.list().unwrap().is_empty());
+            drop(other.1.begin(manifest.id.clone()).unwrap());
+            assert!(!unfinished.try_exists().unwrap());
+        }
+    }
+}
+
+fn catalog_files(catalog: &Catalog, id: &SnapshotId) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(catalog.path(id)).unwrap().map(|entry| entry.unwrap());
+    entries
+        .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()))
+        .collect()
 }

@@ -114,8 +114,16 @@ pub(super) struct Found {
 pub(super) fn opener(path: PathBuf) -> Opener {
     Box::new(move || {
         let file = open_private(&path).map_err(|error| DatabaseError::Storage(error.into()))?;
-        Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)
+        builder().create_with_backend(FileBackend::new(file)?)
     })
+}
+
+/// How any of the store's databases is opened. A file that something else has
+/// changed is read through first: redb trusts its own, and would panic on it.
+pub(super) fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder
 }
 
 fn open_private(path: &Path) -> std::io::Result<File> {
@@ -175,6 +183,14 @@ impl StoreFile {
             }
         }
         Ok(rows)
+    }
+
+    /// Writes a record as another program would have.
+    #[cfg(test)]
+    pub(super) fn write_raw(&self, id: &str, bytes: &[u8]) {
+        let transaction = self.database.begin_write().unwrap();
+        transaction.open_table(INSTANCES).unwrap().insert(id, bytes).unwrap();
+        transaction.commit().unwrap();
     }
 
     /// Writes all changes in one durable transaction; none as a value removes.

@@ -18,6 +18,8 @@
 
 mod admissions;
 mod file;
+#[cfg(test)]
+mod power;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -51,7 +51,7 @@ impl Fixture for Killed {
             .max_by_key(|entry| entry.metadata().unwrap().modified().unwrap())
             .unwrap()
             .path();
-        let copy = newest.with_extension("copy");
+        let copy = self.0.path().join(InstanceId::random().as_str());
         std::fs::copy(&newest, &copy).unwrap();
         drop(store);
         Arc::new(EmbeddedStore::open(&copy, &node("here")).unwrap())
@@ -168,6 +168,40 @@ async fn a_later_programs_record_is_refused() {
     let error = EmbeddedStore::open(&files.path(), &node("here")).unwrap_err();
     assert!(matches!(error, OpenStoreError::TooNew { .. }), "{error}");
     assert!(error.to_string().contains("written by a later one"), "{error}");
+}
+
+/// A store's file with a record of each version, as redb wrote it then;
+/// UPDATE_SAMPLES=1 writes one anew, for a new form of the file.
+#[tokio::test]
+async fn a_former_programs_file_is_read_and_used() {
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/samples/store-v1.redb.zst");
+    let files = Files(tempfile::tempdir().unwrap());
+    if std::env::var_os("UPDATE_SAMPLES").is_some() {
+        let store = StoreFile::open(&opener(files.path()), &files.path(), &node("here")).unwrap().0;
+        for (id, record) in [
+            ("4irtg5lio2z5", "tests/samples/records/v1.json"),
+            ("4irtg5lio2z6", "tests/samples/records/v2.json"),
+        ] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(record);
+            let text = std::fs::read_to_string(path).unwrap().replace("4irtg5lio2z5", id);
+            store.write_raw(id, text.as_bytes());
+        }
+        drop(store);
+        let bytes = std::fs::read(files.path()).unwrap();
+        std::fs::write(&sample, zstd::encode_all(&bytes[..], 19).unwrap()).unwrap();
+    }
+    let bytes = zstd::decode_all(std::fs::File::open(&sample).unwrap()).unwrap();
+    std::fs::write(files.path(), bytes).unwrap();
+    for generation in [3, 4] {
+        let store = EmbeddedStore::open(&files.path(), &node("here")).unwrap();
+        let all = store.list().await.unwrap();
+        assert_eq!(all.len(), 2);
+        for record in all {
+            assert_eq!((record.version, record.generation), (crate::instance::RECORD_VERSION, generation));
+            assert_eq!((record.node.as_str(), record.state), ("here", State::Assigned));
+            store.update(record).await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]
