@@ -35,7 +35,7 @@ const ITERATIONS: &str = "3";
 const TURN_DEADLINE: Duration = Duration::from_secs(300);
 
 /// Resamplings of the bootstrap; more move the bounds by less than a percent.
-const RESAMPLINGS: usize = 4_000;
+const RESAMPLINGS: usize = 2_000;
 
 /// The interval is to hold the true ratio in 99 of 100 runs: several numbers are
 /// judged at once, and a false alarm costs somebody an afternoon.
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_noisy_machine_does_not_shut_the_gate() {
-        let shut = (0..300).filter(|seed| {
+        let shut = (0..40).filter(|seed| {
             let judged = judge(&noisy(1.0, 0.4, TURNS_MAX, *seed)).unwrap();
             judged.verdict == Verdict::Worse
         });
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn what_is_far_slower_is_found_in_noise() {
-        for seed in 0..50 {
+        for seed in 0..10 {
             let judged = judge(&noisy(1.3, 0.1, TURNS_MAX, seed)).unwrap();
             assert_eq!(judged.verdict, Verdict::Worse, "{judged:?}");
         }
