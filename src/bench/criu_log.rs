@@ -65,6 +65,7 @@ const WORDS: &[(&str, Activity)] = &[
     ("going to execute the syscall", Activity::Release),
     ("Running pre-resume", Activity::Release),
     ("Restore finished", Activity::Release),
+    ("seccomp: mode", Activity::Release),
     // Ahead of the stages at which processes wait for each other.
     ("Restored", Activity::Waits),
     ("Restore via sigreturn", Activity::Waits),

@@ -32,7 +32,7 @@ fn timeline(report: &Report) -> String {
     let rows = phases.len() as f64;
     let area = Area::draw(
         &mut svg,
-        (Scale::linear(all * 1.15), Scale::Linear(f64::MAX)),
+        (Scale::linear(all * 1.15), Scale::Rows),
         Labels { x: "ms since the restore was asked for", y: "" },
     );
     let mut begin = 0.0;
@@ -52,7 +52,8 @@ fn timeline(report: &Report) -> String {
 /// How many of 100 were at least as fast, for each way.
 fn latency(report: &Report) -> String {
     let title = format!("From the click to the first page of a {} shop", report.golden);
-    let mut svg = Svg::new(WIDTH, 400.0, &title);
+    // Seven names stand in one row.
+    let mut svg = Svg::new(WIDTH + 240.0, 400.0, &title);
     let every = || report.ways.iter().flat_map(|way| &way.first_200_samples_ms).copied();
     let (least, most) = (every().fold(f64::MAX, f64::min), every().fold(0.0, f64::max));
     let area = Area::draw(

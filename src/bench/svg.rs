@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 pub const COLOURS: usize = 8;
 
 /// Between a plot and the drawing's edge: words and numbers at the axes.
-const MARGIN: Margin = Margin { top: 40.0, right: 24.0, bottom: 44.0, left: 64.0 };
+const MARGIN: Margin = Margin { top: 40.0, right: 24.0, bottom: 44.0, left: 84.0 };
 
 /// The style sheet: colours that can be told apart by most eyes, on both grounds.
 const STYLE: &str = "svg{font:12px system-ui,sans-serif;--ink:#1f2328;--faint:#d0d7de;--c0:#0969da;--c1:#bc4c00;\
@@ -169,6 +169,8 @@ pub enum Scale {
     Linear(f64),
     /// From one power of ten to another.
     Log(f64, f64),
+    /// Of rows, which are placed by hand: no numbers.
+    Rows,
 }
 
 impl Scale {
@@ -192,6 +194,7 @@ impl Scale {
         match self {
             Self::Linear(most) => value / most,
             Self::Log(least, most) => (value.max(least) / least).log10() / (most / least).log10(),
+            Self::Rows => 0.0,
         }
     }
 
@@ -207,6 +210,7 @@ impl Scale {
                 let decades = (most / least).log10().round() as i32;
                 (0..=decades).map(|n| least * 10_f64.powi(n)).collect()
             }
+            Self::Rows => Vec::new(),
         }
     }
 }

@@ -130,13 +130,13 @@ impl Trace {
         let legend: Vec<(usize, &str)> = Activity::ALL.iter().map(|it| (*it as usize, it.as_str())).collect();
         svg.legend((12.0, 44.0), &legend);
         let labels = Labels { x: "ms since the restore was asked for", y: "" };
-        let area = Area::draw(&mut svg, (Scale::linear(end), Scale::Linear(f64::MAX)), labels);
+        let area = Area::draw(&mut svg, (Scale::linear(end), Scale::Rows), labels);
         let mut y = 66.0;
         for span in &self.spans {
             let (begin, end) = (ms(span.begin), ms(span.end));
             let ((x, _), (right, _)) = (area.at(begin, 0.0), area.at(end, 0.0));
             let words = format!("{} {:.1} ms", span.name, end - begin);
-            svg.text((60.0, y + 13.0), Anchor::End, &span.name);
+            svg.text((78.0, y + 13.0), Anchor::End, &span.name);
             svg.bar(Bar {
                 x,
                 y,
@@ -150,7 +150,7 @@ impl Trace {
         y += ROW / 2.0;
         for lane in lanes {
             let name = lane.pid.map_or_else(|| "criu".to_owned(), |pid| format!("pid {pid}"));
-            svg.text((60.0, y + 13.0), Anchor::End, &name);
+            svg.text((78.0, y + 13.0), Anchor::End, &name);
             for step in lane.steps.iter().filter(|step| step.activity != Activity::Waits) {
                 let at = |seconds: f64| area.at(asked + seconds * 1e3, 0.0).0;
                 let (x, right) = (at(step.begin), at(step.end));
@@ -206,8 +206,8 @@ mod tests {
             lanes: criu_log::lanes("(00.000) Reading image tree\n(00.090) Restore finished\n"),
         };
         let svg = trace.to_svg("wordpress");
-        // 100 ms from 64 to 1176: 10 ms are 111.2.
-        assert_eq!(svg.matches("x=\"175.20\"").count(), 2, "{svg}");
+        // 100 ms from 84 to 1176: 10 ms are 109.2.
+        assert_eq!(svg.matches("x=\"193.20\"").count(), 2, "{svg}");
         assert!(svg.contains("restore 90.0 ms") && svg.contains("images 90.00 ms: Reading image tree"));
     }
 }
