@@ -64,6 +64,20 @@ async fn a_refusal_is_told_in_the_daemons_words() {
 }
 
 #[tokio::test]
+async fn visitors_come_at_a_fixed_rate_and_all_are_counted() {
+    let host = Host::new();
+    let daemon = host.start(&[]).await;
+    let load = ["bench", "--load", "40", "--for", "500ms", "--stay", "0s", "--json"];
+    let report: Value = serde_json::from_str(&stdout(&run(Some(&daemon), &load).await)).unwrap();
+    assert_eq!((&report["acquire"]["ok"], &report["release"]["ok"]), (&20.into(), &20.into()), "{report}");
+    assert_eq!(report["sources"]["restore"], 20);
+    assert_eq!(report["page"]["failed"], 20, "these shops answer nowhere");
+    assert!(host.restore.running().is_empty(), "all have left");
+    let told = refusal(&run(None, &["bench", "--load", "0"]).await, 64);
+    assert!(told.contains("visitors a second"), "{told}");
+}
+
+#[tokio::test]
 async fn without_a_daemon_the_settings_to_look_at_are_named() {
     let told = refusal(&run(None, &["ls", "--listen", "127.0.0.1:9"]).await, 1);
     assert!(told.contains("no answer from http://127.0.0.1:9") && told.contains("API_URL"), "{told}");

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Timing, Way};
+use crate::engine::Phase;
 
 /// Median and high percentiles, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -50,6 +51,8 @@ pub struct WayResult {
     pub running_ms: Spread,
     /// To the first 200 of the front page.
     pub first_200_ms: Spread,
+    /// Each iteration's, in order.
+    pub first_200_samples_ms: Vec<f64>,
 }
 
 impl WayResult {
@@ -63,7 +66,31 @@ impl WayResult {
             n: timings.len(),
             running_ms: Spread::of(&running)?,
             first_200_ms: Spread::of(&first)?,
+            first_200_samples_ms: first.iter().map(|it| round(it.as_secs_f64() * 1e3)).collect(),
         })
+    }
+}
+
+/// One phase of making a shop.
+#[derive(Debug, Clone, Serialize)]
+pub struct PhaseResult {
+    /// Its name.
+    pub phase: &'static str,
+    /// How long it took.
+    pub ms: Spread,
+}
+
+impl PhaseResult {
+    /// Summarises what several makings took, phase by phase, in their order.
+    #[must_use]
+    pub fn of(makings: &[Vec<(Phase, Duration)>]) -> Vec<Self> {
+        let first = makings.first().map(Vec::as_slice).unwrap_or_default();
+        let summed = first.iter().filter_map(|(phase, _)| {
+            let same = makings.iter().flatten().filter(|(other, _)| other == phase);
+            let took: Vec<Duration> = same.map(|(_, took)| *took).collect();
+            Some(Self { phase: phase.as_str(), ms: Spread::of(&took)? })
+        });
+        summed.collect()
     }
 }
 
@@ -141,6 +168,8 @@ pub struct Report {
     pub versions: Versions,
     /// One entry a way.
     pub ways: Vec<WayResult>,
+    /// Where the time of a restore goes, the first page included.
+    pub phases: Vec<PhaseResult>,
     /// Many at once.
     pub concurrent: Vec<Concurrent>,
     /// One after the other.
@@ -163,12 +192,11 @@ impl Report {
             Some(base) if own > 0.0 => format!("{:.1}x", base / own),
             _ => String::new(),
         };
-        let name = |way: Way| clap::ValueEnum::to_possible_value(&way).map(|v| v.get_name().to_owned());
         self.ways
             .iter()
             .map(|result| {
                 [
-                    name(result.way).unwrap_or_default(),
+                    name_of(result.way),
                     result.n.to_string(),
                     format!("{:.1}", result.running_ms.median),
                     format!("{:.1}", result.running_ms.p95),
@@ -182,7 +210,7 @@ impl Report {
             .collect()
     }
 
-    /// The report as text: three tables in Markdown, fit for the README.
+    /// The report as text: tables in Markdown, fit for the README.
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut out = format!(
@@ -203,6 +231,15 @@ impl Report {
             let head =
                 ["way", "n", "running ms", "p95", "p99", "first 200 ms", "p95", "vs import zstd", "vs cold"];
             out += &table(&head.map(str::to_owned), &self.rows());
+        }
+        if !self.phases.is_empty() {
+            let rows: Vec<[String; 3]> = self
+                .phases
+                .iter()
+                .map(|it| [it.phase.to_owned(), format!("{:.1}", it.ms.median), format!("{:.1}", it.ms.p95)])
+                .collect();
+            out += "\n";
+            out += &table(&["phase of a restore", "ms", "p95"].map(str::to_owned), &rows);
         }
         if !self.concurrent.is_empty() {
             let rows: Vec<[String; 4]> = self
@@ -235,6 +272,12 @@ impl Report {
         }
         out
     }
+}
+
+/// A way's name on the command line.
+#[must_use]
+pub fn name_of(way: Way) -> String {
+    clap::ValueEnum::to_possible_value(&way).map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 fn table<const N: usize>(head: &[String; N], rows: &[[String; N]]) -> String {
@@ -273,5 +316,16 @@ mod tests {
         let names: Vec<String> = Way::ALL.iter().map(|way| serde_json::to_string(way).unwrap()).collect();
         let wanted = "\"cold\" \"podman-import-zstd\" \"podman-import-none\" \"podman-in-place\" \"direct\" \"pool\" \"empty-pool\"";
         assert_eq!(names.join(" "), wanted);
+    }
+
+    #[test]
+    fn phases_keep_their_order_and_are_summed_up_over_makings() {
+        let making = |slot, restore| {
+            vec![(Phase::Slot, Duration::from_millis(slot)), (Phase::Restore, Duration::from_millis(restore))]
+        };
+        let phases = PhaseResult::of(&[making(1, 50), making(3, 60), making(2, 40)]);
+        let found: Vec<_> = phases.iter().map(|it| (it.phase, it.ms.median)).collect();
+        assert_eq!(found, [("slot", 2.0), ("restore", 50.0)]);
+        assert!(PhaseResult::of(&[]).is_empty());
     }
 }

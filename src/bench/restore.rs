@@ -10,12 +10,12 @@ use tokio::task::JoinSet;
 use super::report::{Concurrent, Nth, Spread};
 use super::{BenchError, Timing, until_200};
 use crate::checkpoint::golden::HOST;
-use crate::engine::ContainerEngine;
+use crate::engine::{ContainerEngine, Phase};
 use crate::golden::recipe::Ready;
 use crate::host::slots::Slots;
 use crate::id::InstanceId;
 use crate::instance::Container;
-use crate::restore::probe;
+use crate::restore::{FirstPage, Make, probe};
 
 /// One page of a clone.
 const PAGE_DEADLINE: Duration = Duration::from_secs(30);
@@ -69,6 +69,19 @@ impl Direct {
         let timing = clone.2;
         self.end(&[clone]).await?;
         Ok(timing)
+    }
+
+    /// Makes one whole shop, as the pool does, and takes it down; answers how long
+    /// each phase took.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub async fn make(&self, maker: &dyn Make) -> Result<Vec<(Phase, Duration)>, BenchError> {
+        self.fill().await?;
+        let id = self.engine.next_id();
+        let made = maker.make(&id, FirstPage::Fetched).await?;
+        self.engine.destroy(&id, Some(&made.container)).await?;
+        Ok(made.phases)
     }
 
     /// Restores `n` clones at once; all wait from the same moment.

@@ -5,6 +5,7 @@
 //! to add one: its file, a variant of [`Command`], a line in [`Invocation::run`].
 
 mod bench;
+mod bench_modes;
 mod client;
 mod doctor;
 mod exec;

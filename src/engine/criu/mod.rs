@@ -48,13 +48,16 @@ use crate::instance::{Container, EngineKind, Source};
 /// goes into 49,000 log lines.
 const LOG_LEVEL: i32 = 1;
 
+/// The level at which every step has a line.
+const LOG_LEVEL_VERBOSE: i32 = 4;
+
 /// How many wait ahead for each golden: a visitor and the one right behind; a
 /// burst of more is bound by the restores themselves. Each costs 3 MB. They
 /// count among SLOTS_AHEAD.
 const LOADED_AHEAD: usize = 2;
 
 /// The log's name in the clone's CRIU directory.
-const LOG_FILE: &str = "restore.log";
+pub const LOG_FILE: &str = "restore.log";
 
 /// The name CRIU's images give to a network namespace crun declared external.
 const EXTERNAL_NETNS: &str = "extRootNetNS";
@@ -151,6 +154,7 @@ fn io_at(step: &'static str) -> impl FnOnce(io::Error) -> RestoreError {
 /// The driver.
 pub struct CriuEngine {
     source: RestoreSource,
+    log_level: i32,
     images: OwnedFd,
     slots: Arc<Slots>,
     ahead: Ahead,
@@ -171,7 +175,20 @@ impl CriuEngine {
     /// When the images cannot be opened.
     pub fn new(source: RestoreSource, slots: Arc<Slots>) -> io::Result<Self> {
         let images = OwnedFd::from(File::open(&source.images)?);
-        Ok(Self { source, images, slots, ahead: Ahead::default(), filling: tokio::sync::Mutex::default() })
+        Ok(Self {
+            source,
+            log_level: LOG_LEVEL,
+            images,
+            slots,
+            ahead: Ahead::default(),
+            filling: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Has CRIU say what it does and when; slow, for the bench's trace.
+    #[must_use]
+    pub fn verbose(self) -> Self {
+        Self { log_level: LOG_LEVEL_VERBOSE, ..self }
     }
 
     /// Starts CRIU in a slot; the slot is removed when that fails.
@@ -201,7 +218,7 @@ impl CriuEngine {
         let request = client.restore(Options {
             images_dir_fd: self.images.as_raw_fd(),
             work_dir_fd: Some(work_dir.as_raw_fd()),
-            log_level: Some(LOG_LEVEL),
+            log_level: Some(self.log_level),
             log_file: Some(LOG_FILE.into()),
             root: Some(slot.dirs.root.display().to_string()),
             external,
