@@ -52,39 +52,39 @@ pub const PAGE: usize = 4096;
 pub struct Mm {
     /// Bounds of code, data, stack, heap, arguments and environment.
     #[prost(uint64, required, tag = "1")]
-    start_code: u64,
+    pub(crate) start_code: u64,
     #[prost(uint64, required, tag = "2")]
-    end_code: u64,
+    pub(crate) end_code: u64,
     #[prost(uint64, required, tag = "3")]
-    start_data: u64,
+    pub(crate) start_data: u64,
     #[prost(uint64, required, tag = "4")]
-    end_data: u64,
+    pub(crate) end_data: u64,
     #[prost(uint64, required, tag = "5")]
-    start_stack: u64,
+    pub(crate) start_stack: u64,
     #[prost(uint64, required, tag = "6")]
-    start_brk: u64,
+    pub(crate) start_brk: u64,
     #[prost(uint64, required, tag = "7")]
-    brk: u64,
+    pub(crate) brk: u64,
     #[prost(uint64, required, tag = "8")]
-    arg_start: u64,
+    pub(crate) arg_start: u64,
     #[prost(uint64, required, tag = "9")]
-    arg_end: u64,
+    pub(crate) arg_end: u64,
     #[prost(uint64, required, tag = "10")]
-    env_start: u64,
+    pub(crate) env_start: u64,
     #[prost(uint64, required, tag = "11")]
-    env_end: u64,
+    pub(crate) env_end: u64,
     /// The program, by its id in `files.img`.
     #[prost(uint32, required, tag = "12")]
     pub exe_file_id: u32,
     #[prost(uint64, repeated, packed = "false", tag = "13")]
-    saved_auxv: Vec<u64>,
+    pub(crate) saved_auxv: Vec<u64>,
     /// Its areas, sorted.
     #[prost(message, repeated, tag = "14")]
     pub vmas: Vec<Vma>,
     #[prost(int32, optional, tag = "15")]
-    dumpable: Option<i32>,
+    pub(crate) dumpable: Option<i32>,
     #[prost(bool, optional, tag = "17")]
-    thp_disabled: Option<bool>,
+    pub(crate) thp_disabled: Option<bool>,
 }
 
 /// `vma_entry`: one area of a process's memory.
@@ -103,7 +103,7 @@ pub struct Vma {
     #[prost(uint64, required, tag = "4")]
     pub shmid: u64,
     #[prost(uint32, required, tag = "5")]
-    prot: u32,
+    pub(crate) prot: u32,
     /// `MAP_*`.
     #[prost(uint32, required, tag = "6")]
     pub flags: u32,
@@ -111,7 +111,7 @@ pub struct Vma {
     #[prost(uint32, required, tag = "7")]
     pub status: u32,
     #[prost(sint64, required, tag = "8")]
-    fd: i64,
+    pub(crate) fd: i64,
     /// One bit for each `MADV_*` in force.
     #[prost(uint64, optional, tag = "9")]
     pub madv: Option<u64>,

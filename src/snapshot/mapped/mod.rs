@@ -41,11 +41,8 @@ use crate::host::facts;
 const DIR: &str = ".memory";
 
 /// Bytes of a file for each area, however long it is: what is not written is a
-/// hole, so an area that grows finds zeros. Far more than a clone may have.
-const ROOM: u64 = 64 << 30;
-
-/// Half of the 16 TiB that an ext4 file may have; goldens' programs have 20.
-const AREAS_MAX: usize = 128;
+/// hole, so an area that grows finds zeros. As much as a clone may have in all.
+const ROOM: u64 = 1 << 30;
 
 /// For moving pages.
 const BUFFER: usize = 1 << 20;
@@ -280,7 +277,7 @@ fn move_private(images: &Path, process: &mut Process, id: u32, to: &Path) -> io:
     }
     let mut places = BTreeMap::<usize, u64>::new();
     for (at, vma) in process.mm.vmas.iter_mut().enumerate() {
-        if places.len() < AREAS_MAX && may_be_mapped(vma, present.get(&at).copied().unwrap_or(0)) {
+        if may_be_mapped(vma, present.get(&at).copied().unwrap_or(0)) {
             let place = places.len() as u64 * ROOM;
             places.insert(at, place.wrapping_sub(vma.start));
             vma.status = vma.status & !ANON_PRIVATE | FILE_PRIVATE;
@@ -326,7 +323,7 @@ fn may_be_mapped(vma: &Vma, present: u64) -> bool {
     kind && vma.status & REGULAR != 0
         && vma.flags & (MAP_GROWSDOWN | MAP_NORESERVE | MAP_HUGETLB) == 0
         && vma.madv.unwrap_or(0) & !ADVICE == 0
-        && vma.length() <= ROOM
+        && vma.length() <= ROOM / 2
         && present >= PAGES_MIN
 }
 
