@@ -7,6 +7,7 @@
 //! the clock starts; taking down is not measured. Iterations of one way follow
 //! each other; nothing else runs.
 
+pub mod memory;
 pub mod podman;
 pub mod report;
 pub mod restore;

@@ -37,6 +37,9 @@ pub(super) struct Bench {
     /// Which clones of a growing crowd are shown; 0 leaves this part out
     #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 50])]
     nth: Vec<usize>,
+    /// How many clones are measured for the memory and disk they take; 0 leaves this part out
+    #[arg(long, default_value_t = 4)]
+    memory: usize,
 }
 
 impl Bench {
@@ -85,6 +88,7 @@ impl Bench {
             ways: Vec::new(),
             concurrent: Vec::new(),
             nth: Vec::new(),
+            footprints: Vec::new(),
         };
         self.stock(&golden, config, ways, &mut report, say).await?;
         if let Ok(maker) = &golden.runtime.restore {
@@ -186,6 +190,10 @@ impl Bench {
         if !numbers.is_empty() {
             say("a growing crowd of clones");
             report.nth = direct.nth(&numbers).await?;
+        }
+        if self.memory > 0 {
+            say(&format!("memory of {} clones", self.memory));
+            report.footprints = direct.footprints(self.memory).await?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ pub mod devices;
 pub mod enter;
 pub mod facts;
 pub mod firewall;
+pub mod memory;
 pub mod mounts;
 pub mod net;
 pub mod process;
