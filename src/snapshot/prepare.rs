@@ -217,8 +217,8 @@ fn unpack(archives: &Path, manifest: &Manifest, to: &Path) -> Result<(), Prepare
     }
     let programs = &manifest.recipe.run.mapped_memory;
     let images = to.join(IMAGES);
-    let mapped =
-        mapped::map_memory(&images, &upper, programs).map_err(at("rewrite the images in", &images))?;
+    let mapped = mapped::map_memory(&images, &upper, &manifest.id, programs)
+        .map_err(at("rewrite the images in", &images))?;
     tracing::debug!(private = mapped.private, shared = mapped.shared, "pages that clones map");
     let path = to.join("manifest.json");
     std::fs::write(&path, manifest.to_bytes()).map_err(at("write", &path))

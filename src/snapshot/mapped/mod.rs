@@ -2,7 +2,7 @@
 //!
 //! CRIU gives each clone a copy of every page. Here, once for a prepared
 //! snapshot, pages move from CRIU's images into files that the images then name
-//! as what is mapped there, below [`DIR`] in the clone's root:
+//! as what is mapped there, in `/.memory/<snapshot id>` of the clone's root:
 //!
 //! ```text
 //! private memory   <pid>         of the lower layer, mapped privately: all clones use the same
@@ -36,8 +36,10 @@ use crate::engine::criu::images::{
     PAGE, PAGEMAP_MAGIC, REGULAR, RegularFile, Run, Vma, append, area, empty, messages, page_map, whole,
 };
 use crate::host::facts;
+use crate::id::SnapshotId;
 
-/// Where the files are, in the clone's root; root's alone.
+/// Where the files are, in the clone's root; root's alone. Each snapshot has a
+/// directory there, so that none hides what memory of another is mapped from.
 const DIR: &str = ".memory";
 
 /// Bytes of a file for each area, however long it is: what is not written is a
@@ -82,7 +84,12 @@ pub(super) struct Mapped {
 ///
 /// # Errors
 /// When the images or files cannot be read or written; both are then unfit.
-pub(super) fn map_memory(images: &Path, root: &Path, programs: &[String]) -> io::Result<Mapped> {
+pub(super) fn map_memory(
+    images: &Path,
+    root: &Path,
+    id: &SnapshotId,
+    programs: &[String],
+) -> io::Result<Mapped> {
     let mut mapped = Mapped::default();
     let bytes = fs::read(images.join("files.img"))?;
     let Some(raw) = messages(&bytes, FILES_MAGIC)? else { return Ok(mapped) };
@@ -95,16 +102,18 @@ pub(super) fn map_memory(images: &Path, root: &Path, programs: &[String]) -> io:
     if rustix::param::page_size() != PAGE {
         return Ok(mapped);
     }
-    let dir = root.join(DIR);
-    fs::DirBuilder::new().mode(0o700).create(&dir)?;
+    let dir = root.join(DIR).join(id.as_str());
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+    let entry =
+        |file, name: &str, flags| FileEntry::of_path(file, format!("/{DIR}/{id}/{name}"), flags, mnt_id);
     let mut shared = BTreeSet::new();
     if has_reflink(&dir)? {
         for inode in anonymous_shared(images)? {
             let name = format!("shared-{}", inode.shmid);
             let Some(pages) = move_shared(images, &inode, &dir.join(&name))? else { continue };
-            for id in files.of_inode(inode.inode_id) {
-                files.put(entry(id, &name, READ_WRITE, mnt_id));
-                shared.insert(u64::from(id));
+            for file in files.of_inode(inode.inode_id) {
+                files.put(entry(file, &name, READ_WRITE));
+                shared.insert(u64::from(file));
             }
             mapped.shared += pages;
         }
@@ -117,10 +126,10 @@ pub(super) fn map_memory(images: &Path, root: &Path, programs: &[String]) -> io:
         }
         let name = files.program(&process).and_then(|file| file.name.rsplit('/').next()).unwrap_or_default();
         if programs.iter().any(|program| program == name) {
-            let (id, name) = (files.unused_id(), process.pid.to_string());
-            let pages = move_private(images, &mut process, id, &dir.join(&name))?;
+            let (file, name) = (files.unused_id(), process.pid.to_string());
+            let pages = move_private(images, &mut process, file, &dir.join(&name))?;
             if pages > 0 {
-                files.put(entry(id, &name, READ, mnt_id));
+                files.put(entry(file, &name, READ));
                 mapped.private += pages;
             }
         }
@@ -195,10 +204,6 @@ impl Files {
         self.0.iter().for_each(|(_, bytes)| append(&mut image, bytes));
         image
     }
-}
-
-fn entry(id: u32, name: &str, flags: u32, mnt_id: i32) -> FileEntry {
-    FileEntry::of_path(id, format!("/{DIR}/{name}"), flags, mnt_id)
 }
 
 fn has_reflink(dir: &Path) -> io::Result<bool> {

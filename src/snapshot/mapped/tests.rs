@@ -3,6 +3,10 @@ use crate::engine::criu::images::{FILE_SHARED, Head, MemfdFile};
 
 const START: u64 = 0x10000;
 
+fn id() -> SnapshotId {
+    "shop-20260101t000000z-0001".parse().unwrap()
+}
+
 /// One process, `program`: areas of private memory (20 pages in the image of
 /// 32, each filled with `7`), of a glibc arena and of a library's data, and 300
 /// pages of shared memory, filled with `9`.
@@ -74,17 +78,20 @@ fn what_moves_is_mapped_where_it_was_and_the_rest_is_still_copied() {
     let (images, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let page = PAGE as u64;
     sample(images.path(), "mariadbd");
-    let mapped = map_memory(images.path(), root.path(), &["mariadbd".into()]).unwrap();
+    let mapped = map_memory(images.path(), root.path(), &id(), &["mariadbd".into()]).unwrap();
     assert_eq!(mapped.private, 40, "the memory, and the data that is here as a whole");
     let [memory, arena, data, part, _] = areas(images.path()).try_into().unwrap();
     for moved in [&memory, &data] {
         assert_eq!((moved.status, moved.flags), (REGULAR | FILE_PRIVATE, 2));
-        assert_eq!(file_name(images.path(), moved.shmid).as_deref(), Some("/.memory/3"));
+        assert_eq!(
+            file_name(images.path(), moved.shmid).as_deref(),
+            Some("/.memory/shop-20260101t000000z-0001/3")
+        );
     }
     assert_eq!((memory.pgoff, data.pgoff), (0, ROOM), "each has room to grow");
     assert_eq!((arena.status, part.status), (REGULAR | ANON_PRIVATE, REGULAR | FILE_PRIVATE));
     assert_eq!(part.shmid, 0);
-    let file = root.path().join(".memory/3");
+    let file = root.path().join(".memory/shop-20260101t000000z-0001/3");
     assert_eq!(bytes_at(&file, 19 * page, 2 * PAGE), [vec![7; PAGE], vec![0; PAGE]].concat());
     assert_eq!(bytes_at(&file, ROOM, PAGE), vec![7; PAGE]);
     assert_eq!(fs::metadata(&file).unwrap().len(), 2 * ROOM, "no growth leads past the end");
@@ -99,13 +106,16 @@ fn shared_memory_becomes_a_file_where_files_are_copied_by_reference_and_only_the
     let (images, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     sample(images.path(), "php-fpm8.2");
     let has = has_reflink(root.path()).unwrap();
-    let mapped = map_memory(images.path(), root.path(), &[]).unwrap();
+    let mapped = map_memory(images.path(), root.path(), &id(), &[]).unwrap();
     assert_eq!(mapped, Mapped { private: 0, shared: if has { 300 } else { 0 } });
     let area = areas(images.path()).pop().unwrap();
-    let file = root.path().join(".memory/shared-44");
+    let file = root.path().join(".memory/shop-20260101t000000z-0001/shared-44");
     if has {
         assert_eq!(area.status, REGULAR | FILE_SHARED);
-        assert_eq!(file_name(images.path(), area.shmid).as_deref(), Some("/.memory/shared-44"));
+        assert_eq!(
+            file_name(images.path(), area.shmid).as_deref(),
+            Some("/.memory/shop-20260101t000000z-0001/shared-44")
+        );
         assert_eq!(fs::metadata(&file).unwrap().len(), 0x20_0000);
         assert_eq!(bytes_at(&file, 0x10_0000 - 1, 2), [0, 9]);
     } else {
@@ -125,7 +135,7 @@ fn memory_with_something_unknown_in_it_is_left_as_it_is() {
     let message = [messages(&bytes, MM_MAGIC).unwrap().unwrap()[0], &[0xc0, 0x0c, 1]].concat();
     image(images.path(), "mm-3.img", MM_MAGIC, &[message]);
     let before = fs::read(&path).unwrap();
-    let mapped = map_memory(images.path(), root.path(), &["mariadbd".into()]).unwrap();
+    let mapped = map_memory(images.path(), root.path(), &id(), &["mariadbd".into()]).unwrap();
     assert_eq!((mapped, fs::read(&path).unwrap()), (Mapped::default(), before));
 }
 
@@ -134,5 +144,5 @@ fn images_that_are_cut_short_are_an_error() {
     let (images, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     sample(images.path(), "mariadbd");
     File::options().write(true).open(images.path().join("pages-1.img")).unwrap().set_len(9).unwrap();
-    assert!(map_memory(images.path(), root.path(), &["mariadbd".into()]).is_err());
+    assert!(map_memory(images.path(), root.path(), &id(), &["mariadbd".into()]).is_err());
 }
