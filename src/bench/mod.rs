@@ -14,6 +14,7 @@ pub mod criu_log;
 pub mod gate;
 pub mod load;
 pub mod plot;
+pub mod memory;
 pub mod podman;
 pub mod report;
 pub mod restore;

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{Timing, Way};
 use crate::engine::Phase;
+use crate::host::memory::Memory;
 
 /// Median and high percentiles, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -125,6 +126,65 @@ impl Nth {
     }
 }
 
+/// What one clone takes of the host, in the mean of all that live.
+#[derive(Debug, Clone, Serialize)]
+pub struct Footprint {
+    /// When it was looked at.
+    pub when: &'static str,
+    /// How many clones lived.
+    pub clones: usize,
+    /// All of its memory, in MiB: its share of mapped pages, and shared memory
+    /// that it has not touched.
+    pub memory_mib: f64,
+    /// Its share of mapped pages (PSS), in MiB.
+    pub pss_mib: f64,
+    /// Of it, pages that are nobody else's and on no disk.
+    pub private_dirty_mib: f64,
+    /// Pages that others have mapped too.
+    pub shared_mib: f64,
+    /// Swapped out.
+    pub swap_mib: f64,
+    /// Disk, in MiB.
+    pub disk_mib: f64,
+}
+
+impl Footprint {
+    /// Of the clones' mean and the disk for each, in bytes.
+    #[must_use]
+    pub fn of(
+        when: &'static str,
+        clones: usize,
+        mean: impl Fn(fn(&Memory) -> u64) -> f64,
+        disk: f64,
+    ) -> Self {
+        let mib = |bytes: f64| round(bytes / f64::from(1 << 20));
+        Self {
+            when,
+            clones,
+            memory_mib: mib(mean(Memory::total)),
+            pss_mib: mib(mean(|memory| memory.proportional)),
+            private_dirty_mib: mib(mean(|memory| memory.private_dirty)),
+            shared_mib: mib(mean(|memory| memory.shared)),
+            swap_mib: mib(mean(|memory| memory.swapped)),
+            disk_mib: mib(disk),
+        }
+    }
+
+    fn row(&self) -> [String; 8] {
+        let mib = |value: f64| format!("{value:.1}");
+        [
+            self.when.to_owned(),
+            self.clones.to_string(),
+            mib(self.memory_mib),
+            mib(self.pss_mib),
+            mib(self.private_dirty_mib),
+            mib(self.shared_mib),
+            mib(self.swap_mib),
+            format!("{:.2}", self.disk_mib),
+        ]
+    }
+}
+
 /// The machine measured on.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
@@ -174,6 +234,8 @@ pub struct Report {
     pub concurrent: Vec<Concurrent>,
     /// One after the other.
     pub nth: Vec<Nth>,
+    /// What they take.
+    pub footprints: Vec<Footprint>,
 }
 
 impl Report {
@@ -269,6 +331,12 @@ impl Report {
                 .collect();
             out += "\n";
             out += &table(&["clone number", "running ms", "first 200 ms"].map(str::to_owned), &rows);
+        }
+        if !self.footprints.is_empty() {
+            let head = ["a clone", "of", "memory MiB", "PSS", "private dirty", "shared", "swap", "disk MiB"];
+            let rows: Vec<[String; 8]> = self.footprints.iter().map(Footprint::row).collect();
+            out += "\n";
+            out += &table(&head.map(str::to_owned), &rows);
         }
         out
     }

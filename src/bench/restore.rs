@@ -37,7 +37,7 @@ pub struct Direct {
 type Clone = (InstanceId, Container, Timing);
 
 impl Direct {
-    async fn fill(&self) -> Result<(), BenchError> {
+    pub(super) async fn fill(&self) -> Result<(), BenchError> {
         self.engine.fill().await.map_err(|source| BenchError::Io { doing: "start CRIU ahead", source })?;
         Ok(self.slots.fill().await?)
     }
@@ -46,10 +46,15 @@ impl Direct {
         let launched = self.engine.launch(&id).await?;
         let running = begun.elapsed();
         let container = launched.container;
+        let first_200 = self.page(&container, begun).await?;
+        Ok((id, container, Timing { running, first_200 }))
+    }
+
+    /// Asks for the front page until it is there; answers the time since `begun`.
+    pub(super) async fn page(&self, container: &Container, begun: Instant) -> Result<Duration, BenchError> {
         let address = SocketAddr::from((container.address, container.port));
         let page = || probe::get(address, HOST, &self.ready.path, PAGE_DEADLINE);
-        let first_200 = until_200(begun, &self.ready.contains, page).await?;
-        Ok((id, container, Timing { running, first_200 }))
+        until_200(begun, &self.ready.contains, page).await
     }
 
     async fn end(&self, clones: &[Clone]) -> Result<(), BenchError> {

@@ -53,6 +53,9 @@ pub(super) struct Bench {
     against: Option<PathBuf>,
     #[command(flatten)]
     load: Load,
+    /// How many clones are measured for the memory and disk they take; 0 leaves this part out
+    #[arg(long, default_value_t = 4)]
+    memory: usize,
 }
 
 impl Bench {
@@ -121,6 +124,7 @@ impl Bench {
             phases: Vec::new(),
             concurrent: Vec::new(),
             nth: Vec::new(),
+            footprints: Vec::new(),
         };
         self.stock(&golden, config, ways, &mut report, say).await?;
         if let Ok(maker) = &golden.runtime.restore {
@@ -231,6 +235,10 @@ impl Bench {
         if !numbers.is_empty() {
             say("a growing crowd of clones");
             report.nth = direct.nth(&numbers).await?;
+        }
+        if self.memory > 0 {
+            say(&format!("memory of {} clones", self.memory));
+            report.footprints = direct.footprints(self.memory).await?;
         }
         Ok(())
     }

@@ -232,7 +232,7 @@ fn state_dir(wanted: &Path) -> Result<StateDir, String> {
     Ok(StateDir {
         kind: file_system(existing).map_err(|error| at(&error))?,
         overlay: overlay(dir.path()).map_err(|error| error.to_string()),
-        reflink: reflink(dir.path()).map_err(|error| error.to_string()),
+        reflink: facts::reflink(dir.path()).map_err(|error| error.to_string()),
         free: space.f_bavail * space.f_frsize,
     })
 }
@@ -281,13 +281,6 @@ fn overlay(dir: &Path) -> io::Result<()> {
     } else {
         Err(io::Error::other("a change does not stay in the upper directory"))
     }
-}
-
-fn reflink(dir: &Path) -> io::Result<()> {
-    // A block and more: some file systems keep smaller files where they cannot be shared.
-    std::fs::write(dir.join("from"), [7; 64 * 1024])?;
-    let (from, to) = (File::open(dir.join("from"))?, File::create(dir.join("to"))?);
-    Ok(rustix::fs::ioctl_ficlone(&to, &from)?)
 }
 
 fn bridge(name: &str) -> Bridge {

@@ -113,6 +113,11 @@ pub struct Run {
     /// Fragments of command lines that must be gone before the checkpoint.
     #[serde(default)]
     pub processes: Vec<String>,
+    /// Programs whose private memory clones map from files instead of copying
+    /// it, such as `mariadbd`. They must not rely on memory being zero that
+    /// they gave back by `MADV_DONTNEED`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mapped_memory: Vec<String>,
 }
 
 /// When the shop counts as up.
@@ -361,6 +366,9 @@ impl Recipe {
             if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
                 return Err(format!("{path} is not an absolute path without .."));
             }
+        }
+        if let Some(name) = run.mapped_memory.iter().find(|name| name.is_empty() || name.contains('/')) {
+            return Err(format!("run.mapped_memory has {name:?}, which is not a program's file name"));
         }
         self.check_numbers()
     }

@@ -11,6 +11,7 @@ mod disk;
 pub mod enter;
 pub mod facts;
 pub mod firewall;
+pub mod memory;
 pub mod mounts;
 pub mod net;
 mod netns;

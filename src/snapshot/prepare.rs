@@ -1,7 +1,7 @@
 //! Making a snapshot ready to be restored: unpacked once, used by every clone.
 //!
 //! Steps: check the host, flatten the image, verify and unpack the archives,
-//! write the manifest. Each directory appears by one rename; what begins with
+//! move memory to where clones map it, write the manifest. Each directory appears by one rename; what begins with
 //! `.new-` is a former prepare's, removed by the next one. Called by `serve`
 //! and `bench` at start.
 
@@ -18,6 +18,7 @@ use super::archive::{self, ArchiveError};
 use super::catalog::{Catalog, CatalogError};
 use super::compat::{self, Incompatible};
 use super::manifest::{DATABASE_ARCHIVE, FILES_ARCHIVE, HostFacts, MEMORY_ARCHIVE, Manifest};
+use super::mapped;
 use crate::config::{DatabaseMode, units};
 use crate::engine::criu::{self, RestoreSource, plan};
 use crate::engine::podman::cli::{self, PodmanError};
@@ -214,6 +215,11 @@ fn unpack(archives: &Path, manifest: &Manifest, to: &Path) -> Result<(), Prepare
         };
         archive::unpack(&archives.join(name), expected, into).map_err(archived)?;
     }
+    let programs = &manifest.recipe.run.mapped_memory;
+    let images = to.join(IMAGES);
+    let mapped = mapped::map_memory(&images, &upper, &manifest.id, programs)
+        .map_err(at("rewrite the images in", &images))?;
+    tracing::debug!(private = mapped.private, shared = mapped.shared, "pages that clones map");
     let path = to.join("manifest.json");
     std::fs::write(&path, manifest.to_bytes()).map_err(at("write", &path))?;
     sync(to)

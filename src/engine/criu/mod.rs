@@ -13,6 +13,7 @@
 //! the clone's files are its overlay upper; all its processes are in its
 //! cgroup; nothing of it is mounted on the host.
 
+pub mod images;
 mod loaded;
 pub mod log;
 pub mod plan;
