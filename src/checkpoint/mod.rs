@@ -9,7 +9,8 @@
 //! warm        the recipe's pages and commands                           (nothing to undo)
 //! quiesce     idle workers gone, the recipe's commands, no connection   (nothing to undo)
 //! checkpoint  `podman container checkpoint`, which stops it             undo: podman rm
-//! collect     zero pages left out; CRIU's images, spec and overlay upper into archives       undo: remove them
+//! collect     zero pages left out, large memory moved to a file that clones share;
+//!             CRIU's images, spec and overlay upper into archives       undo: remove them
 //! publish     manifest, sync, rename                                    (the end)
 //! ```
 //!
@@ -21,6 +22,7 @@
 //! removed by the next.
 
 pub mod golden;
+mod share;
 mod zero;
 
 use std::io;
@@ -178,6 +180,7 @@ async fn boot_and_collect(
     let result = match frozen.await {
         Ok(mut frozen) => {
             frozen.dump = scratch.map(|_| dump.clone());
+            frozen.unshare_memory = recipe.run.unshare_memory;
             collect(frozen, dir, say).await
         }
         Err(error) => Err(error),
@@ -197,6 +200,8 @@ struct Frozen {
     spec: PathBuf,
     upper: PathBuf,
     root_mode: u32,
+    /// Whether its shared memory may become private.
+    unshare_memory: bool,
     /// Its database as SQL, if it was on a shared server.
     dump: Option<PathBuf>,
 }
@@ -221,7 +226,7 @@ async fn freeze(golden: &Golden, say: &(dyn Fn(&str) + Sync)) -> Result<Frozen, 
         CheckpointError::Freeze { log, source }
     })?;
     let images = userdata.join("checkpoint");
-    Ok(Frozen { images, spec, upper, root_mode, dump: None })
+    Ok(Frozen { images, spec, upper, root_mode, unshare_memory: false, dump: None })
 }
 
 type Archives = std::collections::BTreeMap<String, crate::snapshot::manifest::Archive>;
@@ -235,6 +240,7 @@ async fn collect(
     let dir = dir.to_owned();
     let packing = tokio::task::spawn_blocking(move || {
         zero::leave_out(&frozen.images)
+            .and_then(|_| share::take_out(&frozen.images, &frozen.upper, frozen.unshare_memory))
             .map_err(|source| CheckpointError::Io { path: frozen.images.clone(), source })?;
         let memory = [(prepare::IMAGES, frozen.images.as_path()), (prepare::SPEC, frozen.spec.as_path())];
         let files = [("", frozen.upper.as_path())];

@@ -192,6 +192,10 @@ fn pack_entry<W: Write>(
             }
         }
     }
+    if metadata.blocks() * 512 < metadata.len() {
+        // With holes, which stay holes.
+        return builder.append_file(shown, &mut File::open(from)?);
+    }
     // The file may grow while it is read (a log): take what its header says.
     let content = File::open(from)?.take(metadata.len());
     builder.append_data(&mut header, shown, content)

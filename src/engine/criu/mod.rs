@@ -13,6 +13,7 @@
 //! the clone's files are its overlay upper; all its processes are in its
 //! cgroup; nothing of it is mounted on the host.
 
+pub(crate) mod image;
 mod loaded;
 pub mod log;
 pub mod plan;
