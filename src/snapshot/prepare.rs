@@ -19,7 +19,7 @@ use super::catalog::{Catalog, CatalogError};
 use super::compat::{self, Incompatible};
 use super::manifest::{DATABASE_ARCHIVE, FILES_ARCHIVE, HostFacts, MEMORY_ARCHIVE, Manifest};
 use crate::config::{DatabaseMode, units};
-use crate::engine::criu::{self, RestoreSource, plan};
+use crate::engine::criu::{self, RestoreSource, image, plan};
 use crate::engine::podman::cli::{self, PodmanError};
 use crate::error::ErrorKind;
 use crate::host::cgroup::Limits;
@@ -268,9 +268,13 @@ fn restore_source(
     let spec = std::fs::read(&path).and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from));
     let spec = spec.map_err(at("read", &path))?;
     let run = &manifest.recipe.run;
+    let images = dir.join(IMAGES);
+    let mut written = image::written(&images).map_err(at("read", &images))?;
+    written.extend(manifest.recipe.personalize.files.iter().map(|file| file.path.clone()));
     Ok(RestoreSource {
         snapshot: manifest.id.clone(),
-        images: dir.join(IMAGES),
+        images,
+        written,
         lowers: vec![dir.join("upper"), image],
         root_mode: manifest.root_mode,
         externals: plan::externals(&spec, |path| Path::new(path).is_dir()),

@@ -186,6 +186,18 @@ pub(crate) fn files(image: &[u8]) -> io::Result<Option<Vec<Entry>>> {
     Ok(Some(messages.into_iter().map(Entry::decode).collect::<Result<_, _>>()?))
 }
 
+/// Which files a restore in `dir` opens for writing: on an overlay each is copied
+/// up by that.
+///
+/// # Errors
+/// When the image cannot be read.
+pub(crate) fn written(dir: &Path) -> io::Result<Vec<String>> {
+    let write = (libc::O_WRONLY | libc::O_RDWR).cast_unsigned();
+    let entries = files(&std::fs::read(dir.join("files.img"))?)?.unwrap_or_default();
+    let regular = entries.into_iter().filter_map(|entry| entry.regular);
+    Ok(regular.filter(|file| file.flags & write != 0).map(|file| file.name).collect())
+}
+
 /// Splits an image into its messages; none when its magic is another one.
 pub(crate) fn messages(bytes: &[u8], magic: u32) -> io::Result<Option<Vec<&[u8]>>> {
     let truncated = || io::Error::from(io::ErrorKind::UnexpectedEof);
