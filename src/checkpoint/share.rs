@@ -24,12 +24,9 @@ use std::path::{Path, PathBuf};
 use prost::Message as _;
 
 use crate::engine::criu::image::{
-    self, ANON_PRIVATE, Entry, KIND_MEMFD, KIND_REGULAR, MEMFD_INODE_MAGIC, MM_MAGIC, MemfdInode, Mm, Owner,
-    PAGE, Pages, Regular, Vma, begin, messages, push,
+    self, ANON_PRIVATE, Entry, KIND_MEMFD, KIND_REGULAR, MEMFD_INODE_MAGIC, MEMORY, MM_MAGIC, MemfdInode, Mm,
+    Owner, PAGE, Pages, Regular, Vma, begin, messages, push,
 };
-
-/// Where the memory is among the golden's files; root's alone.
-const FILE: &str = "/.golden-memory";
 
 /// A region with less in it is not worth a mapping and its faults.
 const WORTH: u64 = 1 << 20;
@@ -71,7 +68,7 @@ pub(super) fn take_out(dir: &Path, upper: &Path, unshare: bool) -> io::Result<us
     let id = entries.iter().map(|entry| entry.id).max().unwrap_or(0) + 1;
     let segments = if unshare { segments(dir, &entries, &processes)? } else { HashMap::new() };
 
-    let file = File::create(upper.join(FILE.trim_start_matches('/')))?;
+    let file = File::create(upper.join(MEMORY.trim_start_matches('/')))?;
     file.set_permissions(Permissions::from_mode(0o600))?;
     let mut memory = Memory { file, id, size: 0 };
     let mut regions = 0;
@@ -90,7 +87,7 @@ pub(super) fn take_out(dir: &Path, upper: &Path, unshare: bool) -> io::Result<us
         flags: libc::O_RDONLY.cast_unsigned(),
         position: 0,
         owner: Owner::default(),
-        name: FILE.to_owned(),
+        name: MEMORY.to_owned(),
         mount,
         size: Some(memory.size),
     };
@@ -327,8 +324,8 @@ mod tests {
         let vmas = mappings(dir.path());
         let entries = image::files(&std::fs::read(dir.path().join("files.img")).unwrap()).unwrap().unwrap();
         let file = entries.last().unwrap().regular.clone().unwrap();
-        assert_eq!((file.name.as_str(), file.mount, file.size), (FILE, Some(33), Some(4 << 20)));
-        let memory = std::fs::read(upper.join(FILE.trim_start_matches('/'))).unwrap();
+        assert_eq!((file.name.as_str(), file.mount, file.size), (MEMORY, Some(33), Some(4 << 20)));
+        let memory = std::fs::read(upper.join(MEMORY.trim_start_matches('/'))).unwrap();
         for (at, (offset, first, filled)) in [(0, (0, 1, 1)), (2, (2 << 20, 2, 2))] {
             let vma = &vmas[at];
             assert_eq!((vma.backing, vma.offset), (file.id.into(), offset));

@@ -19,6 +19,9 @@ pub(crate) const PAGEMAP_MAGIC: u32 = 0x5608_4025;
 const FILES_MAGIC: u32 = 0x5630_3138;
 pub(crate) const MEMFD_INODE_MAGIC: u32 = 0x4845_3499;
 
+/// Where the golden's large memory lies among its files; root's alone.
+pub(crate) const MEMORY: &str = "/.golden-memory";
+
 /// `VMA_ANON_PRIVATE` of CRIU's image.h.
 pub(crate) const ANON_PRIVATE: u32 = 1 << 9;
 /// `VMA_AREA_AIORING`: anonymous to look at, but the kernel's own.
