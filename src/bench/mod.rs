@@ -13,8 +13,8 @@
 pub mod criu_log;
 pub mod gate;
 pub mod load;
-pub mod plot;
 pub mod memory;
+pub mod plot;
 pub mod podman;
 pub mod report;
 pub mod restore;

@@ -137,9 +137,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         sample(dir.path(), &[0, 1]);
         for (vaddr, pages) in [(0xffff_ffff_ffff_f000, 2), (0x10000, u64::MAX)] {
-            let mut map = image(PAGEMAP_MAGIC);
-            write_message(&mut map, &Head { pages_id: 7 });
-            write_message(&mut map, &Run { nr_pages: Some(pages), ..run(vaddr, 2) });
+            let mut map = empty(PAGEMAP_MAGIC);
+            append(&mut map, &Head { pages_id: 7 }.encode_to_vec());
+            append(&mut map, &Run { nr_pages: Some(pages), ..Run::sample(vaddr, 2) }.encode_to_vec());
             std::fs::write(dir.path().join("pagemap-3.img"), map).unwrap();
             assert_eq!(leave_out(dir.path()).unwrap_err().kind(), io::ErrorKind::InvalidData);
         }

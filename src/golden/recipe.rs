@@ -107,6 +107,11 @@ pub struct Run {
     pub database_user: Option<String>,
     /// A program inside that moves the database, for `DATABASE_MODE=shared`.
     pub database_program: Option<String>,
+    /// Whether memory that its programs share with what they start later (an
+    /// opcode cache) may become each one's own in a clone. It then lies in the
+    /// host's memory once for all clones, but for what they write to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unshare_memory: bool,
     /// Log files inside, shown by `demo-multiplexer logs`.
     #[serde(default)]
     pub logs: Vec<String>,

@@ -1,13 +1,14 @@
 //! CRIU's image files, as far as this program rewrites them before a restore.
 //!
 //! Used by the checkpoint, which leaves zero pages out, and by prepare, which
-//! has clones map what they would copy. Forms: CRIU's `images/{mm,vma,pagemap,
+//! has clones map what they would copy, and asks what they open for writing. Forms: CRIU's `images/{mm,vma,pagemap,
 //! fdinfo,regfile,fown,memfd}.proto`, `image.h` and `magic.h`; numbers in them
 //! are kept stable. An image is two magic words and messages, each behind its
 //! length. Whoever writes a message anew first makes sure with [`whole`] that
 //! nothing in it is unknown here, and else leaves the image as it is.
 
 use std::io;
+use std::path::Path;
 
 use prost::Message;
 
@@ -143,13 +144,13 @@ pub struct Run {
     #[prost(uint64, required, tag = "1")]
     pub vaddr: u64,
     #[prost(uint32, required, tag = "2")]
-    compat_nr_pages: u32,
+    pub(crate) compat_nr_pages: u32,
     #[prost(bool, optional, tag = "3")]
-    in_parent: Option<bool>,
+    pub(crate) in_parent: Option<bool>,
     #[prost(uint32, optional, tag = "4")]
-    flags: Option<u32>,
+    pub(crate) flags: Option<u32>,
     #[prost(uint64, optional, tag = "5")]
-    nr_pages: Option<u64>,
+    pub(crate) nr_pages: Option<u64>,
 }
 
 impl Run {
@@ -157,6 +158,11 @@ impl Run {
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.nr_pages.unwrap_or_else(|| self.compat_nr_pages.into())
+    }
+
+    /// The address after its last page; none outside the address space.
+    fn end(&self) -> Option<u64> {
+        self.pages().checked_mul(PAGE as u64).and_then(|bytes| self.vaddr.checked_add(bytes))
     }
 
     /// The same kind of run for `pages` pages from its page `from` on.
@@ -285,6 +291,22 @@ pub struct MemfdInode {
     pub inode_id: u64,
 }
 
+/// Files that processes have open for writing, by their paths inside.
+///
+/// # Errors
+/// When `files.img` in `dir` cannot be read.
+pub fn written(dir: &Path) -> io::Result<Vec<String>> {
+    let bytes = std::fs::read(dir.join("files.img"))?;
+    let entries = messages(&bytes, FILES_MAGIC)?.unwrap_or_default();
+    let write = (libc::O_WRONLY | libc::O_RDWR).cast_unsigned();
+    let mut paths = Vec::new();
+    for entry in entries {
+        let regular = FileEntry::decode(entry)?.regular;
+        paths.extend(regular.filter(|file| file.flags & write != 0).map(|file| file.name));
+    }
+    Ok(paths)
+}
+
 /// An image with that magic and nothing in it yet.
 #[must_use]
 pub fn empty(magic: u32) -> Vec<u8> {
@@ -323,13 +345,16 @@ pub fn append(image: &mut Vec<u8>, message: &[u8]) {
 /// A page map: where its pages are, and which.
 ///
 /// # Errors
-/// When a message cannot be read. None when it is no page map, or when not all
+/// When a message cannot be read, or makes no sense. None when it is no page map, or when not all
 /// its pages are in its own pages file.
 pub fn page_map(bytes: &[u8]) -> io::Result<Option<(Head, Vec<Run>)>> {
     let Some(messages) = messages(bytes, PAGEMAP_MAGIC)? else { return Ok(None) };
     let Some((head, runs)) = messages.split_first() else { return Ok(None) };
     let head = Head::decode(*head)?;
     let runs = runs.iter().map(|run| Run::decode(*run)).collect::<Result<Vec<_>, _>>()?;
+    if runs.iter().any(|run| run.end().is_none()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a run of pages leaves the address space"));
+    }
     Ok(runs.iter().all(Run::is_here).then_some((head, runs)))
 }
 

@@ -72,6 +72,9 @@ pub struct RestoreSource {
     pub images: PathBuf,
     /// Lower directories of a clone's root, the top one first.
     pub lowers: Vec<PathBuf>,
+    /// Files of the root that each clone has a copy of its own of soon: those that
+    /// CRIU opens for writing, and those that personalizing writes.
+    pub written: Vec<String>,
     /// Permission bits of the root directory: CRIU insists on the golden's.
     pub root_mode: u32,
     /// Mounts that CRIU must be told about.
@@ -157,6 +160,7 @@ pub struct CriuEngine {
     source: RestoreSource,
     log_level: i32,
     images: OwnedFd,
+    written: Arc<[String]>,
     slots: Arc<Slots>,
     ahead: Ahead,
     /// One filling at a time.
@@ -176,10 +180,12 @@ impl CriuEngine {
     /// When the images cannot be opened.
     pub fn new(source: RestoreSource, slots: Arc<Slots>) -> io::Result<Self> {
         let images = OwnedFd::from(File::open(&source.images)?);
+        let written = source.written.clone().into();
         Ok(Self {
             source,
             log_level: LOG_LEVEL,
             images,
+            written,
             slots,
             ahead: Ahead::default(),
             filling: tokio::sync::Mutex::default(),
@@ -327,7 +333,11 @@ impl ContainerEngine for CriuEngine {
         while self.ahead.len() < LOADED_AHEAD.min(self.slots.ahead()) {
             let slot = self.slots.take_held().await.map_err(io::Error::other)?;
             let id = slot.id.clone();
-            match self.load(slot) {
+            let loaded = match self.load(slot) {
+                Ok(loaded) => loaded.with_files(Arc::clone(&self.written)).await,
+                Err(error) => Err(error),
+            };
+            match loaded {
                 Ok(loaded) => self.ahead.put(loaded),
                 Err(error) => {
                     self.slots.release_hold(&id);

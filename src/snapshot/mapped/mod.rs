@@ -5,25 +5,28 @@
 //! as what is mapped there, in `/.memory/<snapshot id>` of the clone's root:
 //!
 //! ```text
-//! private memory   <pid>         of the lower layer, mapped privately: all clones use the same
-//!                                pages of the page cache, and copy one when they write to it
-//! shared memory    shared-<id>   mapped shared: opened for writing, so each clone has its own copy
-//!                                by reflink, read from the disk as far as it is used
+//! private memory   <pid>         mapped privately: all clones use the same pages of the page cache,
+//!                                and copy one when they write to it
+//! shared memory    shared-<id>   the same, where the recipe says that each process may have its own
 //! ```
 //!
 //! A restore copies next to nothing, and a clone takes the memory that it uses.
 //!
-//! Two things differ for the program. Memory given back by `MADV_DONTNEED` is
+//! Some things differ for the program. Memory given back by `MADV_DONTNEED` is
 //! not zero afterwards but as it was in the golden; so only programs are done
 //! that the recipe names in `run.mapped_memory`, and of them not the arenas
-//! that glibc makes for further threads, which it gives back that way. And an
-//! area that grows by `mremap` grows into its file: hence [`ROOM`].
+//! that glibc makes for further threads, which it gives back that way. An
+//! area that grows by `mremap` grows into its file: hence [`ROOM`]. And memory
+//! that was shared (`run.unshare_memory`) is no longer: what a process writes
+//! there, those see that it forks later, and no others.
 //!
-//! Shared memory needs reflink, or each clone would copy the whole file. An
-//! image that is not understood is left as it is. Called by prepare on a
+//! Mapping shared memory from a file that each clone has a reference copy of was
+//! tried: each clone then read it from the disk, the first page came 0.1 s later.
+//!
+//! An image that is not understood is left as it is. Called by prepare on a
 //! directory that nobody uses yet; after an error it is thrown away.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -32,15 +35,15 @@ use std::path::Path;
 use prost::Message as _;
 
 use crate::engine::criu::images::{
-    ANON_PRIVATE, FILE_PRIVATE, FILES_MAGIC, FileEntry, HEAP, MEMFD, MEMFD_MAGIC, MM_MAGIC, MemfdInode, Mm,
-    PAGE, PAGEMAP_MAGIC, REGULAR, RegularFile, Run, Vma, append, area, empty, messages, page_map, whole,
+    ANON_PRIVATE, FILE_PRIVATE, FILE_SHARED, FILES_MAGIC, FileEntry, HEAP, MEMFD, MEMFD_MAGIC, MM_MAGIC,
+    MemfdInode, Mm, PAGE, PAGEMAP_MAGIC, REGULAR, RegularFile, Run, Vma, append, area, empty, messages,
+    page_map, whole,
 };
-use crate::host::facts;
 use crate::id::SnapshotId;
 
 /// Where the files are, in the clone's root; root's alone. Each snapshot has a
 /// directory there, so that none hides what memory of another is mapped from.
-const DIR: &str = ".memory";
+pub(super) const DIR: &str = ".memory";
 
 /// Bytes of a file for each area, however long it is: what is not written is a
 /// hole, so an area that grows finds zeros. As much as a clone may have in all.
@@ -56,6 +59,8 @@ const PAGES_MIN: u64 = 16;
 /// Less shared memory than this is copied: a file of its own does not pay.
 const SHARED_MIN: u64 = 256;
 
+const MAP_SHARED: u32 = 1;
+const MAP_PRIVATE: u32 = 2;
 const MAP_ANONYMOUS: u32 = 0x20;
 const MAP_GROWSDOWN: u32 = 0x100;
 /// Glibc's arenas have it, and other memory that is given back piecemeal.
@@ -66,9 +71,8 @@ const MAP_HUGETLB: u32 = 0x40000;
 /// `_NOHUGEPAGE` and `_DONTDUMP`, a bit each.
 const ADVICE: u64 = 1 << 10 | 1 << 14 | 1 << 15 | 1 << 16;
 
-/// `O_RDONLY` and `O_RDWR` with `O_LARGEFILE`, as CRIU notes them.
+/// `O_RDONLY` with `O_LARGEFILE`, as CRIU notes it.
 const READ: u32 = 0x8000;
-const READ_WRITE: u32 = 0x8002;
 
 /// How many pages clones need not copy any more.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -79,8 +83,17 @@ pub(super) struct Mapped {
     pub(super) shared: u64,
 }
 
+/// Whose memory is to be mapped, by the recipe.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Whose<'a> {
+    /// `run.mapped_memory`.
+    pub(super) programs: &'a [String],
+    /// `run.unshare_memory`.
+    pub(super) unshare: bool,
+}
+
 /// Moves pages from the images into files of `root`, the clones' topmost lower
-/// layer: private ones of the programs of those names, and shared ones.
+/// layer.
 ///
 /// # Errors
 /// When the images or files cannot be read or written; both are then unfit.
@@ -88,13 +101,13 @@ pub(super) fn map_memory(
     images: &Path,
     root: &Path,
     id: &SnapshotId,
-    programs: &[String],
+    whose: Whose<'_>,
 ) -> io::Result<Mapped> {
     let mut mapped = Mapped::default();
     let bytes = fs::read(images.join("files.img"))?;
     let Some(raw) = messages(&bytes, FILES_MAGIC)? else { return Ok(mapped) };
     let mut files = Files::of(&raw)?;
-    let Some(processes) = processes(images)? else { return Ok(mapped) };
+    let Some(mut processes) = processes(images)? else { return Ok(mapped) };
     // A program's mount is the root's.
     let Some(mnt_id) = processes.iter().find_map(|process| files.program(process)?.mnt_id) else {
         return Ok(mapped);
@@ -104,32 +117,26 @@ pub(super) fn map_memory(
     }
     let dir = root.join(DIR).join(id.as_str());
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-    let entry =
-        |file, name: &str, flags| FileEntry::of_path(file, format!("/{DIR}/{id}/{name}"), flags, mnt_id);
-    let mut shared = BTreeSet::new();
-    if has_reflink(&dir)? {
-        for inode in anonymous_shared(images)? {
-            let name = format!("shared-{}", inode.shmid);
-            let Some(pages) = move_shared(images, &inode, &dir.join(&name))? else { continue };
-            for file in files.of_inode(inode.inode_id) {
-                files.put(entry(file, &name, READ_WRITE));
-                shared.insert(u64::from(file));
-            }
-            mapped.shared += pages;
-        }
+    let entry = |file, name: &str| FileEntry::of_path(file, format!("/{DIR}/{id}/{name}"), READ, mnt_id);
+    let before: Vec<Mm> = processes.iter().map(|process| process.mm.clone()).collect();
+    for inode in if whose.unshare { anonymous_shared(images)? } else { Vec::new() } {
+        let Some(vma) = only_area(&mut processes, &files.of_inode(inode.inode_id)) else { continue };
+        let name = format!("shared-{}", inode.shmid);
+        let Some(pages) = move_shared(images, &inode, &dir.join(&name))? else { continue };
+        let file = files.unused_id();
+        files.put(entry(file, &name));
+        vma.status = REGULAR | FILE_PRIVATE;
+        vma.flags = vma.flags & !(MAP_SHARED | MAP_ANONYMOUS) | MAP_PRIVATE;
+        (vma.shmid, vma.fdflags) = (file.into(), None);
+        mapped.shared += pages;
     }
-    for mut process in processes {
-        let before = process.mm.clone();
-        let of_memory = |vma: &&mut Vma| vma.status & MEMFD != 0 && shared.contains(&vma.shmid);
-        for vma in process.mm.vmas.iter_mut().filter(of_memory) {
-            vma.status &= !MEMFD;
-        }
+    for (mut process, before) in processes.into_iter().zip(before) {
         let name = files.program(&process).and_then(|file| file.name.rsplit('/').next()).unwrap_or_default();
-        if programs.iter().any(|program| program == name) {
+        if whose.programs.iter().any(|program| program == name) {
             let (file, name) = (files.unused_id(), process.pid.to_string());
             let pages = move_private(images, &mut process, file, &dir.join(&name))?;
             if pages > 0 {
-                files.put(entry(file, &name, READ));
+                files.put(entry(file, &name));
                 mapped.private += pages;
             }
         }
@@ -141,6 +148,17 @@ pub(super) fn map_memory(
     }
     fs::write(images.join("files.img"), files.image())?;
     Ok(mapped)
+}
+
+/// The one area of all processes that is mapped from one of those files of
+/// memory; none when several are: what they say to each other would be lost.
+fn only_area<'a>(processes: &'a mut [Process], files: &[u32]) -> Option<&'a mut Vma> {
+    let of_files =
+        |vma: &&mut Vma| vma.status & MEMFD != 0 && files.iter().any(|file| u64::from(*file) == vma.shmid);
+    let mut areas = processes.iter_mut().flat_map(|process| &mut process.mm.vmas).filter(of_files);
+    let first = areas.next()?;
+    let plain = first.status == REGULAR | FILE_SHARED | MEMFD && first.length() <= ROOM / 2;
+    (areas.next().is_none() && plain).then_some(first)
 }
 
 /// A process whose memory is understood.
@@ -204,13 +222,6 @@ impl Files {
         self.0.iter().for_each(|(_, bytes)| append(&mut image, bytes));
         image
     }
-}
-
-fn has_reflink(dir: &Path) -> io::Result<bool> {
-    let scratch = tempfile::tempdir_in(dir)?;
-    let has = facts::reflink(scratch.path()).is_ok();
-    scratch.close()?;
-    Ok(has)
 }
 
 /// Memory that processes share without a name or a descriptor: PHP's opcode

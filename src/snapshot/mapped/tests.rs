@@ -7,6 +7,10 @@ fn id() -> SnapshotId {
     "shop-20260101t000000z-0001".parse().unwrap()
 }
 
+fn whose(programs: &[String]) -> Whose<'_> {
+    Whose { programs, unshare: false }
+}
+
 /// One process, `program`: areas of private memory (20 pages in the image of
 /// 32, each filled with `7`), of a glibc arena and of a library's data, and 300
 /// pages of shared memory, filled with `9`.
@@ -78,7 +82,7 @@ fn what_moves_is_mapped_where_it_was_and_the_rest_is_still_copied() {
     let (images, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let page = PAGE as u64;
     sample(images.path(), "mariadbd");
-    let mapped = map_memory(images.path(), root.path(), &id(), &["mariadbd".into()]).unwrap();
+    let mapped = map_memory(images.path(), root.path(), &id(), whose(&["mariadbd".into()])).unwrap();
     assert_eq!(mapped.private, 40, "the memory, and the data that is here as a whole");
     let [memory, arena, data, part, _] = areas(images.path()).try_into().unwrap();
     for moved in [&memory, &data] {
@@ -102,27 +106,33 @@ fn what_moves_is_mapped_where_it_was_and_the_rest_is_still_copied() {
 }
 
 #[test]
-fn shared_memory_becomes_a_file_where_files_are_copied_by_reference_and_only_there() {
+fn shared_memory_becomes_each_ones_own_when_the_recipe_says_so_and_one_alone_maps_it() {
     let (images, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     sample(images.path(), "php-fpm8.2");
-    let has = has_reflink(root.path()).unwrap();
-    let mapped = map_memory(images.path(), root.path(), &id(), &[]).unwrap();
-    assert_eq!(mapped, Mapped { private: 0, shared: if has { 300 } else { 0 } });
+    assert_eq!(map_memory(images.path(), root.path(), &id(), whose(&[])).unwrap(), Mapped::default());
+    assert_eq!(areas(images.path()).pop().unwrap().status, REGULAR | FILE_SHARED | MEMFD);
+
+    let unshare = Whose { unshare: true, ..whose(&[]) };
+    let root = tempfile::tempdir().unwrap();
+    let mapped = map_memory(images.path(), root.path(), &id(), unshare).unwrap();
+    assert_eq!(mapped, Mapped { private: 0, shared: 300 });
     let area = areas(images.path()).pop().unwrap();
+    assert_eq!((area.status, area.flags, area.fdflags), (REGULAR | FILE_PRIVATE, MAP_PRIVATE, None));
+    assert_eq!(
+        file_name(images.path(), area.shmid).as_deref(),
+        Some("/.memory/shop-20260101t000000z-0001/shared-44")
+    );
     let file = root.path().join(".memory/shop-20260101t000000z-0001/shared-44");
-    if has {
-        assert_eq!(area.status, REGULAR | FILE_SHARED);
-        assert_eq!(
-            file_name(images.path(), area.shmid).as_deref(),
-            Some("/.memory/shop-20260101t000000z-0001/shared-44")
-        );
-        assert_eq!(fs::metadata(&file).unwrap().len(), 0x20_0000);
-        assert_eq!(bytes_at(&file, 0x10_0000 - 1, 2), [0, 9]);
-    } else {
-        assert_eq!(area.status, REGULAR | FILE_SHARED | MEMFD);
-        assert_eq!(file_name(images.path(), area.shmid), None);
-        assert!(images.path().join("pages-2.img").exists() && !file.exists());
+    assert_eq!(fs::metadata(&file).unwrap().len(), 0x20_0000);
+    assert_eq!(bytes_at(&file, 0x10_0000 - 1, 2), [0, 9]);
+
+    let (images, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    sample(images.path(), "php-fpm8.2");
+    for name in ["mm", "pagemap"] {
+        let from = images.path().join(format!("{name}-3.img"));
+        fs::copy(from, images.path().join(format!("{name}-4.img"))).unwrap();
     }
+    assert_eq!(map_memory(images.path(), root.path(), &id(), unshare).unwrap(), Mapped::default());
 }
 
 #[test]
@@ -135,7 +145,7 @@ fn memory_with_something_unknown_in_it_is_left_as_it_is() {
     let message = [messages(&bytes, MM_MAGIC).unwrap().unwrap()[0], &[0xc0, 0x0c, 1]].concat();
     image(images.path(), "mm-3.img", MM_MAGIC, &[message]);
     let before = fs::read(&path).unwrap();
-    let mapped = map_memory(images.path(), root.path(), &id(), &["mariadbd".into()]).unwrap();
+    let mapped = map_memory(images.path(), root.path(), &id(), whose(&["mariadbd".into()])).unwrap();
     assert_eq!((mapped, fs::read(&path).unwrap()), (Mapped::default(), before));
 }
 
@@ -144,5 +154,5 @@ fn images_that_are_cut_short_are_an_error() {
     let (images, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     sample(images.path(), "mariadbd");
     File::options().write(true).open(images.path().join("pages-1.img")).unwrap().set_len(9).unwrap();
-    assert!(map_memory(images.path(), root.path(), &id(), &["mariadbd".into()]).is_err());
+    assert!(map_memory(images.path(), root.path(), &id(), whose(&["mariadbd".into()])).is_err());
 }
