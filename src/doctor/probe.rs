@@ -28,7 +28,7 @@ use crate::engine::docker::Docker;
 use crate::engine::docker::api::Version;
 use crate::error::Chain;
 use crate::golden::recipe::Recipe;
-use crate::host::{facts, net};
+use crate::host::{facts, net, reflink};
 
 /// The slowest call, `podman info`, takes 0.4 s; on a first start it makes its storage.
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);
@@ -230,7 +230,7 @@ fn state_dir(wanted: &Path) -> Result<StateDir, String> {
     Ok(StateDir {
         kind: file_system(existing).map_err(|error| at(&error))?,
         overlay: overlay(dir.path()).map_err(|error| error.to_string()),
-        reflink: facts::reflink(dir.path()).map_err(|error| error.to_string()),
+        reflink: reflink::probe(dir.path()).map_err(|error| error.to_string()),
         free: space.f_bavail * space.f_frsize,
     })
 }

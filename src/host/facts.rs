@@ -1,6 +1,5 @@
 //! What this host is, as far as a frozen process depends on it.
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -49,18 +48,6 @@ pub fn file_system(path: &Path) -> String {
         Ok(other) => format!("{other:#x}"),
         Err(error) => error.to_string(),
     }
-}
-
-/// Tries whether files in `dir` can be copied by reference; leaves two small
-/// ones there.
-///
-/// # Errors
-/// When they cannot.
-pub fn reflink(dir: &Path) -> io::Result<()> {
-    // A block and more: some file systems keep smaller files where they cannot be shared.
-    std::fs::write(dir.join("from"), [7; 64 * 1024])?;
-    let (from, to) = (File::open(dir.join("from"))?, File::create(dir.join("to"))?);
-    Ok(rustix::fs::ioctl_ficlone(&to, &from)?)
 }
 
 #[cfg(test)]

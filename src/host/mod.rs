@@ -15,4 +15,5 @@ pub mod mounts;
 pub mod net;
 pub mod process;
 pub mod quota;
+pub mod reflink;
 pub mod slots;

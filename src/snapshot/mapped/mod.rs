@@ -35,7 +35,7 @@ use crate::engine::criu::images::{
     ANON_PRIVATE, FILE_PRIVATE, FILES_MAGIC, FileEntry, HEAP, MEMFD, MEMFD_MAGIC, MM_MAGIC, MemfdInode, Mm,
     PAGE, PAGEMAP_MAGIC, REGULAR, RegularFile, Run, Vma, append, area, empty, messages, page_map, whole,
 };
-use crate::host::facts;
+use crate::host::reflink;
 use crate::id::SnapshotId;
 
 /// Where the files are, in the clone's root; root's alone. Each snapshot has a
@@ -208,7 +208,7 @@ impl Files {
 
 fn has_reflink(dir: &Path) -> io::Result<bool> {
     let scratch = tempfile::tempdir_in(dir)?;
-    let has = facts::reflink(scratch.path()).is_ok();
+    let has = reflink::probe(scratch.path()).is_ok();
     scratch.close()?;
     Ok(has)
 }
@@ -242,6 +242,9 @@ fn move_shared(images: &Path, inode: &MemfdInode, to: &Path) -> io::Result<Optio
         move_pages(&mut from, &mut to, run.pages())?;
     }
     to.set_len(inode.size)?;
+    // A counter in every script's entry is written when it is used. Of another
+    // file system it may take more disk, no more.
+    drop(reflink::copy_page_by_page(&to));
     fs::remove_file(pages_path)?;
     fs::remove_file(map_path)?;
     Ok(Some(pages))
