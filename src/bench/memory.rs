@@ -7,14 +7,18 @@
 
 use std::time::{Duration, Instant};
 
+use super::BenchError;
 use super::report::Footprint;
 use super::restore::Direct;
-use super::{BenchError, DEADLINE};
 use crate::host::memory::{self, Memory};
 use crate::id::InstanceId;
+use crate::instance::Container;
 
-/// How often is looked whether the workers are gone.
-const LOOK: Duration = Duration::from_millis(500);
+/// By then CRIU has left the clone's cgroup.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// By then the workers of the last page are gone: the recipes' stay for 10 s.
+const WAITING: Duration = Duration::from_secs(15);
 
 impl Direct {
     /// Restores `n` clones and measures them.
@@ -31,7 +35,7 @@ impl Direct {
             let container = self.engine.launch(&id).await?.container;
             clones.push((id, container));
         }
-        let restored = self.processes(&clones)?;
+        tokio::time::sleep(SETTLED).await;
         let mut found = vec![self.look("restored", &clones, before)?];
         for (_, container) in &clones {
             for _ in 0..2 {
@@ -39,10 +43,7 @@ impl Direct {
             }
         }
         found.push(self.look("after two pages", &clones, before)?);
-        let begun = Instant::now();
-        while self.processes(&clones)? > restored && begun.elapsed() < DEADLINE {
-            tokio::time::sleep(LOOK).await;
-        }
+        tokio::time::sleep(WAITING).await;
         found.push(self.look("waiting", &clones, before)?);
         for (id, container) in &clones {
             self.engine.destroy(id, Some(container)).await?;
@@ -68,14 +69,10 @@ impl Direct {
         pids.map_err(|source| BenchError::Io { doing: "list a clone's processes", source })
     }
 
-    fn processes(&self, clones: &[(InstanceId, crate::instance::Container)]) -> Result<usize, BenchError> {
-        clones.iter().try_fold(0, |all, (id, _)| Ok(all + self.pids(id)?.len()))
-    }
-
     fn look(
         &self,
         when: &'static str,
-        clones: &[(InstanceId, crate::instance::Container)],
+        clones: &[(InstanceId, Container)],
         before: u64,
     ) -> Result<Footprint, BenchError> {
         let mut all = Vec::with_capacity(clones.len());
