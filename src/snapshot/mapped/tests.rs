@@ -121,7 +121,7 @@ fn shared_memory_becomes_a_file_where_files_are_copied_by_reference_and_only_the
     } else {
         assert_eq!(area.status, REGULAR | FILE_SHARED | MEMFD);
         assert_eq!(file_name(images.path(), area.shmid), None);
-        assert!(images.path().join("pages-2.img").exists() && !file.exists());
+        assert!(images.path().join("pages-2.img").is_file() && !file.is_file());
     }
 }
 
