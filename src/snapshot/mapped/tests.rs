@@ -1,3 +1,5 @@
+//! On images that are made here, as CRIU writes them.
+
 use super::*;
 use crate::engine::criu::images::{FILE_SHARED, Head, MemfdFile};
 
