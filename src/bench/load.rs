@@ -194,7 +194,7 @@ async fn visit(client: HttpClient, offer: Arc<Offer>, due: Instant) -> Visit {
     let mut visit = Visit::default();
     let api = offer.address.to_string();
     let answer = send(&client, &offer, Method::POST, &api, "/api/v1/demo/acquire").await;
-    visit.acquire = Some(answer.as_ref().map(|_| due.elapsed()).map_err(|()| ()));
+    visit.acquire = Some(answer.is_ok().then(|| due.elapsed()).ok_or(()));
     let Ok(answer) = answer else { return visit };
     let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
     let text = |field: &str| answer[field].as_str().unwrap_or_default().to_owned();
