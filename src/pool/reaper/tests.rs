@@ -159,7 +159,7 @@ async fn a_clock_set_back_ends_nothing_and_nobody_lives_beyond_the_longest_time(
     let back = got.assigned_at.unwrap() - SignedDuration::from_hours(24);
     reaper.pass(back).await;
     reaper.settle().await;
-    assert_eq!(script.running(), [got.id.clone()]);
+    assert_eq!(script.running(), std::slice::from_ref(&got.id));
     world.provisioner.show(&got.id, back).await.unwrap();
     let longest = SignedDuration::from_hours(1);
     let extended = world.provisioner.extend(&got.id, Some(longest), back).await;
