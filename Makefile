@@ -98,8 +98,8 @@ fuzz: ## look for inputs that break a promise, each target for FUZZ_SECONDS (60)
 	@fuzz/run
 
 .PHONY: test
-test: ## all tests: lint, unit, the API's contract, integration with Podman and CRIU
-	@tests/run lint unit contract lab integration
+test: ## all tests: lint, unit, the API's contract, integration with Podman and CRIU, the promise of 500 ms
+	@tests/run lint unit contract lab integration promise
 
 .PHONY: test-vm
 test-vm: deb ## the package on a stock Debian 13 in an emulated machine; slow, so no part of `make test`
@@ -112,8 +112,19 @@ test-coverage: ## the same tests with a report of lines covered (cargo-llvm-cov)
 	tests/run unit integration; $(CARGO) llvm-cov report --summary-only
 
 .PHONY: bench
-bench: ## acquire from the pool and with an empty pool; fails when a median exceeds 500 ms
+bench: ## all benches; a report with plots in build/bench; fails when a median acquire exceeds 500 ms (GOLDENS)
 	@tests/run bench
+
+.PHONY: bench-report
+bench-report: ## copy the last report to docs/bench, which the README shows
+	@test -e build/bench/README.md || { echo "there is no report yet: make bench"; exit 1; }
+	@mkdir -p docs/bench
+	@rm -f docs/bench/*
+	@cp build/bench/README.md build/bench/*.svg docs/bench/
+
+.PHONY: bench-gate
+bench-gate: ## this program against an earlier one, turn by turn; fails when it is more than 10 % slower (BASE)
+	@tests/run bench-gate
 
 .PHONY: bench-routes
 bench-routes: ## what a route costs in Caddy and in the built-in proxy; needs caddy

@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::status::StatusHub;
 use crate::api::{self, Access, ApiState, Door};
-use crate::config::{Banner, Config};
+use crate::config::{Banner, Config, Router};
 use crate::connections::Connections;
 use crate::error::Chain;
 use crate::instance::{Instance, State};
@@ -298,6 +298,9 @@ impl App {
         if connections_that_fit() < self.config.edges.max_connections {
             let fitting = connections_that_fit();
             tracing::warn!(fitting, "open files do not suffice for MAX_CONNECTIONS: raise LimitNOFILE");
+        }
+        if let (Banner::On, Router::Caddy(_)) = (self.config.edges.banner, &self.config.router) {
+            tracing::warn!("BANNER=on shows nothing with ROUTER=caddy: Caddy leads visitors past the proxy");
         }
         self.phase.enter(Phase::Serving);
         tracing::info!(

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::checkpoint::golden::HOST;
 use crate::config::{ColdStart, Config, ContainerMode};
 use crate::database::{Mover, Root, Server, SharedEngine, Template};
+use crate::egress::Egress;
 use crate::engine::cold::Ready;
 use crate::engine::criu::CriuEngine;
 use crate::engine::docker::DockerEngine;
@@ -51,6 +52,8 @@ pub struct Host {
     pub supply: Arc<Supply>,
     /// The database server that shops share, if they do.
     pub database: Option<Arc<Server>>,
+    /// What shops may reach outside.
+    pub egress: Arc<Egress>,
 }
 
 impl Host {
@@ -62,10 +65,11 @@ impl Host {
         let network = Network::open(&config.bridge_name, config.bridge_subnet)
             .await
             .with_context(|| format!("cannot set up the bridge {}", config.bridge_name))?;
-        let cgroups = cgroup::Parent::open(&config.cgroup_parent)
-            .context("cannot set up the instances' cgroup: is cgroup v2 mounted at /sys/fs/cgroup?")?;
         make_private(&config.state_dir)
             .with_context(|| format!("cannot use STATE_DIR {}", config.state_dir.display()))?;
+        let cgroups = cgroup::Parent::open(&config.cgroup_parent)
+            .context("cannot set up the instances' cgroup: is cgroup v2 mounted at /sys/fs/cgroup?")?
+            .on_disk_of(&config.state_dir);
         let quota = Quota::open(&config.state_dir, config.disk_max).await;
         let quota = quota.context("cannot limit what instances write (DISK_MAX)")?;
         tracing::info!(disk_max = config.disk_max, held_by = quota.held_by(), "disk limit");
@@ -73,7 +77,9 @@ impl Host {
             .with_context(|| format!("cannot use STATE_DIR {}", config.state_dir.display()))?;
         let supply = Supply::start().context("cannot start the identity thread")?;
         let database = config.database.clone().map(Server::open).transpose()?;
-        Ok(Self { slots: Arc::new(slots), supply: Arc::new(supply), database })
+        let slots = Arc::new(slots);
+        let egress = Arc::new(Egress::new(Arc::clone(&slots), config.egress_refresh));
+        Ok(Self { slots, supply: Arc::new(supply), database, egress })
     }
 }
 
@@ -172,7 +178,8 @@ pub struct Assembled {
     pub recipe: Arc<Recipe>,
 }
 
-/// A golden's name and recipe: from its folder, else from its newest snapshot.
+/// A golden's name and recipe: from its newest snapshot, else from its folder.
+/// What shops may reach is nothing that was frozen, so there the folder counts.
 fn recipe_of(golden: &str, config: &Config, catalog: &Catalog) -> anyhow::Result<(Recipe, Option<Manifest>)> {
     let loaded = Recipe::load(golden, &config.recipe_dir);
     let name = match &loaded {
@@ -185,7 +192,13 @@ fn recipe_of(golden: &str, config: &Config, catalog: &Catalog) -> anyhow::Result
     };
     let newest = catalog.newest(&name, config.database_mode())?;
     match (loaded, newest) {
-        (_, Some(manifest)) => Ok((manifest.recipe.clone(), Some(manifest))),
+        (loaded, Some(manifest)) => {
+            let mut recipe = manifest.recipe.clone();
+            if let Ok((_, Recipe { network, .. })) = loaded {
+                recipe.network = network;
+            }
+            Ok((recipe, Some(manifest)))
+        }
         (Ok((_, recipe)), None) => Ok((recipe, None)),
         (Err(error), None) => Err(error.into()),
     }
@@ -222,7 +235,8 @@ async fn booted(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Resu
         readiness(&recipe),
     );
     let (shared, supply) = (Arc::clone(config), Arc::clone(&host.supply));
-    let maker = Maker::new(Arc::new(engine), Arc::clone(&recipe), shared, supply);
+    let engine = host.egress.around(Arc::new(engine), &recipe);
+    let maker = Maker::new(engine, Arc::clone(&recipe), shared, supply);
     let runtime = GoldenRuntime {
         name: recipe.name.clone(),
         title: recipe.title.clone(),
@@ -264,6 +278,7 @@ async fn restored(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Re
         tracing::warn!(golden = %recipe.name, error = reason, "golden cannot be restored, only booted");
     }
     let maker = |engine| -> Arc<dyn Make> {
+        let engine = host.egress.around(engine, &recipe);
         Arc::new(Maker::new(engine, Arc::clone(&recipe), Arc::clone(config), Arc::clone(&host.supply)))
     };
     let restore = match &prepared {

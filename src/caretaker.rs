@@ -196,7 +196,7 @@ impl ContainerEngine for Driver {
                 failed.into_iter().map(|(step, source)| CleanupError { step, source }).collect()
             }
         };
-        engine::destroyed(&self.slots, id, container, failed)
+        engine::destroyed(&self.slots, id, container, failed).await
     }
 
     async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {

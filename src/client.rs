@@ -134,6 +134,11 @@ impl TrustedProxies {
     pub fn contains(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(address))
     }
+
+    /// Their networks, by first address and prefix length.
+    pub fn networks(&self) -> impl Iterator<Item = (IpAddr, u8)> {
+        self.0.iter().map(|network| (network.address, network.prefix))
+    }
 }
 
 impl FromStr for TrustedProxies {

@@ -3,7 +3,7 @@
 //! ```text
 //! L4  main, commands, app, open_{jobs,store} name concrete adapters, wire them
 //! L3  api, proxy, pool::{reconciler, reaper}, jobs::worker, events, route::keeper   edges and workers
-//! L2  provision, checkpoint, restore, database, snapshot::{archive, catalog, prepare}   procedures
+//! L2  provision, checkpoint, restore, egress, database, snapshot::{archive, catalog, prepare}   procedures
 //! L1  engine, store, route, jobs, nats, host ports with their adapters; the kernel
 //! L0  id, client, token, connections, error, config, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
 //! ```
@@ -23,6 +23,7 @@ pub mod config;
 pub mod connections;
 pub mod database;
 pub mod doctor;
+pub mod egress;
 pub mod engine;
 pub mod error;
 pub mod events;

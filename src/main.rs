@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use demo_multiplexer::commands::Invocation;
+use demo_multiplexer::commands::{Invocation, print_error};
 use demo_multiplexer::telemetry;
 
 /// `EX_USAGE` of sysexits.h: the command line or the settings are wrong, and
@@ -24,8 +24,6 @@ fn main() -> ExitCode {
         Ok(context) => context,
         Err(error) => return usage(&error),
     };
-    // Only one provider is built in; without this the libraries would ask which.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let options = telemetry::Options {
         level: context.value("LOG_LEVEL"),
         format: context.value("LOG_FORMAT"),
@@ -39,7 +37,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: cannot start the runtime: {error}");
+            print_error(format_args!("cannot start the runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -48,13 +46,13 @@ fn main() -> ExitCode {
     match ran {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            print_error(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
 }
 
 fn usage(error: &(dyn std::error::Error + 'static)) -> ExitCode {
-    eprintln!("error: {}", demo_multiplexer::error::Chain(error));
+    print_error(demo_multiplexer::error::Chain(error));
     ExitCode::from(USAGE)
 }

@@ -40,6 +40,7 @@ const LAYERS: &[(&str, u8)] = &[
     // Procedures.
     ("provision", 2),
     ("restore", 2),
+    ("egress", 2),
     ("identity", 2),
     ("checkpoint", 2),
     ("database", 2),
@@ -77,6 +78,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("restore", "identity", "personalizing is a phase of making"),
     ("restore", "snapshot", "a shop comes from a prepared snapshot"),
     ("checkpoint", "snapshot", "taking one is what a checkpoint is for"),
+    ("egress", "restore", "a file of a shop's is opened as personalizing does it"),
     ("checkpoint", "restore", "a golden is probed as its clones are"),
     ("checkpoint", "database", "a golden is frozen with the database it is to have"),
     ("database", "identity", "a user's password is random"),

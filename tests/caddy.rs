@@ -79,7 +79,7 @@ async fn a_shop_is_acquired_visited_and_released_through_caddy_over_https() {
     let route = front.route(id).await.expect("in force when the answer is there");
     assert_eq!(route["input"], format!("{id}.localhost"));
     let page = front.visit(id, "/").await;
-    assert_eq!(page.headers()["x-robots-tag"], "noindex");
+    assert_eq!(page.headers()["x-robots-tag"], "noindex, nofollow");
     assert_eq!(page.headers()["x-content-type-options"], "nosniff");
     assert!(!page.headers().contains_key("strict-transport-security"), "not with a CA of one's own");
     assert_eq!((page.status().as_u16(), page.text().await.unwrap().as_str()), (200, "the shop"));
@@ -320,7 +320,14 @@ async fn two_daemons_share_one_caddy() {
     let visit = async |id: &InstanceId| {
         let host = format!("{id}.localhost");
         let url = format!("https://{host}:{}/", caddy.https.port());
-        caddy.browser(&[&host]).get(url).send().await.unwrap().text().await.unwrap()
+        let browser = caddy.browser(&[&host]);
+        // Caddy may close a connection whose request is on its way when it takes a new route.
+        let once = async || browser.get(&url).send().await.ok();
+        let answer = match once().await {
+            Some(answer) => answer,
+            None => once().await.unwrap(),
+        };
+        answer.text().await.unwrap()
     };
     for (_, id, says) in &tables {
         assert_eq!(visit(id).await, *says);

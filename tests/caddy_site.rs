@@ -98,6 +98,7 @@ async fn what_a_visitor_claims_about_forwarding_ends_at_caddy() {
         .header("x-forwarded-for", "203.0.113.9")
         .header("x-forwarded-proto", "gopher")
         .header("x-forwarded-server", "evil")
+        .header("x-forwarded-user", "evil")
         .header("x-real-ip", "203.0.113.9")
         .header("forwarded", "for=203.0.113.9")
         .send();
@@ -115,6 +116,72 @@ async fn what_a_visitor_claims_about_forwarding_ends_at_caddy() {
     for claimed in ["203.0.113.9", "gopher", "evil"] {
         assert!(!shown.contains(claimed), "{claimed} is in\n{shown}");
     }
+}
+
+#[tokio::test]
+async fn what_the_built_in_proxy_promises_of_headers_holds_for_caddys_own_routes() {
+    if !caddy::is_there("caddy") {
+        return;
+    }
+    let shop = plain_shops()
+        .route(
+            "/cookies",
+            get(async || {
+                let headers = [
+                    ("set-cookie", "a=b; Domain=.localhost; Path=/; HttpOnly"),
+                    ("set-cookie", "c=d;domain = localhost"),
+                    ("set-cookie", "e=domain=x; Path=/"),
+                    ("cache-control", "public, max-age=60, s-maxage=600"),
+                    ("strict-transport-security", "max-age=5; includeSubDomains"),
+                    ("alt-svc", "h3=\":9\""),
+                    ("x-robots-tag", "all"),
+                ];
+                (axum::response::AppendHeaders(headers), "")
+            }),
+        )
+        .route("/picture", get(async || ([("cache-control", "public, max-age=60")], "a picture")));
+    let front = Front::start(shops(shop).await, &[]).await;
+    let id = front.acquire().await;
+    let page = front.visit(&id, "/cookies").await;
+    let all = |name: &str| -> Vec<&str> {
+        page.headers().get_all(name).iter().map(|value| value.to_str().unwrap()).collect()
+    };
+    assert_eq!(all("set-cookie"), ["a=b; Path=/; HttpOnly", "c=d", "e=domain=x; Path=/"]);
+    let kept = all("cache-control").join(", ");
+    let kept: Vec<&str> = kept.split(',').map(str::trim).filter(|directive| !directive.is_empty()).collect();
+    assert_eq!(kept, ["max-age=60", "private"]);
+    assert_eq!(all("strict-transport-security"), ["max-age=5"]);
+    assert_eq!(all("x-robots-tag"), ["noindex, nofollow"]);
+    assert!(all("alt-svc").iter().all(|value| !value.contains(":9")), "{:?}", all("alt-svc"));
+    let picture = front.visit(&id, "/picture").await;
+    assert_eq!(picture.headers()["cache-control"], "public, max-age=60", "without a cookie it is as it was");
+    assert_eq!(picture.headers()["x-robots-tag"], "noindex, nofollow");
+}
+
+#[tokio::test]
+async fn caddys_own_routes_bound_bodies_and_patience() {
+    if !caddy::is_there("caddy") {
+        return;
+    }
+    let count = axum::routing::post(async |body: axum::body::Bytes| body.len().to_string());
+    let never = get(async || std::future::pending::<&str>().await);
+    let shop = Router::new().route("/upload", count).route("/never", never);
+    let bounds = [("SHOP_BODY_MAX", "1000"), ("SHOP_TIMEOUT", "1s")];
+    let front = Front::start(shops(shop).await, &bounds).await;
+    let id = front.acquire().await;
+    let host = format!("{id}.localhost");
+    let (url, browser) =
+        (format!("https://{host}:{}", front.caddy.https.port()), front.caddy.browser(&[&host]));
+    let upload = async |body: reqwest::Body| {
+        let answer = browser.post(format!("{url}/upload")).body(body).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    assert_eq!(upload("x".repeat(1000).into()).await, (200, "1000".into()));
+    assert_eq!(upload("x".repeat(1001).into()).await.0, 413, "of a known length");
+    let pieces = futures_util::stream::iter([Ok::<_, std::io::Error>("x".repeat(600)), Ok("x".repeat(600))]);
+    assert_eq!(upload(reqwest::Body::wrap_stream(pieces)).await.0, 413, "in pieces");
+    let answer = browser.get(format!("{url}/never")).send().await.unwrap();
+    assert_eq!(answer.status(), 504);
 }
 
 #[tokio::test]

@@ -64,6 +64,20 @@ async fn a_refusal_is_told_in_the_daemons_words() {
 }
 
 #[tokio::test]
+async fn visitors_come_at_a_fixed_rate_and_all_are_counted() {
+    let host = Host::new();
+    let daemon = host.start(&[]).await;
+    let load = ["bench", "--load", "40", "--for", "500ms", "--stay", "0s", "--json"];
+    let report: Value = serde_json::from_str(&stdout(&run(Some(&daemon), &load).await)).unwrap();
+    assert_eq!((&report["acquire"]["ok"], &report["release"]["ok"]), (&20.into(), &20.into()), "{report}");
+    assert_eq!(report["sources"]["restore"], 20);
+    assert_eq!(report["page"]["failed"], 20, "these shops answer nowhere");
+    assert!(host.restore.running().is_empty(), "all have left");
+    let told = refusal(&run(None, &["bench", "--load", "0"]).await, 64);
+    assert!(told.contains("visitors a second"), "{told}");
+}
+
+#[tokio::test]
 async fn without_a_daemon_the_settings_to_look_at_are_named() {
     let told = refusal(&run(None, &["ls", "--listen", "127.0.0.1:9"]).await, 1);
     assert!(told.contains("no answer from http://127.0.0.1:9") && told.contains("API_URL"), "{told}");
@@ -80,7 +94,56 @@ async fn wrong_usage_and_wrong_settings_exit_with_64() {
 }
 
 #[tokio::test]
+async fn every_command_has_a_manual_page_and_the_first_one_the_settings() {
+    let directory = tempfile::tempdir().unwrap();
+    stdout(&run(None, &["man", directory.path().to_str().unwrap()]).await);
+    let page = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
+    let first = page("demo-multiplexer.1");
+    assert!(first.contains("multiplexer\\-acquire(1)") && first.contains("Instances kept ready"), "{first}");
+    assert!(page("demo-multiplexer-snapshot-create.1").contains("if\\-missing"));
+    assert!(!page("demo-multiplexer-ls.1").contains("Instances kept ready"), "once is enough");
+    let told = refusal(&run(None, &["man", "/nowhere/at/all"]).await, 1);
+    assert!(told.contains("cannot write manual pages to /nowhere/at/all"), "{told}");
+}
+
+#[tokio::test]
+async fn only_a_terminal_gets_colors() {
+    let told = run(None, &["release", "abcdefghijkl", "--listen", "127.0.0.1:1"]).await;
+    assert!(told.stderr.starts_with(b"error: no answer from"), "{told:?}");
+}
+
+#[tokio::test]
 async fn completions_name_the_commands() {
     let script = stdout(&run(None, &["completions", "bash"]).await);
     assert!(script.contains("acquire") && script.contains("--pool-target-size"), "{script:.300}");
+}
+
+/// The example's output; none where Python is not.
+async fn example(daemon: &Daemon, args: &[&str]) -> Option<String> {
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/try_it.py");
+    let mut command = tokio::process::Command::new("python3");
+    command.arg(program).args(args).arg(format!("http://{}", daemon.address)).env_remove("API_TOKEN");
+    match command.output().await {
+        Ok(output) => Some(stdout(&output)),
+        Err(_) if std::env::var("CI").is_err() => {
+            println!("skipped: python3 is not installed");
+            None
+        }
+        Err(error) => panic!("python3: {error}"),
+    }
+}
+
+#[tokio::test]
+async fn the_example_client_gets_a_shop_follows_it_and_lets_it_go() {
+    let host = Host::new();
+    let daemon = host.start(&[]).await;
+    let Some(told) = example(&daemon, &["--golden", "other", "--ttl", "10m"]).await else { return };
+    assert!(told.contains("is yours until") && told.ends_with("released\n"), "{told}");
+    // Its end is told, and a second release is fine.
+    let told = example(&daemon, &["--ttl", "2s", "--watch"]).await.unwrap();
+    assert!(told.contains("state assigned") && told.contains("expired"), "{told}");
+    let listed: Value = serde_json::from_str(&stdout(&run(Some(&daemon), &["ls", "--json"]).await)).unwrap();
+    let left =
+        listed["instances"].as_array().unwrap().iter().filter(|one| one["state"] == "assigned").count();
+    assert_eq!(left, 0, "{listed}");
 }

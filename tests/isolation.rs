@@ -1,12 +1,20 @@
 //! A stranger with root, and more, inside a shop: what cannot be reached.
 //!
-//! The attacker works in a clone's network namespace with all of the host's
-//! capabilities, which root in the container does not have: what is refused
-//! here does not hang on capabilities alone.
+//! In this file the attacker works in a clone's network namespace with all of the
+//! host's capabilities, which root in the container does not have: what is
+//! refused here does not hang on capabilities alone. `attacker` plays root and
+//! the web user inside; `inside` looks at what confines them, and `limits` at how
+//! much they may take.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "isolation/attacker.rs"]
+mod attacker;
 mod host;
+#[path = "isolation/inside.rs"]
+mod inside;
+#[path = "isolation/limits.rs"]
+mod limits;
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -122,6 +130,8 @@ async fn nothing_but_the_proxys_own_connections_gets_out_of_a_shop() {
         assert!(!attacker.reaches(target).await, "{what} answers at {target}");
     }
     attacker.sends((gateway, udp_port).into()).await;
+    // All hosts of the link (multicast).
+    attacker.sends(([224, 0, 0, 1], udp_port).into()).await;
 
     // IPv6, which the namespace has off: its owner turns it on.
     inside(&attacker.pid, &["sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6 || true"]).await;
@@ -215,204 +225,6 @@ async fn neighbour(place: &Place, address: Ipv4Addr) -> String {
         .ok()
         .trim()
         .to_owned()
-}
-
-#[tokio::test]
-async fn a_shop_sees_nothing_of_its_siblings_but_itself() {
-    let Some(place) = Place::beside_others("sight").await else { return };
-    let daemon = place.daemon(&[("POOL_TARGET_SIZE", "1"), ("COLD_START", "allowed")]).await;
-    daemon.pool_has(1).await;
-    let shops = [daemon.acquire("pool").await, daemon.acquire("restore").await];
-    let names: Vec<String> = daemon.ids().await;
-    assert!(names.len() >= 2);
-    // Who knows a shop's name can end it.
-    for shop in &shops {
-        let look = "find / -xdev; find /sys/fs/cgroup /dev; cat /proc/*/cgroup /proc/*/cmdline /proc/*/mountinfo; \
-                    cat /proc/*/environ /proc/net/*; true";
-        let seen = place.inside(shop.id(), &["sh", "-c", look]).await;
-        assert!(seen.contains("/usr/bin") && seen.contains("nginx"), "it does look");
-        for name in names.iter().filter(|name| *name != shop.id()) {
-            assert!(!seen.contains(name.as_str()), "{} sees {name}", shop.id());
-        }
-        let processes = place.inside(shop.id(), &["sh", "-c", "ls -d /proc/[0-9]* | wc -l"]).await;
-        assert!(number(&processes) < 20, "{processes} processes: another's, too?");
-    }
-    daemon.stop().await;
-}
-
-#[tokio::test]
-async fn a_shop_keeps_its_locks_and_an_operator_s_command_brings_no_key() {
-    let Some(place) = Place::beside_others("locks").await else { return };
-    let daemon = place.daemon(&[]).await;
-    let shop = daemon.acquire("restore").await;
-    // So that there is a worker.
-    shop.answers().await;
-    let statuses = "grep -hE '^(Name|CapBnd|CapEff|NoNewPrivs|Seccomp):' /proc/[0-9]*/status";
-    let seen = place.inside(shop.id(), &["sh", "-c", statuses]).await;
-    assert!(seen.contains("php-fpm") && seen.contains("mariadbd"), "{seen}");
-    for line in seen.lines().filter(|line| line.starts_with("Cap")) {
-        let bits = u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap();
-        // CHOWN DAC_OVERRIDE KILL SETGID SETUID NET_BIND_SERVICE, as the recipe says.
-        assert_eq!(bits & !0x4e3, 0, "{line}");
-    }
-    assert!(!seen.contains("NoNewPrivs:\t0"), "{seen}");
-    // Restored with the filter that it was frozen with; the command itself has none.
-    let own = ["sh", "grep"];
-    let names: Vec<&str> = seen.lines().filter_map(|line| line.strip_prefix("Name:\t")).collect();
-    let filters: Vec<&str> = seen.lines().filter_map(|line| line.strip_prefix("Seccomp:\t")).collect();
-    for (name, filter) in names.iter().zip(&filters).filter(|(name, _)| !own.contains(name)) {
-        assert_eq!(*filter, "2", "{name}");
-    }
-    // Root inside is not root outside.
-    for attempt in [
-        "mount -t tmpfs none /mnt",
-        "mknod /tmp/disk b 7 0",
-        "echo x >/proc/sys/kernel/core_pattern",
-        "echo 1 >/sys/fs/cgroup/cgroup.freeze",
-        "hostname other",
-        "chroot /",
-        "ip link set eth0 down || exit 1",
-    ] {
-        let said = place.cli(&["exec", shop.id(), "--", "sh", "-c", attempt]).await;
-        assert!(matches!(said.code, Some(1..=127)), "{attempt}: {said:?}");
-    }
-    assert_eq!(place.cli(&["exec", shop.id(), "--", "sh", "-c", "exit 7"]).await.code, Some(7));
-    assert_eq!(place.cli(&["exec", shop.id(), "--", "sh", "-c", "kill -9 $$"]).await.code, Some(137));
-    let said = place.cli(&["exec", shop.id(), "--", "no-such-program"]).await.refused();
-    assert!(said.contains("no-such-program is not in the instance"), "{said}");
-    // Nor do its logs lead out, hang or fill whoever reads them.
-    let traps = "cd /var/log/golden; rm -f php.log nginx.log; mkfifo php.log; ln -s /proc/1/environ nginx.log; \
-                 truncate -s 8G mariadb.log; printf '\\033]0;owned\\007' >start.log";
-    place.inside(shop.id(), &["sh", "-c", traps]).await;
-    let said = tokio::time::timeout(Duration::from_secs(20), place.cli(&["logs", shop.id()])).await.unwrap();
-    assert!(!said.out.contains('\u{1b}'), "{said:?}");
-    assert!(said.out.len() < 4 << 20, "{} bytes", said.out.len());
-    shop.answers().await;
-    daemon.stop().await;
-}
-
-/// A state directory on a file system of its own.
-struct Disk(String);
-
-impl Disk {
-    async fn mount(place: &Place, mkfs: &[&str], options: &str) -> Option<Self> {
-        let (state, image) = (place.state_dir(), place.dir.join("disk"));
-        std::fs::File::create(&image).unwrap().set_len(2 << 30).unwrap();
-        let (state, image) = (state.to_str().unwrap(), image.to_str().unwrap());
-        run(mkfs[0], &[&mkfs[1..], &[image]].concat()).await.ok();
-        std::fs::remove_dir_all(state).unwrap();
-        std::fs::create_dir_all(state).unwrap();
-        let mounted = run("mount", &["-o", options, image, state]).await;
-        if mounted.code != Some(0) {
-            println!("skipped: this kernel does not mount {}: {}", mkfs[0], mounted.err);
-            return None;
-        }
-        host::golden::lend_prepared(std::path::Path::new(state));
-        Some(Self(state.into()))
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        drop(std::process::Command::new("umount").arg("--lazy").arg(&self.0).output());
-    }
-}
-
-const FILL: &str = "dd if=/dev/zero of=/var/tmp/full bs=1M count=600 2>&1; sync";
-
-#[tokio::test]
-async fn a_shop_fills_no_more_of_a_btrfs_disk_than_it_may() {
-    let Some(place) = Place::beside_others("btrfs").await else { return };
-    let Some(_disk) = Disk::mount(&place, &["mkfs.btrfs", "-q"], "loop").await else { return };
-    the_file_system_refuses(&place, "btrfs simple quotas").await;
-    let qgroups = run("btrfs", &["qgroup", "show", "-r", place.state_dir().to_str().unwrap()]).await.ok();
-    assert!(!qgroups.contains("/instances/"), "a quota is left: {qgroups}");
-}
-
-#[tokio::test]
-async fn a_shop_fills_no_more_of_an_xfs_disk_than_it_may() {
-    let Some(place) = Place::beside_others("prjquota").await else { return };
-    let options = "loop,prjquota";
-    let Some(_disk) = Disk::mount(&place, &["mkfs.xfs", "-q"], options).await else { return };
-    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
-    if !mounts
-        .lines()
-        .any(|line| line.contains(place.state_dir().to_str().unwrap()) && line.contains("prjquota"))
-    {
-        println!("skipped: this kernel has no XFS quota; make test-vm has");
-        return;
-    }
-    the_file_system_refuses(&place, "XFS project quotas").await;
-}
-
-async fn the_file_system_refuses(place: &Place, who: &str) {
-    let daemon = place.daemon(&[("DISK_MAX", "400M")]).await;
-    assert!(place.log().contains(who), "{}", place.log());
-    let shops = [daemon.acquire("restore").await, daemon.acquire("restore").await];
-    let said = place.inside(shops[0].id(), &["sh", "-c", FILL]).await;
-    assert!(said.contains("quota exceeded") || said.contains("No space left"), "{said}");
-    // The neighbour writes as before, and the filler's own shop still reads.
-    place
-        .inside(shops[1].id(), &["sh", "-ec", "dd if=/dev/zero of=/var/tmp/some bs=1M count=50; sync"])
-        .await;
-    shops[1].answers().await;
-    for shop in &shops {
-        daemon.release(shop.id()).await;
-    }
-    daemon.holds_nothing().await;
-    daemon.stop().await;
-}
-
-#[tokio::test]
-async fn a_shop_that_fills_a_disk_without_quotas_is_ended() {
-    let Some(place) = Place::beside_others("filler").await else { return };
-    let daemon = place.daemon(&[("DISK_MAX", "400M")]).await;
-    assert!(place.log().contains("a watcher"), "the lab's disk has no quotas: {}", place.log());
-    let shops = [daemon.acquire("restore").await, daemon.acquire("restore").await];
-    drop(place.cli(&["exec", shops[0].id(), "--", "sh", "-c", FILL]).await);
-    eventually("the filler is gone", 30, async || {
-        let left = daemon.ids().await;
-        if left.iter().any(|id| id == shops[0].id()) { Err(format!("{left:?}")) } else { Ok(()) }
-    })
-    .await;
-    assert!(place.log().contains("instance had more than it may and was ended"));
-    shops[1].answers().await;
-    daemon.stop().await;
-}
-
-#[tokio::test]
-async fn a_shop_that_forks_or_hoards_without_end_harms_itself_alone() {
-    let Some(place) = Place::beside_others("bomb").await else { return };
-    let daemon = place.daemon(&[]).await;
-    let controllers = std::fs::read_to_string(place.cgroup().join("cgroup.controllers")).unwrap();
-    println!("controllers in force: {:?}; what they do not hold, the daemon watches", controllers.trim());
-    let neighbour = daemon.acquire("restore").await;
-    // The recipe allows 128 processes and 512 MB.
-    let fork = "for n in $(seq 400); do sleep 60 & done 2>/dev/null; wait";
-    let hoard =
-        "exec php -d memory_limit=-1 -r 'for (;;) { $a[] = str_repeat(\"x\", 1 << 20); usleep(500); }'";
-    for (what, attack) in [("processes", fork), ("memory", hoard)] {
-        let shop = daemon.acquire("restore").await;
-        let exec = ["exec", shop.id(), "--", "sh", "-c", attack];
-        let (place, id) = (&place, shop.id());
-        let attacked = async { tokio::time::timeout(Duration::from_secs(40), place.cli(&exec)).await };
-        let watched = eventually("it is ended or held", 40, async || {
-            let processes = std::fs::read_to_string(place.cgroup().join(id).join("cgroup.procs"));
-            let count = processes.as_deref().map_or(0, |all| all.lines().count());
-            let held = controllers.contains("pids") && controllers.contains("memory");
-            match (held, daemon.ids().await.iter().any(|other| other == id)) {
-                (true, _) if count <= 128 => Ok(()),
-                (_, false) => Ok(()),
-                (_, true) => Err(format!("{count} processes")),
-            }
-        });
-        let (_, ()) = tokio::join!(attacked, watched);
-        if !controllers.contains(if what == "memory" { "memory" } else { "pids" }) {
-            assert!(place.log().contains(&format!("\"what\":\"{what}\"")), "{what}: {}", place.log());
-        }
-        neighbour.answers().await;
-    }
-    daemon.stop().await;
 }
 
 #[tokio::test]

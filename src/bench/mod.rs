@@ -6,11 +6,21 @@
 //! What an operator prepares beforehand (images, exports, slots) is made before
 //! the clock starts; taking down is not measured. Iterations of one way follow
 //! each other; nothing else runs.
+//!
+//! Beside it: [`gate`] compares two programs, [`load`] offers a fixed rate of
+//! visitors to a running daemon, [`trace`] draws one restore.
 
+pub mod criu_log;
+pub mod gate;
+pub mod load;
+pub mod memory;
+pub mod plot;
 pub mod podman;
 pub mod report;
 pub mod restore;
 pub mod service;
+pub mod svg;
+pub mod trace;
 
 use std::time::{Duration, Instant};
 

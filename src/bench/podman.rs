@@ -22,7 +22,12 @@ const PAGE_DEADLINE: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// [`BenchError`]; the container is removed in any case.
-pub async fn cold(recipe: &Recipe, image: &str, devices: &Path) -> Result<Timing, BenchError> {
+pub async fn cold(
+    recipe: &Recipe,
+    image: &str,
+    devices: &Path,
+    profile: &Path,
+) -> Result<Timing, BenchError> {
     cli::remove(NAME).await?;
     let netns = net::lone_namespace().await?;
     let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd()));
@@ -32,7 +37,9 @@ pub async fn cold(recipe: &Recipe, image: &str, devices: &Path) -> Result<Timing
         netns: &path,
         recipe,
         controllers: &[],
+        io_max: None,
         devices,
+        profile,
         criu_config: None,
         database: None,
     };

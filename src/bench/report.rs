@@ -5,6 +5,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Timing, Way};
+use crate::engine::Phase;
+use crate::host::memory::Memory;
 
 /// Median and high percentiles, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -50,6 +52,8 @@ pub struct WayResult {
     pub running_ms: Spread,
     /// To the first 200 of the front page.
     pub first_200_ms: Spread,
+    /// Each iteration's, in order.
+    pub first_200_samples_ms: Vec<f64>,
 }
 
 impl WayResult {
@@ -63,7 +67,31 @@ impl WayResult {
             n: timings.len(),
             running_ms: Spread::of(&running)?,
             first_200_ms: Spread::of(&first)?,
+            first_200_samples_ms: first.iter().map(|it| round(it.as_secs_f64() * 1e3)).collect(),
         })
+    }
+}
+
+/// One phase of making a shop.
+#[derive(Debug, Clone, Serialize)]
+pub struct PhaseResult {
+    /// Its name.
+    pub phase: &'static str,
+    /// How long it took.
+    pub ms: Spread,
+}
+
+impl PhaseResult {
+    /// Summarises what several makings took, phase by phase, in their order.
+    #[must_use]
+    pub fn of(makings: &[Vec<(Phase, Duration)>]) -> Vec<Self> {
+        let first = makings.first().map(Vec::as_slice).unwrap_or_default();
+        let summed = first.iter().filter_map(|(phase, _)| {
+            let same = makings.iter().flatten().filter(|(other, _)| other == phase);
+            let took: Vec<Duration> = same.map(|(_, took)| *took).collect();
+            Some(Self { phase: phase.as_str(), ms: Spread::of(&took)? })
+        });
+        summed.collect()
     }
 }
 
@@ -95,6 +123,65 @@ impl Nth {
     pub fn of(clone: usize, timing: Timing) -> Self {
         let ms = |duration: Duration| round(duration.as_secs_f64() * 1e3);
         Self { clone, running_ms: ms(timing.running), first_200_ms: ms(timing.first_200) }
+    }
+}
+
+/// What one clone takes of the host, in the mean of all that live.
+#[derive(Debug, Clone, Serialize)]
+pub struct Footprint {
+    /// When it was looked at.
+    pub when: &'static str,
+    /// How many clones lived.
+    pub clones: usize,
+    /// All of its memory, in MiB: its share of mapped pages, and shared memory
+    /// that it has not touched.
+    pub memory_mib: f64,
+    /// Its share of mapped pages (PSS), in MiB.
+    pub pss_mib: f64,
+    /// Of it, pages that are nobody else's and on no disk.
+    pub private_dirty_mib: f64,
+    /// Pages that others have mapped too.
+    pub shared_mib: f64,
+    /// Swapped out.
+    pub swap_mib: f64,
+    /// Disk, in MiB.
+    pub disk_mib: f64,
+}
+
+impl Footprint {
+    /// Of the clones' mean and the disk for each, in bytes.
+    #[must_use]
+    pub fn of(
+        when: &'static str,
+        clones: usize,
+        mean: impl Fn(fn(&Memory) -> u64) -> f64,
+        disk: f64,
+    ) -> Self {
+        let mib = |bytes: f64| round(bytes / f64::from(1 << 20));
+        Self {
+            when,
+            clones,
+            memory_mib: mib(mean(Memory::total)),
+            pss_mib: mib(mean(|memory| memory.proportional)),
+            private_dirty_mib: mib(mean(|memory| memory.private_dirty)),
+            shared_mib: mib(mean(|memory| memory.shared)),
+            swap_mib: mib(mean(|memory| memory.swapped)),
+            disk_mib: mib(disk),
+        }
+    }
+
+    fn row(&self) -> [String; 8] {
+        let mib = |value: f64| format!("{value:.1}");
+        [
+            self.when.to_owned(),
+            self.clones.to_string(),
+            mib(self.memory_mib),
+            mib(self.pss_mib),
+            mib(self.private_dirty_mib),
+            mib(self.shared_mib),
+            mib(self.swap_mib),
+            format!("{:.2}", self.disk_mib),
+        ]
     }
 }
 
@@ -141,10 +228,14 @@ pub struct Report {
     pub versions: Versions,
     /// One entry a way.
     pub ways: Vec<WayResult>,
+    /// Where the time of a restore goes, the first page included.
+    pub phases: Vec<PhaseResult>,
     /// Many at once.
     pub concurrent: Vec<Concurrent>,
     /// One after the other.
     pub nth: Vec<Nth>,
+    /// What they take.
+    pub footprints: Vec<Footprint>,
 }
 
 impl Report {
@@ -163,12 +254,11 @@ impl Report {
             Some(base) if own > 0.0 => format!("{:.1}x", base / own),
             _ => String::new(),
         };
-        let name = |way: Way| clap::ValueEnum::to_possible_value(&way).map(|v| v.get_name().to_owned());
         self.ways
             .iter()
             .map(|result| {
                 [
-                    name(result.way).unwrap_or_default(),
+                    name_of(result.way),
                     result.n.to_string(),
                     format!("{:.1}", result.running_ms.median),
                     format!("{:.1}", result.running_ms.p95),
@@ -182,7 +272,7 @@ impl Report {
             .collect()
     }
 
-    /// The report as text: three tables in Markdown, fit for the README.
+    /// The report as text: tables in Markdown, fit for the README.
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut out = format!(
@@ -203,6 +293,15 @@ impl Report {
             let head =
                 ["way", "n", "running ms", "p95", "p99", "first 200 ms", "p95", "vs import zstd", "vs cold"];
             out += &table(&head.map(str::to_owned), &self.rows());
+        }
+        if !self.phases.is_empty() {
+            let rows: Vec<[String; 3]> = self
+                .phases
+                .iter()
+                .map(|it| [it.phase.to_owned(), format!("{:.1}", it.ms.median), format!("{:.1}", it.ms.p95)])
+                .collect();
+            out += "\n";
+            out += &table(&["phase of a restore", "ms", "p95"].map(str::to_owned), &rows);
         }
         if !self.concurrent.is_empty() {
             let rows: Vec<[String; 4]> = self
@@ -233,8 +332,20 @@ impl Report {
             out += "\n";
             out += &table(&["clone number", "running ms", "first 200 ms"].map(str::to_owned), &rows);
         }
+        if !self.footprints.is_empty() {
+            let head = ["a clone", "of", "memory MiB", "PSS", "private dirty", "shared", "swap", "disk MiB"];
+            let rows: Vec<[String; 8]> = self.footprints.iter().map(Footprint::row).collect();
+            out += "\n";
+            out += &table(&head.map(str::to_owned), &rows);
+        }
         out
     }
+}
+
+/// A way's name on the command line.
+#[must_use]
+pub fn name_of(way: Way) -> String {
+    clap::ValueEnum::to_possible_value(&way).map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 fn table<const N: usize>(head: &[String; N], rows: &[[String; N]]) -> String {
@@ -273,5 +384,16 @@ mod tests {
         let names: Vec<String> = Way::ALL.iter().map(|way| serde_json::to_string(way).unwrap()).collect();
         let wanted = "\"cold\" \"podman-import-zstd\" \"podman-import-none\" \"podman-in-place\" \"direct\" \"pool\" \"empty-pool\"";
         assert_eq!(names.join(" "), wanted);
+    }
+
+    #[test]
+    fn phases_keep_their_order_and_are_summed_up_over_makings() {
+        let making = |slot, restore| {
+            vec![(Phase::Slot, Duration::from_millis(slot)), (Phase::Restore, Duration::from_millis(restore))]
+        };
+        let phases = PhaseResult::of(&[making(1, 50), making(3, 60), making(2, 40)]);
+        let found: Vec<_> = phases.iter().map(|it| (it.phase, it.ms.median)).collect();
+        assert_eq!(found, [("slot", 2.0), ("restore", 50.0)]);
+        assert!(PhaseResult::of(&[]).is_empty());
     }
 }

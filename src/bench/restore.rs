@@ -10,12 +10,12 @@ use tokio::task::JoinSet;
 use super::report::{Concurrent, Nth, Spread};
 use super::{BenchError, Timing, until_200};
 use crate::checkpoint::golden::HOST;
-use crate::engine::ContainerEngine;
+use crate::engine::{ContainerEngine, Phase};
 use crate::golden::recipe::Ready;
 use crate::host::slots::Slots;
 use crate::id::InstanceId;
 use crate::instance::Container;
-use crate::restore::probe;
+use crate::restore::{FirstPage, Make, probe};
 
 /// One page of a clone.
 const PAGE_DEADLINE: Duration = Duration::from_secs(30);
@@ -37,7 +37,7 @@ pub struct Direct {
 type Clone = (InstanceId, Container, Timing);
 
 impl Direct {
-    async fn fill(&self) -> Result<(), BenchError> {
+    pub(super) async fn fill(&self) -> Result<(), BenchError> {
         self.engine.fill().await.map_err(|source| BenchError::Io { doing: "start CRIU ahead", source })?;
         Ok(self.slots.fill().await?)
     }
@@ -46,10 +46,15 @@ impl Direct {
         let launched = self.engine.launch(&id).await?;
         let running = begun.elapsed();
         let container = launched.container;
+        let first_200 = self.page(&container, begun).await?;
+        Ok((id, container, Timing { running, first_200 }))
+    }
+
+    /// Asks for the front page until it is there; answers the time since `begun`.
+    pub(super) async fn page(&self, container: &Container, begun: Instant) -> Result<Duration, BenchError> {
         let address = SocketAddr::from((container.address, container.port));
         let page = || probe::get(address, HOST, &self.ready.path, PAGE_DEADLINE);
-        let first_200 = until_200(begun, &self.ready.contains, page).await?;
-        Ok((id, container, Timing { running, first_200 }))
+        until_200(begun, &self.ready.contains, page).await
     }
 
     async fn end(&self, clones: &[Clone]) -> Result<(), BenchError> {
@@ -69,6 +74,19 @@ impl Direct {
         let timing = clone.2;
         self.end(&[clone]).await?;
         Ok(timing)
+    }
+
+    /// Makes one whole shop, as the pool does, and takes it down; answers how long
+    /// each phase took.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub async fn make(&self, maker: &dyn Make) -> Result<Vec<(Phase, Duration)>, BenchError> {
+        self.fill().await?;
+        let id = self.engine.next_id();
+        let made = maker.make(&id, FirstPage::Fetched).await?;
+        self.engine.destroy(&id, Some(&made.container)).await?;
+        Ok(made.phases)
     }
 
     /// Restores `n` clones at once; all wait from the same moment.

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::engine::OwnDatabase;
 use crate::engine::podman::cli::{self, PodmanError, RunSpec};
+use crate::engine::podman::profile;
 use crate::golden::recipe::Recipe;
 use crate::host::devices;
 use crate::host::net::{self, NetError};
@@ -134,6 +135,8 @@ impl Golden {
             .map_err(|source| GoldenError::Io { doing: "write CRIU's configuration", source })?;
         let devices = devices::ensure(state_dir)
             .map_err(|source| GoldenError::Io { doing: "make device nodes in STATE_DIR", source })?;
+        let profile = profile::write(state_dir)
+            .map_err(|source| GoldenError::Io { doing: "make its seccomp profile", source })?;
         let netns = net::lone_namespace().await?;
         let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd()));
         let spec = RunSpec {
@@ -142,7 +145,9 @@ impl Golden {
             netns: &path,
             recipe,
             controllers: &[],
+            io_max: None,
             devices: &devices,
+            profile: &profile,
             criu_config: Some(&config),
             database: database.and_then(|own| own.socket.parent()),
         };

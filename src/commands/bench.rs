@@ -1,21 +1,25 @@
 //! `bench`: every way to get a shop, side by side in one run.
+//!
+//! What else `bench` can do stands in [`super::bench_modes`].
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
 
+use super::bench_modes::{self, Load};
 use super::client::print_json;
 use super::progress::Progress;
 use super::{Context, Output};
 use crate::app::StateLock;
 use crate::assemble::{self, Assembled, Host};
 use crate::bench::podman::{self, Stock};
-use crate::bench::report::{Machine, Report, Versions, WayResult};
+use crate::bench::report::{Machine, PhaseResult, Report, Versions, WayResult};
 use crate::bench::restore::Direct;
 use crate::bench::service::Service;
 use crate::bench::{Timing, Way};
 use crate::config::Config;
+use crate::engine::podman::profile;
 use crate::host::{devices, facts};
 use crate::snapshot::prepare;
 
@@ -37,10 +41,41 @@ pub(super) struct Bench {
     /// Which clones of a growing crowd are shown; 0 leaves this part out
     #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 50])]
     nth: Vec<usize>,
+    /// Also write the report and its plots into this directory
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// Only draw one restore, phase by phase, with what CRIU's processes do
+    #[arg(long, value_name = "FILE.svg", conflicts_with_all = ["against", "rate"])]
+    trace: Option<PathBuf>,
+    /// Only compare with an earlier build of this program, turn by turn; fails when this one is
+    /// more than 10 % slower
+    #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["trace", "rate"])]
+    against: Option<PathBuf>,
+    #[command(flatten)]
+    load: Load,
+    /// How many clones are measured for the memory and disk they take; 0 leaves this part out
+    #[arg(long, default_value_t = 4)]
+    memory: usize,
 }
 
 impl Bench {
     pub(super) async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let progress = Progress::start();
+        let say = |step: &str| progress.say(step);
+        if let Some(file) = &self.trace {
+            return bench_modes::trace(&context.config, file, &say).await;
+        }
+        if let Some(program) = &self.against {
+            return bench_modes::against(context, program, &say).await;
+        }
+        if let Some(rate) = self.load.rate {
+            return bench_modes::load(context, &self.load, rate).await;
+        }
+        drop(progress);
+        self.side_by_side(context).await
+    }
+
+    async fn side_by_side(self, context: &Context) -> anyhow::Result<()> {
         let mut config = context.config.clone();
         config.goldens.truncate(1);
         config.slots_ahead = config.slots_ahead.max(1);
@@ -55,6 +90,9 @@ impl Bench {
             }
         }
         drop(progress);
+        if let Some(dir) = &self.report {
+            bench_modes::write_report(&report, dir)?;
+        }
         match context.output {
             Output::Json => print_json(&serde_json::to_value(&report)?),
             Output::Text => {
@@ -83,8 +121,10 @@ impl Bench {
             machine: machine(&config.state_dir),
             versions: versions().await?,
             ways: Vec::new(),
+            phases: Vec::new(),
             concurrent: Vec::new(),
             nth: Vec::new(),
+            footprints: Vec::new(),
         };
         self.stock(&golden, config, ways, &mut report, say).await?;
         if let Ok(maker) = &golden.runtime.restore {
@@ -95,6 +135,14 @@ impl Bench {
                 concurrency: config.restore_concurrency,
             };
             self.direct(&direct, ways, &mut report, say).await?;
+            if ways.contains(&Way::Direct) {
+                let mut makings = Vec::new();
+                for n in 1..=self.n {
+                    say(&format!("whole shop {n} of {}", self.n));
+                    makings.push(direct.make(maker.as_ref()).await?);
+                }
+                report.phases = PhaseResult::of(&makings);
+            }
         }
         let engines = golden.runtime.engines();
         if let Some(failed) = assemble::drain(&host.slots, &engines).await.into_iter().next() {
@@ -114,11 +162,12 @@ impl Bench {
     ) -> anyhow::Result<()> {
         let image = golden.image.as_ref().context("the golden's image is not built")?;
         let devices = devices::ensure(&config.state_dir)?;
+        let profile = profile::write(&config.state_dir)?;
         if ways.contains(&Way::Cold) {
             let mut timings = Vec::new();
             for n in 1..=self.n {
                 say(&format!("cold start {n} of {}", self.n));
-                timings.push(podman::cold(&golden.recipe, &image.id, &devices).await?);
+                timings.push(podman::cold(&golden.recipe, &image.id, &devices, &profile).await?);
             }
             report.ways.extend(WayResult::of(Way::Cold, &timings));
         }
@@ -186,6 +235,10 @@ impl Bench {
         if !numbers.is_empty() {
             say("a growing crowd of clones");
             report.nth = direct.nth(&numbers).await?;
+        }
+        if self.memory > 0 {
+            say(&format!("memory of {} clones", self.memory));
+            report.footprints = direct.footprints(self.memory).await?;
         }
         Ok(())
     }

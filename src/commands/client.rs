@@ -58,6 +58,11 @@ impl Api {
         Ok(Self { client, base, authorization })
     }
 
+    /// Its URL, and the token's header.
+    pub(super) fn into_parts(self) -> (String, Option<HeaderValue>) {
+        (self.base, self.authorization)
+    }
+
     /// Sends a request; an answer of status 400 or above is an error with the
     /// problem's detail.
     pub(super) async fn call(

@@ -16,10 +16,11 @@ impl Doctor {
         let findings = doctor::examine(&context.config).await;
         let form = match context.output {
             Output::Json => Form::Json,
-            Output::Text => Form::Text,
+            Output::Text => Form::Colored,
         };
         let report = doctor::report(&findings, form);
-        print!("{}", report.text);
+        // Without the colours where no terminal is.
+        anstream::print!("{}", report.text);
         if report.possible { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }

@@ -1,7 +1,8 @@
 //! `exec ID CMD...`: a command inside an instance, for operators.
 //!
 //! As the instance's root, with no more rights than that has ([`enter`]): what
-//! is run there may be a stranger's. It ends with the instance.
+//! is run there may be a stranger's. It ends with the instance. A shell has no
+//! job control: it is in no session of the operator's terminal.
 
 use std::io::ErrorKind;
 use std::process::Command;

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use comfy_table::Table;
-use comfy_table::presets::NOTHING;
+use comfy_table::Cell;
 use serde_json::json;
 
 use super::client::print_json;
+use super::paint::{self, Tone};
 use super::progress::Progress;
 use super::{Context, Output};
 use crate::golden::build::{self, Build, Image};
@@ -57,7 +57,7 @@ pub(super) async fn build_image(context: &Context, folder: &Path, recipe: &Recip
     let images = Images::of(&context.config)?;
     let state_dir = &context.config.state_dir;
     let build = Build { folder, recipe, source_setting: &setting, state_dir, images: &images };
-    let progress = Progress::start();
+    let progress = Progress::of_steps();
     let image = build::build(&build, &|step| progress.say(step)).await?;
     Ok(image)
 }
@@ -77,12 +77,11 @@ async fn list(context: &Context) -> anyhow::Result<()> {
         });
         return print_json(&rows.collect());
     }
-    let mut table = Table::new();
-    table.load_style(NOTHING);
-    table.set_header(["NAME", "TITLE", "VERSION", "IMAGE"]);
+    let mut table = paint::table(["NAME", "TITLE", "VERSION", "IMAGE"]);
     for (recipe, image) in rows {
-        let image = image.map_or_else(|| "not built".into(), |image| image.name);
-        table.add_row([recipe.name.to_string(), recipe.title, recipe.version, image]);
+        let image = image.map_or_else(|| Tone::Notice.cell("not built"), |image| Cell::new(image.name));
+        let [name, title, version] = [recipe.name.to_string(), recipe.title, recipe.version].map(Cell::new);
+        table.add_row([name, title, version, image]);
     }
     println!("{table}");
     Ok(())

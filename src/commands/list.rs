@@ -1,12 +1,12 @@
 //! `ls`: all instances of the daemon on this host.
 
-use comfy_table::Table;
-use comfy_table::presets::NOTHING;
+use comfy_table::Cell;
 use http::Method;
 use jiff::SignedDuration;
 use serde_json::Value;
 
 use super::client::{Api, print_json, text};
+use super::paint::{self, Tone};
 use super::{Context, Output};
 
 /// `ls`
@@ -19,16 +19,23 @@ impl Ls {
         if context.output == Output::Json {
             return print_json(&answer);
         }
-        let mut table = Table::new();
-        table.load_style(NOTHING);
-        table.set_header(["ID", "GOLDEN", "STATE", "MADE BY", "LEFT", "URL"]);
+        let mut table = paint::table(["ID", "GOLDEN", "STATE", "MADE BY", "LEFT", "URL"]);
         for instance in answer["instances"].as_array().into_iter().flatten() {
-            let fields = ["id", "golden", "state", "made_by"].map(|field| text(instance, field));
-            let [id, golden, state, made_by] = fields;
-            table.add_row([id, golden, state, made_by, left(instance), text(instance, "url")]);
+            let [id, golden, made_by, url] =
+                ["id", "golden", "made_by", "url"].map(|field| Cell::new(text(instance, field)));
+            let state = text(instance, "state");
+            table.add_row([id, golden, tone(&state).cell(state), made_by, Cell::new(left(instance)), url]);
         }
         println!("{table}");
         Ok(())
+    }
+}
+
+fn tone(state: &str) -> Tone {
+    match state {
+        "ready" | "assigned" => Tone::Good,
+        "failed" => Tone::Bad,
+        _ => Tone::Notice,
     }
 }
 

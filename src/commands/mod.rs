@@ -5,6 +5,7 @@
 //! to add one: its file, a variant of [`Command`], a line in [`Invocation::run`].
 
 mod bench;
+mod bench_modes;
 mod client;
 mod doctor;
 mod exec;
@@ -13,7 +14,9 @@ mod lease;
 mod list;
 mod local;
 mod logs;
+mod man;
 mod openapi;
+mod paint;
 mod progress;
 mod reap;
 mod serve;
@@ -26,6 +29,7 @@ use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+pub use self::paint::error as print_error;
 use crate::config::{self, Config, ConfigError, ContainerMode, SETTINGS, Values};
 
 /// The program's name, in usage texts and completions.
@@ -73,6 +77,8 @@ enum Command {
     Token(token::Token),
     /// Print a shell's completion script
     Completions(Completions),
+    /// Write the manual pages
+    Man(man::Man),
 }
 
 impl Command {
@@ -199,40 +205,49 @@ impl Invocation {
             Command::Completions(completions) => {
                 clap_complete::generate(completions.shell, &mut command_line(), NAME, &mut std::io::stdout());
             }
+            Command::Man(man) => man.run()?,
             Command::Doctor(doctor) => return Ok(doctor.run(&context).await),
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// The whole command line, settings included.
-fn command_line() -> clap::Command {
-    let mut command = Cli::command().arg(
+/// The commands with their own arguments.
+fn commands() -> clap::Command {
+    Cli::command().arg(
         Arg::new("json")
             .long("json")
             .global(true)
             .action(ArgAction::SetTrue)
             .help("Answer in JSON instead of a table"),
-    );
-    for setting in SETTINGS {
-        // clap wants names for ever; there are two dozen of them, once a process.
+    )
+}
+
+/// The whole command line, settings included.
+fn command_line() -> clap::Command {
+    commands().args(settings())
+}
+
+/// A flag for each setting.
+fn settings() -> impl Iterator<Item = Arg> {
+    SETTINGS.iter().map(|setting| {
+        // clap wants names for ever; there are some dozens of them, once a process.
         let long: &'static str = setting.name.to_ascii_lowercase().replace('_', "-").leak();
         let default = match setting.default {
             "" => String::new(),
             default => format!(" [default: {default}]"),
         };
-        command = command.arg(
-            Arg::new(setting.name)
-                .long(long)
-                .global(true)
-                .value_name("VALUE")
-                .allow_hyphen_values(true)
-                .hide_short_help(true)
-                .help_heading("Settings (each also in .env, the environment and CONFIG_FILE)")
-                .help(format!("{} [{}]{default}", setting.help, setting.name)),
-        );
-    }
-    command
+        let help = format!("{} [{}]{default}", setting.help, setting.name);
+        Arg::new(setting.name)
+            .long(long)
+            .global(true)
+            .value_name("VALUE")
+            .allow_hyphen_values(true)
+            .hide_short_help(true)
+            .help_heading("Settings (each also in .env, the environment and CONFIG_FILE)")
+            .help(help.clone())
+            .long_help(help)
+    })
 }
 
 /// The matches of the innermost sub-command, to which clap carries global flags

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Context;
 use crate::app::{App, OnExit, StateLock};
 use crate::assemble::{self, Host};
+use crate::egress::Egress;
 use crate::engine::ContainerEngine;
 use crate::error::Chain;
 use crate::host::slots::Slots;
@@ -51,11 +52,14 @@ impl Serve {
         };
         let filling = tokio::spawn(fill(app.phase(), Arc::clone(&host.slots), engines.clone(), stop.clone()));
         let guarding = tokio::spawn(assemble::keep_guarded(Arc::clone(&host.slots), stop.clone()));
+        let egress = Arc::clone(&host.egress);
+        let leading_out = tokio::spawn(lead_out(app.phase(), egress, stop.clone()));
         let ran = app.run(stop.clone()).await;
         // Also when the daemon ended by itself.
         stop.cancel();
         filling.await?;
         guarding.await?;
+        leading_out.await?;
         for failed in assemble::drain(&host.slots, &engines).await {
             tracing::warn!(error = %Chain(&failed), "something made ahead was not removed completely");
         }
@@ -83,6 +87,14 @@ async fn fill(
 ) {
     if phase.wait_for(|phase| *phase != Phase::Starting).await.is_ok() {
         assemble::keep_filled(slots, engines, stop).await;
+    }
+}
+
+/// Keeps what shops may reach outside, as soon as the former daemon's are known:
+/// before, theirs would be closed.
+async fn lead_out(mut phase: watch::Receiver<Phase>, egress: Arc<Egress>, stop: CancellationToken) {
+    if phase.wait_for(|phase| *phase != Phase::Starting).await.is_ok() {
+        egress.keep(stop).await;
     }
 }
 

@@ -1,11 +1,11 @@
 //! `snapshot create|list|inspect|verify|prune`: the catalogue of snapshots.
 
 use anyhow::Context as _;
-use comfy_table::Table;
-use comfy_table::presets::NOTHING;
+use comfy_table::Cell;
 use serde_json::json;
 
 use super::client::print_json;
+use super::paint::{self, Tone};
 use super::progress::Progress;
 use super::{Context, Output, golden};
 use crate::checkpoint::{self, Checkpoint};
@@ -115,7 +115,7 @@ async fn create(
     {
         return Ok(newest);
     }
-    let progress = Progress::start();
+    let progress = Progress::of_steps();
     let state_dir = &context.config.state_dir;
     let server = context.config.database.clone().map(Server::open).transpose()?;
     let from = Checkpoint { recipe: &recipe, image: &image, catalog, state_dir, server: server.as_ref() };
@@ -139,20 +139,18 @@ fn list(context: &Context, catalog: &Catalog) -> anyhow::Result<()> {
         });
         return print_json(&entries.collect());
     }
-    let mut table = Table::new();
-    table.load_style(NOTHING);
-    table.set_header(["ID", "GOLDEN", "TAKEN", "SIZE", "STATE"]);
+    let mut table = paint::table(["ID", "GOLDEN", "TAKEN", "SIZE", "STATE"]);
     for Entry { id, manifest } in entries {
-        let row = match manifest {
+        let (about, state) = match manifest {
             Ok(manifest) => {
                 let bytes: u64 = manifest.archives.values().map(|archive| archive.bytes).sum();
                 let taken = manifest.created_at.strftime("%Y-%m-%d %H:%M UTC").to_string();
-                [manifest.recipe.name.to_string(), taken, mib(bytes), "usable".into()]
+                ([manifest.recipe.name.to_string(), taken, mib(bytes)], Tone::Good.cell("usable"))
             }
-            Err(error) => [String::new(), String::new(), String::new(), Chain(&error).to_string()],
+            Err(error) => (Default::default(), Tone::Bad.cell(Chain(&error).to_string())),
         };
-        let [golden, taken, size, state] = row;
-        table.add_row([id.to_string(), golden, taken, size, state]);
+        let [golden, taken, size] = about.map(Cell::new);
+        table.add_row([Cell::new(id), golden, taken, size, state]);
     }
     println!("{table}");
     Ok(())
@@ -173,7 +171,8 @@ fn verify(context: &Context, catalog: &Catalog, id: Option<SnapshotId>) -> anyho
     for id in ids {
         let problem = catalog.verify(&id).err().map(|error| Chain(&error).to_string());
         if context.output == Output::Text {
-            println!("{id}  {}", problem.as_deref().unwrap_or("whole"));
+            let style = if problem.is_none() { Tone::Good } else { Tone::Bad }.style();
+            anstream::println!("{id}  {style}{}{style:#}", problem.as_deref().unwrap_or("whole"));
         }
         results.push(json!({"id": id, "whole": problem.is_none(), "error": problem}));
         broken.extend(problem.map(|_| id.to_string()));

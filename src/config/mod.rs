@@ -114,6 +114,8 @@ pub struct Config {
     pub bridge_name: String,
     /// Its network: the first address is the bridge's.
     pub bridge_subnet: Subnet,
+    /// How often names that shops may reach are looked up.
+    pub egress_refresh: Duration,
     /// The cgroup below which instances live.
     pub cgroup_parent: String,
     /// An instance's time when the client names none.
@@ -220,6 +222,10 @@ impl Config {
             read.problems.push(format!("BRIDGE_SUBNET: {problem}"));
             Subnet { network: Ipv4Addr::new(10, 77, 0, 0), prefix: 16 }
         });
+        let egress_refresh = read.duration("EGRESS_REFRESH").unsigned_abs();
+        if egress_refresh < Duration::from_secs(1) {
+            read.problems.push(format!("EGRESS_REFRESH={egress_refresh:?}: 1s at least"));
+        }
         let router = router::read(&mut read);
         let cgroup_parent = read.text("CGROUP_PARENT");
         if cgroup_parent.is_empty() || cgroup_parent.split('/').any(|part| part.is_empty() || part == "..") {
@@ -292,6 +298,7 @@ impl Config {
             disk_max,
             bridge_name,
             bridge_subnet,
+            egress_refresh,
             cgroup_parent,
             default_ttl,
             max_ttl,

@@ -170,6 +170,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("DISK_MAX", "2G", "How much an instance may write, its share of the golden's files included"),
     setting("BRIDGE_NAME", "dmux0", "The bridge that instances hang on"),
     setting("BRIDGE_SUBNET", "10.77.0.0/16", "Its network; the first address is the bridge's own"),
+    setting("EGRESS_REFRESH", "60s", "How often the names that a golden's network.allow lists are looked up"),
     setting("CGROUP_PARENT", "demo-multiplexer", "The cgroup below which instances live"),
     setting("DEFAULT_TTL", "1h", "An instance's time when the client names none"),
     setting("MAX_TTL", "24h", "The longest time an instance may live after it was handed out"),

@@ -25,6 +25,7 @@ fn the_defaults_are_valid() {
 #[test]
 fn every_problem_is_reported_at_once() {
     let error = Config::check(&with(&[
+        ("EGRESS_REFRESH", "10ms"),
         ("LISTEN", "nowhere"),
         ("POOL_TARGET_SIZE", "-1"),
         ("DEFAULT_TTL", "0s"),
@@ -41,7 +42,7 @@ fn every_problem_is_reported_at_once() {
         ("NODE_NAME", "a/b"),
     ]))
     .unwrap_err();
-    assert_eq!(error.problems.len(), 13, "{error}");
+    assert_eq!(error.problems.len(), 14, "{error}");
     assert!(error.to_string().contains("TRUSTED_PROXIES: \"proxy\" is not of the form"), "{error}");
     assert!(error.to_string().contains("CONTAINER_MODE=\"lxc\": one of podman, docker"), "{error}");
 }

@@ -3,7 +3,9 @@
 
 use std::net::Ipv4Addr;
 
+use super::doors::Doors;
 use super::packages::Family;
+use super::way_out::WayOut;
 use crate::engine::docker::api::Version;
 use crate::route::caddy::Surroundings;
 
@@ -71,6 +73,10 @@ pub(super) struct Facts {
     pub(super) listen: Listen,
     /// Caddy, or why it cannot be looked at; none with the built-in router.
     pub(super) router: Option<Result<Surroundings, String>>,
+    /// Tokens, keys.
+    pub(super) doors: Doors,
+    /// The way out of shops; none when no golden lists what they may reach.
+    pub(super) way_out: Option<WayOut>,
     /// Programs that building a golden takes and that are not there.
     pub(super) tools_missing: Vec<&'static str>,
     /// Goldens of the settings whose recipe cannot be read, and why.

@@ -6,7 +6,7 @@
 use super::database;
 use super::facts::{Answer, Bridge, Facts, Listen, StateDir};
 use super::trial::without_harmless;
-use super::{Finding, Status, docker, nats, packages, router};
+use super::{Finding, Status, cgroups, docker, doors, nats, packages, router, way_out};
 use crate::config::{Config, Subnet};
 
 /// cgroup.kill came with it (cgroup-v2.rst).
@@ -51,9 +51,6 @@ const CAPABILITIES: &[(u8, &str)] = &[
 
 const SYS_RESOURCE: u8 = 24;
 
-/// Controllers with what is not limited when they are missing.
-const CONTROLLERS: &[&str] = &["memory", "pids", "cpu", "io"];
-
 pub(super) fn ok(name: &'static str, seen: impl Into<String>) -> Finding {
     Finding { name, status: Status::Ok, seen: seen.into(), advice: None }
 }
@@ -72,8 +69,8 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         Some(root(facts)),
         capabilities(facts, config),
         Some(kernel(facts)),
-        cgroup(facts),
-        controllers(facts),
+        cgroups::hierarchy(facts),
+        cgroups::controllers(facts),
         docker::engine(facts, config),
     ];
     let restoring = [
@@ -94,16 +91,18 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         nats::judge(facts),
         Some(listen(facts, config)),
         router::judge(facts.router.as_ref(), config),
+        way_out::judge(facts.way_out.as_ref(), config),
         Some(golden_tools(facts)),
         Some(recipes(facts, config)),
     ];
-    let (host, restoring, rest) = (host.into_iter(), restoring.into_iter(), rest.into_iter());
+    let (host, restoring) = (host.into_iter(), restoring.into_iter());
+    let rest = rest.into_iter().flatten().chain(doors::judge(&facts.doors, config));
     let state = state_dir(facts, config);
     if docker::is_mode(config) {
-        let findings = host.flatten().chain(state).chain(rest.flatten());
+        let findings = host.flatten().chain(state).chain(rest);
         return findings.filter(docker::matters).collect();
     }
-    host.chain(restoring).flatten().chain(state).chain(rest.flatten()).collect()
+    host.chain(restoring).flatten().chain(state).chain(rest).collect()
 }
 
 fn root(facts: &Facts) -> Finding {
@@ -164,32 +163,6 @@ fn kernel(facts: &Facts) -> Finding {
         ),
         _ => ok("kernel", format!("Linux {}", facts.kernel)),
     }
-}
-
-fn cgroup(facts: &Facts) -> Option<Finding> {
-    Some(match facts.cgroup.as_ref()? {
-        Ok(_) => ok("cgroup", "cgroup v2 is the only hierarchy"),
-        Err(why) => fail(
-            "cgroup",
-            why,
-            "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line, and run outside containers",
-        ),
-    })
-}
-
-fn controllers(facts: &Facts) -> Option<Finding> {
-    let offered = facts.cgroup.as_ref()?.as_ref().ok()?;
-    let missing: Vec<&str> =
-        CONTROLLERS.iter().copied().filter(|wanted| !offered.iter().any(|have| have == wanted)).collect();
-    Some(if missing.is_empty() {
-        ok("controllers", CONTROLLERS.join(", "))
-    } else {
-        warn(
-            "controllers",
-            format!("missing: {}; instances' limits on them are not in force", missing.join(", ")),
-            "boot without cgroup v1 mounts and without cgroup_disable= on the kernel's command line",
-        )
-    })
 }
 
 fn criu(facts: &Facts) -> Finding {

@@ -10,8 +10,10 @@
 //! Invariant: nothing that was made for a trial is left, and no trial touches
 //! an instance.
 
+mod cgroups;
 mod database;
 mod docker;
+mod doors;
 mod facts;
 mod judge;
 mod nats;
@@ -19,12 +21,14 @@ mod packages;
 mod probe;
 mod router;
 mod trial;
+mod way_out;
 
 #[cfg(test)]
 mod tests;
 
 use std::fmt::Write as _;
 
+use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 use crate::config::Config;
@@ -60,6 +64,8 @@ pub struct Finding {
 pub enum Form {
     /// For people.
     Text,
+    /// For people, with the colours of a terminal.
+    Colored,
     /// One object: `{"possible": bool, "findings": [...]}`.
     Json,
 }
@@ -83,7 +89,8 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
 pub fn report(findings: &[Finding], form: Form) -> Report {
     let possible = findings.iter().all(|finding| finding.status != Status::Fail);
     let text = match form {
-        Form::Text => as_text(findings),
+        Form::Text => as_text(findings, false),
+        Form::Colored => as_text(findings, true),
         Form::Json => {
             let object = serde_json::json!({ "possible": possible, "findings": findings });
             format!("{object:#}\n")
@@ -92,19 +99,20 @@ pub fn report(findings: &[Finding], form: Form) -> Report {
     Report { text, possible }
 }
 
-fn as_text(findings: &[Finding]) -> String {
+fn as_text(findings: &[Finding], colored: bool) -> String {
     let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
     let mut text = String::new();
     for Finding { name, status, seen, advice } in findings {
-        let word = match status {
-            Status::Ok => "ok",
-            Status::Warn => "warn",
-            Status::Fail => "FAIL",
+        let (word, color) = match status {
+            Status::Ok => ("ok", AnsiColor::Green),
+            Status::Warn => ("warn", AnsiColor::Yellow),
+            Status::Fail => ("FAIL", AnsiColor::Red),
         };
+        let style = if colored { color.on_default() } else { Style::new() };
         // Further lines, such as the end of a log, stand under the first.
         let seen = seen.replace('\n', &format!("\n{:1$}", "", width + 8));
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{word:<4}  {name:<width$}  {seen}");
+        let _ = writeln!(text, "{style}{word:<4}{style:#}  {name:<width$}  {seen}");
         if let Some(advice) = advice {
             let _ = writeln!(text, "{:1$}-> {advice}", "", width + 8);
         }

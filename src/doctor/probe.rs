@@ -17,11 +17,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
-use super::database;
-use super::docker;
 use super::facts::{Answer, Bridge, Facts, Listen, Runtime, StateDir, field, parse_routes};
 use super::packages::Family;
-use super::{nats, router, trial};
+use super::{database, docker, doors, nats, router, trial, way_out};
 use crate::config::Config;
 use crate::engine::criu::{self, RestoreError};
 use crate::engine::docker::Docker;
@@ -80,6 +78,8 @@ pub(super) async fn probe(config: &Config) -> Facts {
         database::trial(config),
         router::probe(config),
     );
+    let routes = parse_routes(&read("/proc/net/route"));
+    let way_out = way_out::probe(config, &routes).await;
     Facts {
         family: Family::of(&read("/etc/os-release")),
         uid,
@@ -100,12 +100,14 @@ pub(super) async fn probe(config: &Config) -> Facts {
         memory: kilobytes(&read("/proc/meminfo"), "MemTotal") * 1024,
         network,
         bridge: bridge(&config.bridge_name),
-        routes: parse_routes(&read("/proc/net/route")),
+        routes,
         nftables,
         database,
         nats,
         listen,
         router,
+        doors: doors::probe(config, root),
+        way_out,
         tools_missing: TOOLS.iter().copied().filter(|tool| find_program(tool).is_none()).collect(),
         recipes_unread: recipes(config),
     }
@@ -137,7 +139,7 @@ async fn ask_if(matters: bool, program: &str, args: &[&str]) -> Answer {
 }
 
 /// Runs a program and answers what it printed, on either stream.
-async fn ask(program: &str, args: &[&str]) -> Answer {
+pub(super) async fn ask(program: &str, args: &[&str]) -> Answer {
     let output =
         Command::new(program).args(args).current_dir("/").stdin(Stdio::null()).kill_on_drop(true).output();
     let output = match tokio::time::timeout(DEADLINE, output).await {
@@ -230,7 +232,7 @@ fn state_dir(wanted: &Path) -> Result<StateDir, String> {
     Ok(StateDir {
         kind: file_system(existing).map_err(|error| at(&error))?,
         overlay: overlay(dir.path()).map_err(|error| error.to_string()),
-        reflink: reflink(dir.path()).map_err(|error| error.to_string()),
+        reflink: facts::reflink(dir.path()).map_err(|error| error.to_string()),
         free: space.f_bavail * space.f_frsize,
     })
 }
@@ -279,13 +281,6 @@ fn overlay(dir: &Path) -> io::Result<()> {
     } else {
         Err(io::Error::other("a change does not stay in the upper directory"))
     }
-}
-
-fn reflink(dir: &Path) -> io::Result<()> {
-    // A block and more: some file systems keep smaller files where they cannot be shared.
-    std::fs::write(dir.join("from"), [7; 64 * 1024])?;
-    let (from, to) = (File::open(dir.join("from"))?, File::create(dir.join("to"))?);
-    Ok(rustix::fs::ioctl_ficlone(&to, &from)?)
 }
 
 fn bridge(name: &str) -> Bridge {

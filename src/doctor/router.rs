@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Finding, Status};
-use crate::config::{Config, Router};
+use crate::config::{Banner, Config, Router};
 use crate::error::Chain;
 use crate::route::caddy::{CaddyRoutes, Surroundings};
 
@@ -35,6 +35,10 @@ pub(super) fn judge(seen: Option<&Result<Surroundings, String>>, config: &Config
             format!("Caddy has no site for *.{domain}"),
             "start it with this project's Caddyfile and the same BASE_DOMAIN".into(),
         ),
+        Ok(_) if config.edges.banner == Banner::On => warn(
+            "BANNER=on shows nothing with ROUTER=caddy: Caddy leads visitors past the built-in proxy".into(),
+            "set ROUTER=embedded, which Caddy can stand in front of as well, or BANNER=off".into(),
+        ),
         Ok(seen) => {
             let seen = format!("Caddy serves *.{domain}; its admin API is at {}", seen.admin);
             Some(Finding { name: "router", status: Status::Ok, seen, advice: None })
@@ -58,9 +62,22 @@ mod tests {
     use super::*;
 
     fn judged(seen: Result<Surroundings, String>) -> Finding {
+        judged_with(seen, Banner::Off)
+    }
+
+    fn judged_with(seen: Result<Surroundings, String>, banner: Banner) -> Finding {
         let defaults = crate::config::SETTINGS.iter();
         let defaults = defaults.map(|setting| (setting.name.to_owned(), setting.default.to_owned()));
-        judge(Some(&seen), &Config::check(&defaults.collect()).unwrap()).unwrap()
+        let mut config = Config::check(&defaults.collect()).unwrap();
+        config.edges.banner = banner;
+        judge(Some(&seen), &config).unwrap()
+    }
+
+    #[test]
+    fn a_banner_that_nobody_sees_is_warned_of() {
+        let finding = judged_with(caddy("127.0.0.1:2019", true), Banner::On);
+        assert_eq!(finding.status, Status::Warn);
+        assert!(finding.advice.unwrap().contains("ROUTER=embedded"));
     }
 
     fn caddy(admin: &str, has_site: bool) -> Result<Surroundings, String> {

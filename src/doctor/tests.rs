@@ -1,5 +1,6 @@
 //! Judgement of what a probe saw, without a host.
 
+use super::doors::Doors;
 use super::facts::{Answer, Bridge, Facts, Listen, Route, Runtime, StateDir, field, parse_routes};
 use super::judge::judge;
 use super::packages::Family;
@@ -43,6 +44,8 @@ fn fit() -> Facts {
         nats: None,
         listen: Listen::Free,
         router: None,
+        doors: Doors { tokens: Some(Ok(false)), keys: Some(Vec::new()) },
+        way_out: None,
         tools_missing: Vec::new(),
         recipes_unread: Vec::new(),
     }
@@ -183,7 +186,8 @@ fn cgroups_must_be_unified_and_a_missing_controller_is_a_warning() {
     assert_eq!((finding.name, finding.status), ("cgroup", Status::Fail));
     let finding = only(|facts| facts.cgroup = Some(Ok(vec!["cpu".into(), "memory".into()])));
     assert_eq!((finding.name, finding.status), ("controllers", Status::Warn));
-    assert!(finding.seen.contains("missing: pids, io;"), "{finding:?}");
+    assert!(finding.seen.starts_with("missing: pids, io; on pids the daemon looks"), "{finding:?}");
+    assert!(finding.seen.ends_with("; limits on io are not in force"), "{finding:?}");
 }
 
 #[test]

@@ -164,7 +164,7 @@ fn leftovers(cleanup: &[CleanupError]) -> String {
 
 /// The end of every `destroy` of an instance in a slot: its address is free
 /// only when nothing of it is left, since an address may not have two owners.
-pub(crate) fn destroyed(
+pub(crate) async fn destroyed(
     slots: &Slots,
     id: &InstanceId,
     container: Option<&Container>,
@@ -174,7 +174,7 @@ pub(crate) fn destroyed(
         return Err(DestroyError { id: id.clone(), cleanup });
     }
     if let Some(container) = container {
-        slots.network().release(container.address);
+        slots.network().release(container.address).await;
     }
     Ok(())
 }

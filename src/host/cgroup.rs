@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::process;
+use super::{disk, process};
+use crate::config::units;
+use crate::golden::recipe::Run;
 use crate::id::InstanceId;
 
 /// Where cgroup v2 is mounted on every host this runs on.
@@ -32,6 +34,26 @@ pub struct Limits {
     pub pids_max: u32,
     /// Cores.
     pub cpu_max: f64,
+    /// The disk.
+    pub io: IoLimits,
+}
+
+/// Bytes a second of the disk that holds STATE_DIR; none: no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IoLimits {
+    /// That may be read.
+    pub read: Option<u64>,
+    /// That may be written.
+    pub write: Option<u64>,
+}
+
+impl IoLimits {
+    /// A recipe's, which was checked when it was read.
+    #[must_use]
+    pub fn of(run: &Run) -> Self {
+        let bytes = |text: &Option<String>| units::bytes(text.as_deref()?).ok();
+        Self { read: bytes(&run.io_read_max), write: bytes(&run.io_write_max) }
+    }
 }
 
 /// The cgroup below which all instances live.
@@ -39,6 +61,8 @@ pub struct Limits {
 pub struct Parent {
     path: PathBuf,
     controllers: Vec<String>,
+    /// The disk that `io` limits are about, as `major:minor`.
+    disk: Option<String>,
     /// Limits that no controller holds.
     watched: Arc<Mutex<HashMap<InstanceId, Limits>>>,
 }
@@ -59,7 +83,14 @@ impl Parent {
         if !controllers.is_empty() {
             controllers = delegate(&path)?;
         }
-        Ok(Self { path, controllers, watched: Arc::default() })
+        Ok(Self { path, controllers, disk: None, watched: Arc::default() })
+    }
+
+    /// Has instances' io limits be about the disk below a directory.
+    #[must_use]
+    pub fn on_disk_of(mut self, dir: &Path) -> Self {
+        self.disk = disk::below(dir);
+        self
     }
 
     /// Controllers whose limits are in force for instances.
@@ -125,7 +156,29 @@ impl Parent {
         // Absent where the kernel has no swap.
         set("memory", "memory.swap.max", "0".into()).or_else(ignore_missing)?;
         set("pids", "pids.max", limits.pids_max.to_string())?;
-        set("cpu", "cpu.max", format!("{quota} {CPU_PERIOD_MICROS}"))
+        set("cpu", "cpu.max", format!("{quota} {CPU_PERIOD_MICROS}"))?;
+        match self.io_max(limits.io) {
+            // Absent where the kernel was built without it (CONFIG_BLK_DEV_THROTTLING).
+            Some(line) => set("io", "io.max", line).or_else(ignore_missing),
+            None => Ok(()),
+        }
+    }
+
+    /// The disk that io limits are about, as `major:minor`; none when there is
+    /// no such limit.
+    #[must_use]
+    pub fn disk(&self) -> Option<&str> {
+        self.disk.as_deref().filter(|_| self.has("io"))
+    }
+
+    /// An instance's io.max; none where nothing is to be limited, or cannot be.
+    #[must_use]
+    pub fn io_max(&self, limits: IoLimits) -> Option<String> {
+        let disk = self.disk()?;
+        let part = |name: &str, limit: Option<u64>| limit.map(|bytes| format!(" {name}={bytes}"));
+        let parts = [part("rbps", limits.read), part("wbps", limits.write)];
+        let parts: String = parts.into_iter().flatten().collect();
+        (!parts.is_empty()).then(|| format!("{disk}{parts}"))
     }
 
     /// Kills everything in the instance's cgroup; absent is fine.
@@ -245,4 +298,27 @@ fn remove_tree(path: &Path) -> io::Result<()> {
         Err(error) => return ignore_missing(error),
     }
     std::fs::remove_dir(path).or_else(ignore_missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn io_limits_are_about_a_disk_and_need_their_controller() {
+        let parent = |controllers: &[&str], disk: Option<&str>| Parent {
+            path: PathBuf::new(),
+            controllers: controllers.iter().map(|name| (*name).to_owned()).collect(),
+            disk: disk.map(str::to_owned),
+            watched: Arc::default(),
+        };
+        let limits = IoLimits { read: None, write: Some(1 << 20) };
+        let both = IoLimits { read: Some(5), ..limits };
+        let whole = parent(&["cpu", "io"], Some("254:0"));
+        assert_eq!(whole.io_max(limits).as_deref(), Some("254:0 wbps=1048576"));
+        assert_eq!(whole.io_max(both).as_deref(), Some("254:0 rbps=5 wbps=1048576"));
+        assert_eq!(whole.io_max(IoLimits::default()), None);
+        assert_eq!(parent(&["cpu"], Some("254:0")).io_max(both), None);
+        assert_eq!(parent(&["io"], None).io_max(both), None);
+    }
 }

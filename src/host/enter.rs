@@ -2,8 +2,11 @@
 //!
 //! Called by commands that run something inside. Whatever is run there is the
 //! stranger's: programs, libraries, files. So the process that becomes it has
-//! the instance's namespaces, root and cgroup, no capability that the instance
-//! has not, and no way to get one.
+//! the instance's namespaces, root, cgroup and system call filters, no
+//! capability that the instance has not, and no way to get one. Nor is it of
+//! any use on the way: it cannot be looked into, so that its `/proc/PID/exe`
+//! does not lead to the host's program, and it leaves the operator's terminal,
+//! into which it could type.
 
 use std::fs::File;
 use std::io;
@@ -11,6 +14,8 @@ use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use super::seccomp;
 
 /// In this order: the mount namespace goes last, since /proc is the host's
 /// until then; a pid namespace holds from the next fork on. A restored shop's
@@ -55,11 +60,14 @@ pub fn prepare(command: &mut Command, pid: i32) -> io::Result<()> {
     let cgroup = cgroup_of(pid)?.join("cgroup.procs");
     let cgroup = File::options().write(true).open(cgroup)?;
     let capabilities = bound_of(pid)?;
+    let filters = seccomp::of(pid)?;
     let enter = move || {
         // SAFETY: between fork and exec only system calls on descriptors that
         // the closure owns; none allocates, the arguments live long enough.
         unsafe {
             check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+            // Until the exec.
+            check(libc::prctl(libc::PR_SET_DUMPABLE, 0))?;
             if libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1 {
                 return Err(io::Error::last_os_error());
             }
@@ -68,8 +76,13 @@ pub fn prepare(command: &mut Command, pid: i32) -> io::Result<()> {
             }
             chroot(root.as_raw_fd())?;
             stand_aside()?;
-            give_up(capabilities)
+            check(libc::setsid())?;
+            give_up(capabilities)?;
         }
+        for filter in &filters {
+            seccomp::put_on(filter)?;
+        }
+        Ok(())
     };
     // SAFETY: `enter` keeps to what is allowed after a fork, see there.
     unsafe { command.pre_exec(enter) };

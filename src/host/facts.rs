@@ -1,7 +1,12 @@
-//! What this host is, as far as a frozen process depends on it.
+//! What this host is, as far as a frozen process, or a shop's way out, depends on it.
 
+use std::collections::HashSet;
+use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
+
+use nix::sys::socket::SockaddrIn;
 
 /// The kernel's release, such as `6.12.48+deb13-amd64`.
 #[must_use]
@@ -48,6 +53,28 @@ pub fn file_system(path: &Path) -> String {
         Ok(other) => format!("{other:#x}"),
         Err(error) => error.to_string(),
     }
+}
+
+/// All IPv4 addresses of this host.
+///
+/// # Errors
+/// When they cannot be listed.
+pub fn own_addresses() -> io::Result<HashSet<Ipv4Addr>> {
+    let interfaces = nix::ifaddrs::getifaddrs()?;
+    let addresses = interfaces.filter_map(|interface| interface.address);
+    Ok(addresses.filter_map(|address| address.as_sockaddr_in().map(SockaddrIn::ip)).collect())
+}
+
+/// Tries whether files in `dir` can be copied by reference; leaves two small
+/// ones there.
+///
+/// # Errors
+/// When they cannot.
+pub fn reflink(dir: &Path) -> io::Result<()> {
+    // A block and more: some file systems keep smaller files where they cannot be shared.
+    std::fs::write(dir.join("from"), [7; 64 * 1024])?;
+    let (from, to) = (File::open(dir.join("from"))?, File::create(dir.join("to"))?);
+    Ok(rustix::fs::ioctl_ficlone(&to, &from)?)
 }
 
 #[cfg(test)]

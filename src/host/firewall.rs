@@ -1,4 +1,5 @@
-//! What a shop may send, and to whom: nobody, but for answers to the proxy.
+//! What a shop may send, and to whom: nobody, but for answers to the proxy, and
+//! the few TCP ports outside that it was allowed.
 //!
 //! A stranger may have root inside a shop. Owned by [`super::net`], which makes
 //! the shops' interfaces; one nftables table for each bridge, whose rules are
@@ -9,8 +10,11 @@
 //! ```text
 //! from the bridge: no IPv6, no address but the sender's own    prerouting, before connection tracking
 //!                  answers to what the host began              input, accepted
+//!                  what the shop is allowed, connections       forward, accepted
+//!                    that began so                               and given the host's address
 //!                  everything else                             input and forward, dropped
-//! to the bridge:   from elsewhere than the host                forward, dropped
+//! to the bridge:   answers to those connections                forward, accepted
+//!                  the rest from elsewhere than the host       forward, dropped
 //! ```
 //!
 //! Who the sender is follows from its hardware address: bridge ports are
@@ -18,11 +22,17 @@
 //! address has one address of layer 3. Those pairs are added to the table by the
 //! block, when the first address of a block is used: one call of `nft` for 256
 //! slots.
+//!
+//! What is allowed lies in two sets, which outlive the daemon as the shops do:
+//! `ways` has each shop with each address and port, `outward` the shops that
+//! have any, so that an address's next owner inherits no connection. The
+//! kernel's sets are always [`State::ways`], also after a restart, which reads
+//! them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -44,8 +54,21 @@ pub struct Firewall {
     table: String,
     bridge: String,
     subnet: Subnet,
-    /// Blocks whose pairs are in the table.
-    known: Mutex<HashSet<u32>>,
+    state: Mutex<State>,
+}
+
+/// Each shop with what it may reach outside.
+pub type Ways = BTreeMap<Ipv4Addr, BTreeSet<SocketAddrV4>>;
+
+/// What is in the table beside its fixed rules.
+#[derive(Debug, Default)]
+struct State {
+    /// Blocks whose pairs are in it.
+    known: HashSet<u32>,
+    /// What is allowed; no shop has an empty set.
+    ways: Ways,
+    /// Whether what goes out gets the host's address.
+    disguised: bool,
 }
 
 impl Firewall {
@@ -56,7 +79,9 @@ impl Firewall {
     pub async fn open(bridge: &str, subnet: Subnet) -> io::Result<Self> {
         let table = table_of(bridge);
         nft(&ruleset(&table, bridge)).await?;
-        Ok(Self { table, bridge: bridge.to_owned(), subnet, known: Mutex::default() })
+        let ways = read_ways(&list(&["set", "inet", &table, "ways"]).await?)?;
+        let state = Mutex::new(State { ways, ..State::default() });
+        Ok(Self { table, bridge: bridge.to_owned(), subnet, state })
     }
 
     /// Lets the owner of an address use it.
@@ -68,12 +93,58 @@ impl Firewall {
             return Err(io::Error::other(format!("{address} is not of this network")));
         };
         let block = index / BLOCK;
-        let mut known = self.known.lock().await;
-        if known.contains(&block) {
+        let mut state = self.state.lock().await;
+        if state.known.contains(&block) {
             return Ok(());
         }
         nft(&pairs(&self.table, self.subnet, block)).await?;
-        known.insert(block);
+        state.known.insert(block);
+        Ok(())
+    }
+
+    /// Gives what shops send outside the host's own address; without it nothing
+    /// would come back.
+    ///
+    /// # Errors
+    /// When the kernel cannot do it.
+    pub async fn disguise(&self) -> io::Result<()> {
+        let mut state = self.state.lock().await;
+        if !state.disguised {
+            nft(&disguise(&self.table, &self.bridge, self.subnet)).await?;
+            state.disguised = true;
+        }
+        Ok(())
+    }
+
+    /// Lets one shop reach exactly these addresses outside; none takes all back.
+    ///
+    /// # Errors
+    /// When `nft` refuses; all is as it was then.
+    pub async fn allow(&self, shop: Ipv4Addr, reached: BTreeSet<SocketAddrV4>) -> io::Result<()> {
+        self.change(|ways| {
+            ways.insert(shop, reached);
+        })
+        .await
+    }
+
+    /// Lets these shops reach what is said, and all others nothing.
+    ///
+    /// # Errors
+    /// When `nft` refuses; all is as it was then.
+    pub async fn allow_only(&self, wanted: Ways) -> io::Result<()> {
+        self.change(|ways| *ways = wanted).await
+    }
+
+    async fn change(&self, change: impl FnOnce(&mut Ways)) -> io::Result<()> {
+        let mut state = self.state.lock().await;
+        let mut wanted = state.ways.clone();
+        change(&mut wanted);
+        wanted.retain(|_, reached| !reached.is_empty());
+        let rules = changes(&self.table, &state.ways, &wanted);
+        if !rules.is_empty() {
+            nft(&rules).await?;
+            state.ways = wanted;
+        }
         Ok(())
     }
 
@@ -92,13 +163,17 @@ impl Firewall {
     /// # Errors
     /// When `nft` refuses.
     pub async fn renew_if_lost(&self) -> io::Result<bool> {
-        let known = self.known.lock().await;
+        let state = self.state.lock().await;
         if nft(&format!("list chain inet {} to_host\n", self.table)).await.is_ok() {
             return Ok(false);
         }
         let mut rules = ruleset(&self.table, &self.bridge);
-        for block in known.iter() {
+        for block in &state.known {
             rules.push_str(&pairs(&self.table, self.subnet, *block));
+        }
+        rules.push_str(&changes(&self.table, &Ways::new(), &state.ways));
+        if state.disguised {
+            rules.push_str(&disguise(&self.table, &self.bridge, self.subnet));
         }
         nft(&rules).await?;
         Ok(true)
@@ -120,13 +195,19 @@ pub const fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
     [0x02, 0x64, a, b, c, d]
 }
 
-/// The table with its rules in place of former ones; who may send is kept, so
-/// that living shops go on answering.
+/// The table with its rules in place of former ones; who may send, and where
+/// to, is kept, so that living shops go on as they are.
 fn ruleset(table: &str, bridge: &str) -> String {
     format!(
         r#"table inet {table} {{
     set senders {{
         typeof ether saddr . ip saddr
+    }}
+    set outward {{
+        type ipv4_addr
+    }}
+    set ways {{
+        type ipv4_addr . ipv4_addr . inet_service
     }}
     chain sender {{
         type filter hook prerouting priority raw; policy accept;
@@ -138,7 +219,9 @@ fn ruleset(table: &str, bridge: &str) -> String {
         type filter hook forward priority filter - 10; policy accept;
     }}
 }}
-flush table inet {table}
+flush chain inet {table} sender
+flush chain inet {table} to_host
+flush chain inet {table} elsewhere
 table inet {table} {{
     chain sender {{
         iifname "{bridge}" meta nfproto ipv6 counter drop
@@ -149,7 +232,11 @@ table inet {table} {{
         iifname "{bridge}" counter drop
     }}
     chain elsewhere {{
+        iifname "{bridge}" ip saddr @outward ct state established accept
+        iifname "{bridge}" ip saddr . ip daddr . tcp dport @ways accept
         iifname "{bridge}" counter drop
+        oifname "{bridge}" ct state established accept
+        oifname "{bridge}" meta l4proto icmp ct state related accept
         oifname "{bridge}" counter drop
     }}
 }}
@@ -169,6 +256,83 @@ fn pairs(table: &str, subnet: Subnet, block: u32) -> String {
     }
     text.push_str("}\n");
     text
+}
+
+/// What gives the shops' packets the host's address on their way out.
+fn disguise(table: &str, bridge: &str, subnet: Subnet) -> String {
+    let Subnet { network, prefix } = subnet;
+    format!(
+        r#"table inet {table} {{
+    chain outgoing {{
+        type nat hook postrouting priority srcnat; policy accept;
+    }}
+}}
+flush chain inet {table} outgoing
+table inet {table} {{
+    chain outgoing {{
+        oifname != "{bridge}" ip saddr {network}/{prefix} masquerade
+    }}
+}}
+"#
+    )
+}
+
+/// What turns the one into the other, as one transaction.
+fn changes(table: &str, is: &Ways, wanted: &Ways) -> String {
+    let mut text = String::new();
+    for (verb, from, to) in [("delete", wanted, is), ("add", is, wanted)] {
+        let shops: Vec<String> =
+            to.keys().filter(|shop| !from.contains_key(shop)).map(Ipv4Addr::to_string).collect();
+        let ways: Vec<String> = to
+            .iter()
+            .flat_map(|(shop, reached)| reached.iter().map(move |way| (shop, way)))
+            .filter(|(shop, way)| !from.get(shop).is_some_and(|reached| reached.contains(way)))
+            .map(|(shop, way)| format!("{shop} . {} . {}", way.ip(), way.port()))
+            .collect();
+        for (set, elements) in [("outward", shops), ("ways", ways)] {
+            if !elements.is_empty() {
+                // Writing to a string does not fail.
+                let _ = writeln!(text, "{verb} element inet {table} {set} {{ {} }}", elements.join(", "));
+            }
+        }
+    }
+    text
+}
+
+/// Reads the set `ways` as `nft --json` lists it (libnftables-json(5)).
+fn read_ways(json: &str) -> io::Result<Ways> {
+    let listed: serde_json::Value = serde_json::from_str(json)?;
+    let objects = listed["nftables"].as_array().into_iter().flatten();
+    let elements = objects.filter_map(|object| object["set"]["elem"].as_array()).flatten();
+    let mut ways = Ways::new();
+    for element in elements {
+        let part = |n: usize| &element["concat"][n];
+        let address = |n| part(n).as_str()?.parse::<Ipv4Addr>().ok();
+        let port = part(2).as_u64().and_then(|port| u16::try_from(port).ok());
+        let (Some(shop), Some(to), Some(port)) = (address(0), address(1), port) else {
+            return Err(io::Error::other(format!("nft lists an unknown element {element}")));
+        };
+        ways.entry(shop).or_default().insert(SocketAddrV4::new(to, port));
+    }
+    Ok(ways)
+}
+
+/// Lists something of the kernel's rules as JSON.
+async fn list(what: &[&str]) -> io::Result<String> {
+    let output = Command::new("nft")
+        .args(["--json", "list"])
+        .args(what)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    match tokio::time::timeout(DEADLINE, output).await {
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "nft does not answer")),
+        Ok(Err(error)) => Err(error),
+        Ok(Ok(output)) if output.status.success() => {
+            String::from_utf8(output.stdout).map_err(io::Error::other)
+        }
+        Ok(Ok(output)) => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
 }
 
 /// Has the kernel take rules, all of them or none.
@@ -215,6 +379,38 @@ pub(super) async fn trial(bridge: &str, subnet: Subnet) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn ways(list: &[(&str, &[&str])]) -> Ways {
+        let reached = |to: &[&str]| to.iter().map(|to| to.parse().unwrap()).collect();
+        list.iter().map(|(shop, to)| (shop.parse().unwrap(), reached(to))).collect()
+    }
+
+    #[test]
+    fn a_change_takes_away_and_adds_what_differs_and_says_nothing_otherwise() {
+        let before = ways(&[("10.0.0.2", &["192.0.2.1:443"]), ("10.0.0.3", &["192.0.2.1:443"])]);
+        let after =
+            ways(&[("10.0.0.3", &["192.0.2.1:443", "192.0.2.9:25"]), ("10.0.0.4", &["192.0.2.1:443"])]);
+        assert_eq!(
+            changes("t", &before, &after),
+            "delete element inet t outward { 10.0.0.2 }\n\
+             delete element inet t ways { 10.0.0.2 . 192.0.2.1 . 443 }\n\
+             add element inet t outward { 10.0.0.4 }\n\
+             add element inet t ways { 10.0.0.3 . 192.0.2.9 . 25, 10.0.0.4 . 192.0.2.1 . 443 }\n"
+        );
+        assert_eq!(changes("t", &after, &after), "");
+    }
+
+    #[test]
+    fn what_nft_lists_is_read_back() {
+        let listed = r#"{"nftables": [{"metainfo": {"version": "1.1.3"}}, {"set": {"family": "inet",
+            "name": "ways", "table": "t", "type": ["ipv4_addr", "ipv4_addr", "inet_service"], "handle": 4,
+            "elem": [{"concat": ["10.0.0.2", "192.0.2.1", 443]}, {"concat": ["10.0.0.2", "192.0.2.9", 25]}]}}]}"#;
+        let expected = ways(&[("10.0.0.2", &["192.0.2.1:443", "192.0.2.9:25"])]);
+        assert_eq!(read_ways(listed).unwrap(), expected);
+        let empty = r#"{"nftables": [{"set": {"family": "inet", "name": "ways", "table": "t"}}]}"#;
+        assert_eq!(read_ways(empty).unwrap(), Ways::new());
+        assert!(read_ways(r#"{"nftables": [{"set": {"elem": ["10.0.0.2"]}}]}"#).is_err());
+    }
 
     #[test]
     fn every_usable_address_of_a_block_has_its_sender_and_no_other() {

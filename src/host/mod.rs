@@ -7,11 +7,15 @@
 
 pub mod cgroup;
 pub mod devices;
+mod disk;
 pub mod enter;
 pub mod facts;
 pub mod firewall;
+pub mod memory;
 pub mod mounts;
 pub mod net;
+mod netns;
 pub mod process;
 pub mod quota;
+mod seccomp;
 pub mod slots;

@@ -7,12 +7,13 @@
 //! `dm-<id>`, a port of the bridge: isolated there, so that two instances never
 //! see each other's frames, and locked to the hardware address that goes with
 //! its address, so that none passes for another. What is left is the way to the
-//! host, which the [`firewall`] closes; there is no default route inside.
+//! host, which the [`firewall`] closes; there is no default route inside, but for
+//! shops that were allowed something outside.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryStreamExt as _;
@@ -22,6 +23,10 @@ use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use super::firewall::{self, Firewall, hardware_address};
+use super::netns::{
+    self, configure_namespace, enter, in_namespace, in_thread, inside, make_namespace, without_ipv6,
+};
+pub use super::netns::{connect_in, lone_namespace};
 use crate::config::Subnet;
 use crate::error::ErrorKind;
 use crate::id::InstanceId;
@@ -29,9 +34,6 @@ use crate::id::InstanceId;
 /// How many addresses the search for a free one goes round in, as long as one
 /// of them is free: the kernel and the firewall keep a line for each one used.
 const ROUND: u32 = 4096;
-
-/// The loopback interface's index in every namespace.
-const LOOPBACK: u32 = 1;
 
 /// The network could not be set up or taken down.
 #[derive(Debug, thiserror::Error)]
@@ -64,11 +66,11 @@ impl NetError {
     }
 }
 
-fn step(step: &'static str) -> impl FnOnce(io::Error) -> NetError {
+pub(super) fn step(step: &'static str) -> impl FnOnce(io::Error) -> NetError {
     move |source| NetError::Step { step, source }
 }
 
-fn netlink(step: &'static str) -> impl FnOnce(rtnetlink::Error) -> NetError {
+pub(super) fn netlink(step: &'static str) -> impl FnOnce(rtnetlink::Error) -> NetError {
     move |error| NetError::Step { step, source: to_io(error) }
 }
 
@@ -136,6 +138,7 @@ fn lock(taken: &Mutex<Taken>) -> std::sync::MutexGuard<'_, Taken> {
 pub struct Network {
     subnet: Subnet,
     bridge: u32,
+    bridge_name: String,
     firewall: Firewall,
     handle: Handle,
     taken: Arc<Mutex<Taken>>,
@@ -169,7 +172,8 @@ impl Network {
         handle.link().set(up).execute().await.map_err(netlink("set the bridge up"))?;
         let address = handle.address().add(bridge, IpAddr::V4(gateway), subnet.prefix).replace();
         address.execute().await.map_err(netlink("give the bridge its address"))?;
-        Ok(Self { subnet, bridge, firewall, handle, taken: Arc::default() })
+        let bridge_name = bridge_name.to_owned();
+        Ok(Self { subnet, bridge, bridge_name, firewall, handle, taken: Arc::default() })
     }
 
     /// Takes a free address and makes a namespace that has it.
@@ -178,7 +182,12 @@ impl Network {
     /// [`NetError`]; nothing is left.
     pub async fn attach(&self, id: &InstanceId) -> Result<Attached, NetError> {
         let lease = self.take()?;
-        self.firewall.admit(lease.address()).await.map_err(step("let an address through the firewall"))?;
+        let let_through = step("let an address through the firewall");
+        let admitted = async {
+            self.firewall.allow(lease.address(), BTreeSet::new()).await?;
+            self.firewall.admit(lease.address()).await
+        };
+        admitted.await.map_err(let_through)?;
         let prefix = self.subnet.prefix;
         let netns = in_thread(make_namespace).await?;
         let interface = id.interface();
@@ -273,6 +282,36 @@ impl Network {
         Err(NetError::NoAddress { subnet: self.subnet })
     }
 
+    /// Lets what shops send pass through this host, and gives it the host's
+    /// address, or neither; what is let through is the firewall's matter.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn forward(&self, on: bool) -> io::Result<()> {
+        let path = format!("/proc/sys/net/ipv4/conf/{}/forwarding", self.bridge_name);
+        let wanted = if on { "1" } else { "0" };
+        if std::fs::read_to_string(&path)?.trim() != wanted {
+            // It ends with the bridge.
+            std::fs::write(&path, wanted)?;
+        }
+        if on { self.firewall.disguise().await } else { Ok(()) }
+    }
+
+    /// Leads what the shop of that process sends outside to this host.
+    ///
+    /// # Errors
+    /// [`NetError::Step`], also when the process is gone.
+    pub async fn add_way_out(&self, pid: i32, ticks: u64) -> Result<(), NetError> {
+        let gateway = self.subnet.address(1).ok_or(NetError::NoAddress { subnet: self.subnet })?;
+        netns::add_way_out(pid, ticks, gateway).await
+    }
+
+    /// The shops' network.
+    #[must_use]
+    pub const fn subnet(&self) -> Subnet {
+        self.subnet
+    }
+
     /// Marks an address that a former daemon handed out; false when it is
     /// taken already, not of this network, or cannot be let through.
     pub async fn occupy(&self, address: Ipv4Addr) -> bool {
@@ -293,8 +332,12 @@ impl Network {
         self.subnet.index(address).unwrap_or_default()
     }
 
-    /// Gives an address back.
-    pub fn release(&self, address: Ipv4Addr) {
+    /// Gives an address back, and takes what its owner was allowed.
+    pub async fn release(&self, address: Ipv4Addr) {
+        if let Err(error) = self.firewall.allow(address, BTreeSet::new()).await {
+            // Its next owner is not let in before it is taken.
+            tracing::warn!(error = %error, address = %address, "a way out was not closed");
+        }
         lock(&self.taken).addresses.remove(&address);
     }
 
@@ -350,23 +393,6 @@ impl Network {
     }
 }
 
-/// Makes a network namespace that has a loopback interface and nothing else.
-///
-/// # Errors
-/// [`NetError::Step`].
-pub async fn lone_namespace() -> Result<OwnedFd, NetError> {
-    let netns = in_thread(make_namespace).await?;
-    let inner = netns.try_clone().map_err(step("hold a network namespace"))?;
-    in_thread(move || {
-        in_namespace(inner, async |handle| {
-            let up = LinkUnspec::new_with_index(LOOPBACK).up().build();
-            handle.link().set(up).execute().await.map_err(netlink("set an interface up"))
-        })
-    })
-    .await?;
-    Ok(netns)
-}
-
 /// Tries what an instance's network is made of, in a namespace of its own that
 /// vanishes afterwards: a bridge, a veth pair with an isolated end on it, and
 /// the firewall.
@@ -391,32 +417,7 @@ async fn try_interfaces(handle: Handle) -> Result<(), NetError> {
     firewall::trial("bridge", subnet).await.map_err(step("set a firewall up"))
 }
 
-/// Connects to 127.0.0.1 inside a network namespace.
-///
-/// # Errors
-/// As `connect` answers.
-pub async fn connect_in(netns: BorrowedFd<'_>, port: u16) -> io::Result<tokio::net::TcpStream> {
-    let inner = netns.try_clone_to_owned()?;
-    let connect = move || {
-        enter(&inner)?;
-        let stream = std::net::TcpStream::connect(("127.0.0.1", port)).map_err(step("connect"))?;
-        stream.set_nonblocking(true).map_err(step("connect"))?;
-        Ok(stream)
-    };
-    match in_thread(connect).await {
-        Ok(stream) => tokio::net::TcpStream::from_std(stream),
-        Err(NetError::Step { source, .. }) => Err(source),
-        Err(error) => Err(io::Error::other(error)),
-    }
-}
-
-/// The index of an interface that must be there.
-async fn inside(handle: &Handle, name: &str) -> Result<u32, NetError> {
-    let missing = || step("find an interface inside")(io::ErrorKind::NotFound.into());
-    index_of(handle, name).await?.ok_or_else(missing)
-}
-
-async fn index_of(handle: &Handle, name: &str) -> Result<Option<u32>, NetError> {
+pub(super) async fn index_of(handle: &Handle, name: &str) -> Result<Option<u32>, NetError> {
     let mut links = handle.link().get().match_name(name.to_owned()).execute();
     match links.try_next().await {
         Ok(link) => Ok(link.map(|link| link.header.index)),
@@ -425,74 +426,4 @@ async fn index_of(handle: &Handle, name: &str) -> Result<Option<u32>, NetError> 
             error => Err(step("look an interface up")(error)),
         },
     }
-}
-
-/// Runs `work` in a thread of its own that ends afterwards: it changes the
-/// thread's network namespace, which no shared thread may come back with.
-async fn in_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, NetError> + Send + 'static,
-) -> Result<T, NetError> {
-    let (answer, result) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new()
-        .name("netns".into())
-        .spawn(move || drop(answer.send(work())))
-        .map_err(step("start a thread"))?;
-    result.await.map_err(|_| step("work in a network namespace")(io::Error::other("the thread died")))?
-}
-
-fn make_namespace() -> Result<OwnedFd, NetError> {
-    // SAFETY: only this thread's namespace changes, and the thread ends after this.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
-        .map_err(|error| step("make a network namespace")(error.into()))?;
-    without_ipv6()?;
-    std::fs::File::open("/proc/thread-self/ns/net")
-        .map(OwnedFd::from)
-        .map_err(step("hold a network namespace"))
-}
-
-/// Turns IPv6 off for interfaces to come in this thread's namespace: else the
-/// kernel gives them link-local addresses and asks for routers.
-fn without_ipv6() -> Result<(), NetError> {
-    match std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1") {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(step("turn IPv6 off in a network namespace")(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn enter(netns: &OwnedFd) -> Result<(), NetError> {
-    let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-    rustix::thread::move_into_link_name_space(netns.as_fd(), kind)
-        .map_err(|error| step("enter a network namespace")(error.into()))
-}
-
-/// Works on a namespace's interfaces from this thread, which then stays there.
-fn in_namespace<T>(
-    netns: OwnedFd,
-    work: impl AsyncFnOnce(Handle) -> Result<T, NetError>,
-) -> Result<T, NetError> {
-    enter(&netns)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(step("work in a network namespace"))?;
-    runtime.block_on(async {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(step("open a netlink socket"))?;
-        tokio::spawn(connection);
-        work(handle).await
-    })
-}
-
-fn configure_namespace(netns: OwnedFd, address: Ipv4Addr, prefix: u8) -> Result<(), NetError> {
-    in_namespace(netns, async |handle| {
-        let eth0 = inside(&handle, "eth0").await?;
-        let add = handle.address().add(eth0, IpAddr::V4(address), prefix);
-        add.execute().await.map_err(netlink("give an instance its address"))?;
-        for index in [LOOPBACK, eth0] {
-            let up = LinkUnspec::new_with_index(index).up().build();
-            handle.link().set(up).execute().await.map_err(netlink("set an interface up"))?;
-        }
-        Ok(())
-    })
 }

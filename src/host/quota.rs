@@ -146,8 +146,10 @@ pub fn over(dir: &Path, max: u64) -> io::Result<bool> {
 
 /// A mounted file system.
 #[derive(Debug, PartialEq, Eq)]
-struct Mount {
+pub(super) struct Mount {
     point: PathBuf,
+    /// The device, of a file system that has one.
+    pub(super) source: PathBuf,
     kind: String,
     options: String,
 }
@@ -160,14 +162,15 @@ impl Mount {
 }
 
 /// The file system that holds a path, by `/proc/self/mountinfo` (proc(5)).
-fn mount_of(mountinfo: &str, path: &Path) -> Option<Mount> {
+pub(super) fn mount_of(mountinfo: &str, path: &Path) -> Option<Mount> {
     let mounts = mountinfo.lines().filter_map(|line| {
         let (own, file_system) = line.split_once(" - ")?;
         let point = PathBuf::from(own.split(' ').nth(4)?.replace("\\040", " "));
         let mut words = file_system.split(' ');
         let kind = words.next()?.to_owned();
-        let options = words.nth(1)?.to_owned();
-        path.starts_with(&point).then_some(Mount { point, kind, options })
+        let source = PathBuf::from(words.next()?);
+        let options = words.next()?.to_owned();
+        path.starts_with(&point).then_some(Mount { point, source, kind, options })
     });
     // Of two at one place the later one is seen.
     mounts.enumerate().max_by_key(|(n, mount)| (mount.point.components().count(), *n)).map(|(_, mount)| mount)

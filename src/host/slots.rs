@@ -145,6 +145,7 @@ pub struct Parts {
 pub struct Slots {
     network: Network,
     cgroups: cgroup::Parent,
+    state_dir: PathBuf,
     instances: PathBuf,
     devices: PathBuf,
     quota: Quota,
@@ -167,6 +168,7 @@ impl Slots {
         Ok(Self {
             network: parts.network,
             cgroups: parts.cgroups,
+            state_dir: state_dir.to_owned(),
             instances,
             devices,
             quota: parts.quota,
@@ -227,6 +229,12 @@ impl Slots {
     #[must_use]
     pub const fn cgroups(&self) -> &cgroup::Parent {
         &self.cgroups
+    }
+
+    /// The daemon's own directory, which holds all that.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
     }
 
     /// Where the instances' directories are: this daemon's alone.

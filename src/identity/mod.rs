@@ -9,6 +9,7 @@ pub mod keys;
 pub mod login;
 
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use bcrypt::Version;
 use rand::RngExt as _;
@@ -26,8 +27,13 @@ const PASSWORD_LEN: usize = 16;
 /// Without letters that are taken for others when read aloud or copied.
 const PASSWORD_ALPHABET: &[u8] = b"ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789";
 
-/// Credentials kept ready: more than any burst of restores takes at once.
+/// Credentials kept ready: more than most bursts of restores take at once.
 const AHEAD: usize = 16;
+
+/// How long after one was taken the next is made: that takes half as long as a
+/// restore, and whoever took one is still making a shop, whose visitor then looks
+/// at the first page.
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// One administrator's password and its hash.
 #[derive(Debug)]
@@ -66,8 +72,13 @@ impl Supply {
         let (sender, receiver) = mpsc::channel(AHEAD);
         std::thread::Builder::new().name("identity".into()).spawn(move || {
             while let Some(credentials) = make() {
+                let full = sender.capacity() == 0;
                 if sender.blocking_send(credentials).is_err() {
                     break;
+                }
+                if full {
+                    #[allow(clippy::disallowed_methods, reason = "a thread of its own")]
+                    std::thread::sleep(PAUSE);
                 }
             }
         })?;
@@ -83,12 +94,16 @@ impl Supply {
         }
     }
 
-    /// Takes credentials; waits only when a burst has used up those made ahead.
+    /// Takes credentials; makes them when a burst has used up those made ahead.
     ///
     /// # Errors
-    /// When none can be made any more.
+    /// When none can be made.
     pub async fn take(&self) -> Result<Credentials, SupplyError> {
-        self.ready.lock().await.recv().await.ok_or(SupplyError::Credentials)
+        if let Ok(credentials) = self.ready.lock().await.try_recv() {
+            return Ok(credentials);
+        }
+        let made = tokio::task::spawn_blocking(make).await;
+        made.ok().flatten().ok_or(SupplyError::Credentials)
     }
 
     /// Takes a key pair, or makes one when none is ready.

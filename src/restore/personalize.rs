@@ -21,6 +21,7 @@ use secrecy::ExposeSecret as _;
 use super::values::{RenderError, Values};
 use crate::engine::OwnDatabase;
 use crate::golden::recipe::{PersonalFile, Personalize, Run};
+use crate::host::process;
 
 /// Name of a file half written, in the directory of the file it becomes.
 const UNFINISHED: &str = ".personalize";
@@ -132,6 +133,51 @@ pub fn read_end(pid: i32, path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     file.take(most).read_to_end(&mut content)?;
     Ok(content)
+}
+
+/// Changes a text file of the running clone that has that pid and start time,
+/// in place, or makes it for all to read. Too large a file, and what is no regular one, stays.
+///
+/// # Errors
+/// `NotFound` when the process is another one; `InvalidData`; as `open` and
+/// `write` answer.
+pub fn edit(
+    (pid, start_ticks): (i32, u64),
+    path: &str,
+    most: u64,
+    change: impl FnOnce(&str) -> String,
+) -> io::Result<()> {
+    use io::Seek as _;
+    let root = Root::of(pid)?;
+    // Looked at afterwards: the root is not of another process that has its pid now.
+    if process::start_ticks(pid)? != start_ticks {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut file = match root.open(path, flags, Mode::empty()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let made = root.open(path, flags | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR)?;
+            let file = File::from(made);
+            // Whatever umask the daemon runs with.
+            file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+            file
+        }
+        opened => File::from(opened?),
+    };
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() > most {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut content = Vec::new();
+    (&file).take(most).read_to_end(&mut content)?;
+    let before = String::from_utf8_lossy(&content);
+    let after = change(&before);
+    if after != before {
+        file.rewind()?;
+        file.write_all(after.as_bytes())?;
+        file.set_len(after.len() as u64)?;
+    }
+    Ok(())
 }
 
 /// The clone's root directory.
@@ -332,6 +378,24 @@ mod tests {
         root.remove("/link/x.ini").unwrap();
         root.remove("/link/x.ini").unwrap();
         assert!(!written.try_exists().unwrap());
+    }
+
+    #[test]
+    fn a_file_is_edited_in_place_and_only_of_the_process_that_is_meant() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hosts").display().to_string();
+        let me = i32::try_from(std::process::id()).unwrap();
+        let ticks = process::start_ticks(me).unwrap();
+        edit((me, ticks), &path, 100, |text| format!("{text}one and two\n")).unwrap();
+        edit((me, ticks), &path, 100, |text| text.replace("one and ", "")).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two\n");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o644);
+        let other = edit((me, ticks + 1), &path, 100, |_| "three".into()).unwrap_err();
+        assert_eq!(other.kind(), io::ErrorKind::NotFound);
+        assert!(edit((me, ticks), &path, 3, |_| "three".into()).is_err(), "too large");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
+        assert!(edit((me, ticks), &path, 1 << 20, |_| "three".into()).is_err(), "a link");
     }
 
     #[test]

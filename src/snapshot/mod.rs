@@ -20,7 +20,8 @@
 //! STATE_DIR/images/<image id>/rootfs      the image, flattened; shared by its snapshots
 //! STATE_DIR/prepared/<snapshot id>/
 //!   upper/                                files.tar.zst, unpacked
-//!   images/                               memory.tar.zst, unpacked
+//!   upper/.memory/                        what clones map instead of copying it ([`mapped`])
+//!   images/                               memory.tar.zst, unpacked, the rest of it
 //!   database.sql                          database.tar.zst, unpacked
 //!   manifest.json                         last: what has it is whole
 //! ```
@@ -32,5 +33,6 @@ pub mod archive;
 pub mod catalog;
 pub mod compat;
 pub mod manifest;
+mod mapped;
 pub mod prepare;
 pub mod signature;

@@ -1,28 +1,32 @@
 //! Making a snapshot ready to be restored: unpacked once, used by every clone.
 //!
 //! Steps: check the host, flatten the image, verify and unpack the archives,
-//! write the manifest. Each directory appears by one rename; what begins with
+//! move memory to where clones map it, write the manifest. Each directory appears by one rename; what begins with
 //! `.new-` is a former prepare's, removed by the next one. Called by `serve`
 //! and `bench` at start.
 
 use std::collections::BTreeSet;
 use std::io;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::{Advice, SeekFrom};
 use tokio::process::Command;
 
 use super::archive::{self, ArchiveError};
 use super::catalog::{Catalog, CatalogError};
 use super::compat::{self, Incompatible};
 use super::manifest::{DATABASE_ARCHIVE, FILES_ARCHIVE, HostFacts, MEMORY_ARCHIVE, Manifest};
+use super::mapped::{self, Whose};
 use crate::config::{DatabaseMode, units};
+use crate::engine::criu::images;
 use crate::engine::criu::{self, RestoreSource, plan};
 use crate::engine::podman::cli::{self, PodmanError};
 use crate::error::ErrorKind;
-use crate::host::cgroup::Limits;
+use crate::host::cgroup::{IoLimits, Limits};
 use crate::host::facts;
 use crate::host::slots::make_private;
 use crate::id::SnapshotId;
@@ -181,7 +185,26 @@ pub async fn prepare(
         }
     }
     let source = restore_source(&manifest, &dir, image.clone(), deadline)?;
+    let memory = dir.join("upper").join(mapped::DIR).join(manifest.id.as_str());
+    let read = [source.images.clone(), memory];
+    // Nobody waits for it, and a restore reads what is not there yet by itself.
+    drop(tokio::task::spawn_blocking(move || read.iter().try_for_each(|dir| read_ahead(dir))));
     Ok(Prepared { manifest: Arc::new(manifest), source, image, dump: dir.join(DUMP) })
+}
+
+/// Has the kernel read what every restore reads, so that the first one after a
+/// boot is as fast as the next.
+fn read_ahead(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let file = std::fs::File::open(entry?.path())?;
+        // Only what is there: these files are mostly holes, which would fill the memory with zeros.
+        let mut at = 0;
+        while let Ok(begin) = rustix::fs::seek(&file, SeekFrom::Data(at)) {
+            at = rustix::fs::seek(&file, SeekFrom::Hole(begin))?;
+            rustix::fs::fadvise(&file, begin, NonZeroU64::new(at - begin), Advice::WillNeed)?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes what a prepare that died has left.
@@ -214,6 +237,12 @@ fn unpack(archives: &Path, manifest: &Manifest, to: &Path) -> Result<(), Prepare
         };
         archive::unpack(&archives.join(name), expected, into).map_err(archived)?;
     }
+    let run = &manifest.recipe.run;
+    let whose = Whose { programs: &run.mapped_memory, unshare: run.unshare_memory };
+    let images = to.join(IMAGES);
+    let mapped = mapped::map_memory(&images, &upper, &manifest.id, whose)
+        .map_err(at("rewrite the images in", &images))?;
+    tracing::debug!(private = mapped.private, shared = mapped.shared, "pages that clones map");
     let path = to.join("manifest.json");
     std::fs::write(&path, manifest.to_bytes()).map_err(at("write", &path))?;
     sync(to)
@@ -286,9 +315,13 @@ fn restore_source(
     let spec = std::fs::read(&path).and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from));
     let spec = spec.map_err(at("read", &path))?;
     let run = &manifest.recipe.run;
+    let images = dir.join(IMAGES);
+    let mut written = images::written(&images).map_err(at("read", &images))?;
+    written.extend(manifest.recipe.personalize.files.iter().map(|file| file.path.clone()));
     Ok(RestoreSource {
         snapshot: manifest.id.clone(),
-        images: dir.join(IMAGES),
+        images,
+        written,
         lowers: vec![dir.join("upper"), image],
         root_mode: manifest.root_mode,
         externals: plan::externals(&spec, |path| Path::new(path).is_dir()),
@@ -297,6 +330,7 @@ fn restore_source(
             memory_max: units::bytes(&run.memory_max).unwrap_or(u64::MAX),
             pids_max: run.pids_max,
             cpu_max: run.cpu_max,
+            io: IoLimits::of(run),
         },
         port: run.port,
         deadline,

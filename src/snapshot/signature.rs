@@ -25,6 +25,7 @@ use ed25519_dalek::{SECRET_KEY_LENGTH, SIGNATURE_LENGTH, Signature, Signer as _,
 
 use crate::host::slots::make_private;
 
+const DIR: &str = "keys";
 const PRIVATE: &str = "snapshot.key";
 const PUBLIC: &str = "snapshot.pub";
 
@@ -95,8 +96,8 @@ impl Keys {
     /// # Errors
     /// When a key is there and cannot be read, or a trusted one is missing.
     pub fn load(state_dir: &Path, trusted: &[PathBuf]) -> Result<Self, KeyError> {
-        let dir = state_dir.join("keys");
-        let own = read_own(&dir.join(PRIVATE))?;
+        let dir = state_dir.join(DIR);
+        let own = read_own(&private_path(state_dir))?;
         let mut keys: Vec<VerifyingKey> = own.iter().map(SigningKey::verifying_key).collect();
         for path in trusted {
             let pem = std::fs::read_to_string(path).map_err(at("read the trusted key", path))?;
@@ -165,6 +166,12 @@ impl Keys {
             false => Err(SignatureError::Untrusted),
         }
     }
+}
+
+/// Where a host's private key lies, once it has one.
+#[must_use]
+pub fn private_path(state_dir: &Path) -> PathBuf {
+    state_dir.join(DIR).join(PRIVATE)
 }
 
 fn read_own(path: &Path) -> Result<Option<SigningKey>, KeyError> {

@@ -46,7 +46,10 @@ impl Front {
         let host = Host::with_shops_at(shops);
         let address = SocketAddr::from(([127, 0, 0, 1], caddy::free_port()));
         let listen = address.to_string();
-        let mut caddy = Caddy::new(address, &[]);
+        // Both read the same file.
+        let read_by_both: Vec<_> =
+            settings.iter().filter(|(name, _)| name.starts_with("SHOP_")).copied().collect();
+        let mut caddy = Caddy::new(address, &read_by_both);
         let daemon = host.start(&Self::settings(&caddy, &listen, settings)[..]).await;
         caddy.start().await;
         let front = Self { host, daemon, caddy, listen };

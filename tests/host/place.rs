@@ -66,6 +66,8 @@ async fn said(command: &mut tokio::process::Command) -> Said {
 pub(crate) struct Place {
     pub(crate) dir: PathBuf,
     lane: u32,
+    /// What the program finds at /etc/hosts, if not the host's own.
+    pub(crate) hosts: Option<PathBuf>,
     /// Held as long as the lane is used.
     _lane: File,
     /// Shared, or exclusive for a test that is alone.
@@ -121,7 +123,7 @@ impl Place {
                     file.try_lock().ok().map(|()| (n, file))
                 })
                 .expect("a free lane");
-            Self { dir: tests.join(name), lane, _lane: file, _turn: waiting }
+            Self { dir: tests.join(name), lane, hosts: None, _lane: file, _turn: waiting }
         });
         let place = taken.await.unwrap();
         // What a killed test left.
@@ -154,6 +156,11 @@ impl Place {
 
     pub(crate) fn network(&self, prefix: u8) -> String {
         format!("10.{}.0.0/{prefix}", 100 + self.lane)
+    }
+
+    /// This place's number, which no other test has meanwhile.
+    pub(crate) fn lane(&self) -> u32 {
+        self.lane
     }
 
     /// The bridge's own address.
@@ -193,6 +200,9 @@ impl Place {
         command.envs(self.settings(changes));
         if let Some(profile) = std::env::var_os("LLVM_PROFILE_FILE") {
             command.env("LLVM_PROFILE_FILE", profile);
+        }
+        if let Some(hosts) = &self.hosts {
+            show_as_hosts(&mut command, hosts);
         }
         command
     }
@@ -267,6 +277,27 @@ impl Drop for Place {
         }
         self.clear();
     }
+}
+
+/// Has a program find a file at /etc/hosts, in a mount namespace of its own, and
+/// keep what it writes to itself, as the daemon's unit has it.
+fn show_as_hosts(command: &mut std::process::Command, file: &Path) {
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::process::CommandExt as _;
+
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+
+    let file = std::ffi::CString::new(file.as_os_str().as_bytes()).unwrap();
+    let none = None::<&std::ffi::CStr>;
+    let enter = move || {
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(none, c"/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+        Ok(mount(Some(file.as_c_str()), c"/etc/hosts", none, MsFlags::MS_BIND, none)?)
+    };
+    // SAFETY: four system calls on strings that the closure owns.
+    unsafe { command.pre_exec(enter) };
 }
 
 /// What of instances can be found on the host.

@@ -1,15 +1,19 @@
 //! CRIU started ahead: in its slot, mounts made, waiting for the word.
 //!
-//! Owned by [`super::CriuEngine`]. Starting the program and mounting the
-//! clone's file systems takes about a fifth of a restore; done before the
-//! click, the click costs one message. A waiting server ends with its socket,
+//! Owned by [`super::CriuEngine`]. Starting the program, mounting the clone's
+//! file systems and copying up the files that it is going to write to takes about
+//! a third of a restore; done before the click, the click costs one message. A waiting server ends with its socket,
 //! so a daemon that dies leaves none.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::AsRawFd as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 use tokio::process::Child;
 
 use super::rpc::Client;
@@ -41,9 +45,43 @@ impl Loaded {
         Ok(Self { slot, client, criu, external, work_dir })
     }
 
+    /// Has the overlay copy the files up that CRIU is going to open for writing,
+    /// some forty of a database's, and the directories of those that are written
+    /// anew. What cannot be copied is left to CRIU, which says why.
+    pub(super) async fn with_files(self, paths: Arc<[String]>) -> Result<Self, RestoreError> {
+        let Some(pid) = self.criu.id() else { return Ok(self) };
+        let root = format!("/proc/{pid}/root{}", self.slot.dirs.root.display());
+        let copied = tokio::task::spawn_blocking(move || {
+            let root = OwnedFd::from(File::open(root)?);
+            for path in paths.iter() {
+                drop(copy_up(&root, path));
+            }
+            Ok(())
+        });
+        copied.await.map_err(io::Error::other).flatten().map_err(io_at("copy the clone's files"))?;
+        Ok(self)
+    }
+
     /// Whether its CRIU still waits.
     fn waits(&mut self) -> bool {
         matches!(self.criu.try_wait(), Ok(None))
+    }
+}
+
+/// Opens a file below `root` for writing, or has its directory changed when it is
+/// not there.
+fn copy_up(root: &OwnedFd, path: &str) -> io::Result<()> {
+    let open = |path: &str, flags| {
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    };
+    match open(path, OFlags::RDWR) {
+        Err(Errno::NOENT) => {
+            let parent = Path::new(path).parent().and_then(Path::to_str).unwrap_or("/");
+            let directory = File::from(open(parent, OFlags::RDONLY | OFlags::DIRECTORY)?);
+            directory.set_permissions(directory.metadata()?.permissions())
+        }
+        opened => Ok(opened.map(drop)?),
     }
 }
 

@@ -13,6 +13,7 @@
 //! the clone's files are its overlay upper; all its processes are in its
 //! cgroup; nothing of it is mounted on the host.
 
+pub mod images;
 mod loaded;
 pub mod log;
 pub mod plan;
@@ -48,13 +49,16 @@ use crate::instance::{Container, EngineKind, Source};
 /// goes into 49,000 log lines.
 const LOG_LEVEL: i32 = 1;
 
+/// The level at which every step has a line.
+const LOG_LEVEL_VERBOSE: i32 = 4;
+
 /// How many wait ahead for each golden: a visitor and the one right behind; a
 /// burst of more is bound by the restores themselves. Each costs 3 MB. They
 /// count among SLOTS_AHEAD.
 const LOADED_AHEAD: usize = 2;
 
 /// The log's name in the clone's CRIU directory.
-const LOG_FILE: &str = "restore.log";
+pub const LOG_FILE: &str = "restore.log";
 
 /// The name CRIU's images give to a network namespace crun declared external.
 const EXTERNAL_NETNS: &str = "extRootNetNS";
@@ -68,6 +72,9 @@ pub struct RestoreSource {
     pub images: PathBuf,
     /// Lower directories of a clone's root, the top one first.
     pub lowers: Vec<PathBuf>,
+    /// Files of the root that each clone has a copy of its own of soon: those that
+    /// CRIU opens for writing, and those that personalizing writes.
+    pub written: Vec<String>,
     /// Permission bits of the root directory: CRIU insists on the golden's.
     pub root_mode: u32,
     /// Mounts that CRIU must be told about.
@@ -151,7 +158,9 @@ fn io_at(step: &'static str) -> impl FnOnce(io::Error) -> RestoreError {
 /// The driver.
 pub struct CriuEngine {
     source: RestoreSource,
+    log_level: i32,
     images: OwnedFd,
+    written: Arc<[String]>,
     slots: Arc<Slots>,
     ahead: Ahead,
     /// One filling at a time.
@@ -171,7 +180,22 @@ impl CriuEngine {
     /// When the images cannot be opened.
     pub fn new(source: RestoreSource, slots: Arc<Slots>) -> io::Result<Self> {
         let images = OwnedFd::from(File::open(&source.images)?);
-        Ok(Self { source, images, slots, ahead: Ahead::default(), filling: tokio::sync::Mutex::default() })
+        let written = source.written.clone().into();
+        Ok(Self {
+            source,
+            log_level: LOG_LEVEL,
+            images,
+            written,
+            slots,
+            ahead: Ahead::default(),
+            filling: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Has CRIU say what it does and when; slow, for the bench's trace.
+    #[must_use]
+    pub fn verbose(self) -> Self {
+        Self { log_level: LOG_LEVEL_VERBOSE, ..self }
     }
 
     /// Starts CRIU in a slot; the slot is removed when that fails.
@@ -201,7 +225,7 @@ impl CriuEngine {
         let request = client.restore(Options {
             images_dir_fd: self.images.as_raw_fd(),
             work_dir_fd: Some(work_dir.as_raw_fd()),
-            log_level: Some(LOG_LEVEL),
+            log_level: Some(self.log_level),
             log_file: Some(LOG_FILE.into()),
             root: Some(slot.dirs.root.display().to_string()),
             external,
@@ -234,13 +258,20 @@ impl CriuEngine {
         std::fs::set_permissions(&dirs.upper, std::fs::Permissions::from_mode(self.source.root_mode))?;
         let lowers: Vec<&Path> = self.source.lowers.iter().map(PathBuf::as_path).collect();
         let mut mounts = vec![Mount::overlay(&lowers, &dirs.upper, &dirs.work, &dirs.root)?];
-        let empty = dirs.external.join("empty");
+        // Masks of crun's are files of the host, and CRIU leaves all but the first
+        // of a kind writable: root inside could change the mode of /dev/null. So
+        // they are the clone's own, and read-only before CRIU binds them.
+        let (null, empty) = (dirs.external.join("null"), dirs.external.join("empty"));
+        std::fs::write(&null, b"")?;
         make_dir(&empty)?;
+        for mask in [&null, &empty] {
+            mounts.push(Mount::read_only(mask, mask)?);
+        }
         let mut words = Vec::new();
         for External { key, stand_in } in &self.source.externals {
             let own = dirs.external.join(plan::file_name(key));
             let path = match stand_in {
-                StandIn::Null => Path::new("/dev/null"),
+                StandIn::Null => &null,
                 StandIn::Devices => self.slots.devices(),
                 StandIn::EmptyDir => &empty,
                 StandIn::File => {
@@ -302,7 +333,11 @@ impl ContainerEngine for CriuEngine {
         while self.ahead.len() < LOADED_AHEAD.min(self.slots.ahead()) {
             let slot = self.slots.take_held().await.map_err(io::Error::other)?;
             let id = slot.id.clone();
-            match self.load(slot) {
+            let loaded = match self.load(slot) {
+                Ok(loaded) => loaded.with_files(Arc::clone(&self.written)).await,
+                Err(error) => Err(error),
+            };
+            match loaded {
                 Ok(loaded) => self.ahead.put(loaded),
                 Err(error) => {
                     self.slots.release_hold(&id);
@@ -368,7 +403,7 @@ impl ContainerEngine for CriuEngine {
     }
 
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
-        super::destroyed(&self.slots, id, container, self.undo(id).await)
+        super::destroyed(&self.slots, id, container, self.undo(id).await).await
     }
 
     async fn adopt(&self, id: &InstanceId, container: &Container) -> bool {

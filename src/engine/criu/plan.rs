@@ -17,7 +17,7 @@ pub enum StandIn {
     Devices,
     /// A tmpfs of the clone's own.
     Tmpfs,
-    /// The kernel's null device: crun's mask of a file.
+    /// An empty file, in place of the null device: crun's mask of a file.
     Null,
     /// An empty directory: crun's mask of a directory.
     EmptyDir,

@@ -66,10 +66,10 @@ impl Mount {
         })
     }
 
-    /// A directory of the host that the clone may look into.
-    pub(super) fn read_only(directory: &Path, target: &Path) -> io::Result<Self> {
+    /// A directory or file of the host that the clone may look into.
+    pub(super) fn read_only(source: &Path, target: &Path) -> io::Result<Self> {
         Ok(Self {
-            source: CString::new(directory.as_os_str().as_bytes())?,
+            source: CString::new(source.as_os_str().as_bytes())?,
             kind: c"none",
             target: CString::new(target.as_os_str().as_bytes())?,
             options: c"".to_owned(),

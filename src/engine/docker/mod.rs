@@ -35,6 +35,7 @@ use super::cold::{BootError, Booting, Ready};
 use super::{CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase};
 use crate::error::ErrorKind;
 use crate::golden::recipe::Recipe;
+use crate::host::cgroup::IoLimits;
 use crate::host::net::NetError;
 use crate::host::process;
 use crate::host::slots::{Slot, SlotError, Slots};
@@ -132,6 +133,7 @@ impl DockerEngine {
             instances: &self.slots.instances().display().to_string(),
             devices: &self.slots.devices().display().to_string(),
             controllers: self.slots.cgroups().controllers(),
+            disk: self.slots.cgroups().disk(),
         };
         spec.json().map_err(StartError::Recipe)
     }
@@ -201,6 +203,8 @@ struct Spec<'a> {
     /// Cgroup controllers whose limits are in force on this host: Docker
     /// refuses a container with a limit that it cannot hold.
     controllers: &'a [String],
+    /// The disk that limits are about, as `major:minor`.
+    disk: Option<&'a str>,
 }
 
 impl Spec<'_> {
@@ -231,6 +235,14 @@ impl Spec<'_> {
         }
         if has("pids") {
             host["PidsLimit"] = run.pids_max.into();
+        }
+        if let Some(disk) = self.disk {
+            let limits = IoLimits::of(run);
+            for (key, limit) in [("BlkioDeviceReadBps", limits.read), ("BlkioDeviceWriteBps", limits.write)] {
+                if let Some(rate) = limit {
+                    host[key] = json!([{"Path": format!("/dev/block/{disk}"), "Rate": rate}]);
+                }
+            }
         }
         if has("cpu") {
             #[expect(clippy::cast_possible_truncation, reason = "a few cores")]
@@ -308,7 +320,7 @@ impl ContainerEngine for DockerEngine {
     }
 
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
-        super::destroyed(&self.slots, id, container, self.undo(id, Left::Perhaps).await)
+        super::destroyed(&self.slots, id, container, self.undo(id, Left::Perhaps).await).await
     }
 
     async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {

@@ -77,8 +77,12 @@ pub struct RunSpec<'a> {
     pub recipe: &'a Recipe,
     /// Cgroup controllers whose limits are in force on this host.
     pub controllers: &'a [String],
+    /// Its cgroup's io.max, if it is to have one.
+    pub io_max: Option<String>,
     /// The directory of device nodes that becomes its /dev.
     pub devices: &'a Path,
+    /// Which system calls it may make ([`super::profile`]).
+    pub profile: &'a Path,
     /// A file with CRIU's options, for a container that is to be checkpointed.
     pub criu_config: Option<&'a Path>,
     /// The directory of the shared database server's socket; none when the
@@ -181,6 +185,7 @@ pub fn run_args(spec: &RunSpec<'_>) -> Vec<String> {
         "--cap-drop=all",
     ];
     args.extend(fixed.map(str::to_owned));
+    args.push(format!("--security-opt=seccomp={}", spec.profile.display()));
     args.extend(run.capabilities.iter().map(|name| format!("--cap-add={name}")));
     let has = |controller: &str| spec.controllers.iter().any(|have| have == controller);
     if has("memory") {
@@ -191,6 +196,9 @@ pub fn run_args(spec: &RunSpec<'_>) -> Vec<String> {
     }
     if has("cpu") {
         args.push(format!("--cpus={}", run.cpu_max));
+    }
+    if let Some(io_max) = &spec.io_max {
+        args.push(format!("--cgroup-conf=io.max={io_max}"));
     }
     if let Some(config) = spec.criu_config {
         args.push(format!("--annotation=org.criu.config={}", config.display()));

@@ -11,6 +11,7 @@
 //! ```
 
 pub mod cli;
+pub mod profile;
 
 use std::fmt;
 use std::io;
@@ -28,6 +29,7 @@ use super::cold::{BootError, Booting, Ready};
 use super::{CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase};
 use crate::error::ErrorKind;
 use crate::golden::recipe::Recipe;
+use crate::host::cgroup::IoLimits;
 use crate::host::process;
 use crate::host::slots::{SlotError, Slots};
 use crate::id::InstanceId;
@@ -45,6 +47,9 @@ pub enum ColdStartError {
     /// Podman said no.
     #[error("Podman did not boot the golden")]
     Podman(#[source] PodmanError),
+    /// No filter of system calls.
+    #[error("no seccomp profile for the container")]
+    Profile(#[source] io::Error),
     /// The process is not there.
     #[error("the booted process cannot be found")]
     Process(#[source] io::Error),
@@ -59,7 +64,7 @@ impl ColdStartError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Slot(error) => error.kind(),
-            Self::Podman(_) | Self::Process(_) | Self::Boot(_) => ErrorKind::Unavailable,
+            Self::Podman(_) | Self::Profile(_) | Self::Process(_) | Self::Boot(_) => ErrorKind::Unavailable,
         }
     }
 }
@@ -97,13 +102,16 @@ impl PodmanEngine {
 
     async fn boot(&self, id: &InstanceId, netns: PathBuf) -> Result<i32, ColdStartError> {
         let name = format!("{PREFIX}{id}");
+        let profile = profile::write(self.slots.state_dir()).map_err(ColdStartError::Profile)?;
         let spec = cli::RunSpec {
             name: &name,
             image: &self.image,
             netns: &netns,
             recipe: &self.recipe,
             controllers: self.slots.cgroups().controllers(),
+            io_max: self.slots.cgroups().io_max(IoLimits::of(&self.recipe.run)),
             devices: self.slots.devices(),
+            profile: &profile,
             criu_config: None,
             // The image has a server of its own, whatever its snapshots share.
             database: None,
@@ -184,7 +192,7 @@ impl ContainerEngine for PodmanEngine {
     }
 
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
-        super::destroyed(&self.slots, id, container, self.undo(id).await)
+        super::destroyed(&self.slots, id, container, self.undo(id).await).await
     }
 
     async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {

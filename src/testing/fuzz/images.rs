@@ -4,8 +4,9 @@ use std::path::Path;
 
 use prost::Message as _;
 
-use crate::checkpoint::zero::{
-    COMMON_MAGIC, Head, MM_MAGIC, Mm, PAGE, PAGEMAP_MAGIC, Run, Vma, leave_out, messages, write_message,
+use crate::checkpoint::zero::leave_out;
+use crate::engine::criu::images::{
+    Head, MM_MAGIC, Mm, PAGE, PAGEMAP_MAGIC, Run, Vma, append, empty, messages,
 };
 
 /// How many pages an input may have.
@@ -58,7 +59,8 @@ fn check_script(dir: &Path, script: &[u8]) {
             rest.split(' ').map_while(|number| u64::from_str_radix(number, 16).ok()).collect();
         match (word, &numbers[..]) {
             (b"vma", [start, end, flags, status]) => {
-                vmas.push(Vma { start: *start, end: *end, flags: *flags as u32, status: *status as u32 });
+                let (flags, status) = (*flags as u32, *status as u32);
+                vmas.push(Vma { start: *start, end: *end, flags, status, ..Vma::default() });
             }
             (b"run", [vaddr, pages, flags]) => runs.push(Run {
                 vaddr: *vaddr,
@@ -73,11 +75,11 @@ fn check_script(dir: &Path, script: &[u8]) {
     }
     // CRIU writes them sorted.
     vmas.sort_by_key(|vma| vma.start);
-    let mut mm = [COMMON_MAGIC.to_le_bytes(), MM_MAGIC.to_le_bytes()].concat();
-    write_message(&mut mm, &Mm { vmas: vmas.clone() });
-    let mut map = [COMMON_MAGIC.to_le_bytes(), PAGEMAP_MAGIC.to_le_bytes()].concat();
-    write_message(&mut map, &Head { pages_id: 7 });
-    runs.iter().for_each(|run| write_message(&mut map, run));
+    let mut mm = empty(MM_MAGIC);
+    append(&mut mm, &Mm { vmas: vmas.clone(), ..Mm::default() }.encode_to_vec());
+    let mut map = empty(PAGEMAP_MAGIC);
+    append(&mut map, &Head { pages_id: 7 }.encode_to_vec());
+    runs.iter().for_each(|run| append(&mut map, &run.encode_to_vec()));
     write(dir, &mm, &map, &contents);
     let Some(before) = memory(dir) else {
         return assert!(matches!(leave_out(dir), Err(_) | Ok(0)), "pages are missing");

@@ -2,22 +2,17 @@
 //!
 //! A recipe travels inside the snapshot's manifest, so that a restored clone is
 //! personalized by the recipe its golden was built with, whatever the folder
-//! says by then. Pure: reading the folder is [`Recipe::load`]'s one effect.
+//! says by then. What the form alone does not say is in [`check`]. Pure: reading the folder is [`Recipe::load`]'s one effect.
+
+mod check;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::units;
+use super::network::NetworkAccess;
 use crate::id::GoldenName;
-
-/// What a shop may be given of the processor; the kernel's least quota is a
-/// hundredth of a core.
-const CPU_MAX: std::ops::RangeInclusive<f64> = 0.01..=4096.0;
-
-/// A day: whoever waits longer for a boot waits for nothing.
-const TIMEOUT_MAX: u64 = 86_400;
 
 /// A golden's `golden.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,6 +36,9 @@ pub struct Recipe {
     pub ready: Ready,
     /// The back office.
     pub admin: Admin,
+    /// What shops may reach outside; not part of what is frozen.
+    #[serde(default, skip_serializing_if = "NetworkAccess::is_closed")]
+    pub network: NetworkAccess,
     /// Done in order before the checkpoint, so that clones find warm caches.
     #[serde(default)]
     pub warm: Vec<Warm>,
@@ -86,6 +84,13 @@ pub struct Run {
     pub pids_max: u32,
     /// Processor time, in cores.
     pub cpu_max: f64,
+    /// Bytes a second that may be read from the disk below STATE_DIR, such as
+    /// `400M`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_read_max: Option<String>,
+    /// Bytes a second that may be written to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_write_max: Option<String>,
     /// Linux capabilities it keeps, without `CAP_`.
     pub capabilities: Vec<String>,
     /// The database's unix socket inside.
@@ -96,12 +101,22 @@ pub struct Run {
     pub database_user: Option<String>,
     /// A program inside that moves the database, for `DATABASE_MODE=shared`.
     pub database_program: Option<String>,
+    /// Whether memory that its programs share with what they start later (an
+    /// opcode cache) may become each one's own in a clone. It then lies in the
+    /// host's memory once for all clones, but for what they write to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unshare_memory: bool,
     /// Log files inside, shown by `demo-multiplexer logs`.
     #[serde(default)]
     pub logs: Vec<String>,
     /// Fragments of command lines that must be gone before the checkpoint.
     #[serde(default)]
     pub processes: Vec<String>,
+    /// Programs whose private memory clones map from files instead of copying
+    /// it, such as `mariadbd`. They must not rely on memory being zero that
+    /// they gave back by `MADV_DONTNEED`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mapped_memory: Vec<String>,
 }
 
 /// When the shop counts as up.
@@ -313,64 +328,6 @@ impl Recipe {
         recipe.check().map_err(|problem| RecipeError::Sense { path: path.to_owned(), problem })?;
         Ok(recipe)
     }
-
-    /// What the form alone does not say; also asked of a recipe in a manifest.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        for warm in &self.warm {
-            if warm.path.is_some() == warm.exec.is_some() {
-                return Err("each [[warm]] has either a path or an exec".into());
-            }
-        }
-        for file in &self.personalize.files {
-            if file.content.is_some() != file.replace.is_empty() {
-                return Err(format!("[[personalize.files]] {}: either content or replace", file.path));
-            }
-        }
-        if !self.personalize.sql.is_empty()
-            && (self.run.database_socket.is_none() || self.run.database.is_none())
-        {
-            return Err("[[personalize.sql]] needs run.database_socket and run.database".into());
-        }
-        if let Some(path) = &self.admin.one_click {
-            if !path.starts_with('/') || !path.contains("{token}") {
-                return Err(format!("admin.one_click = {path:?} is not a path with {{token}} in it"));
-            }
-            if !self.personalize.mentions("login_key") {
-                return Err(
-                    "admin.one_click needs {login_key} in a file or statement of [personalize]".into()
-                );
-            }
-        }
-        let paths =
-            self.personalize.files.iter().map(|file| &file.path).chain(&self.personalize.remove.paths);
-        let run = &self.run;
-        let paths = paths.chain(&run.database_socket).chain(&run.database_program).chain(&run.logs);
-        for path in paths {
-            if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
-                return Err(format!("{path} is not an absolute path without .."));
-            }
-        }
-        self.check_numbers()
-    }
-
-    fn check_numbers(&self) -> Result<(), String> {
-        let (run, seconds) = (&self.run, self.ready.timeout_seconds);
-        if run.port == 0 {
-            return Err("run.port = 0 is no port".into());
-        }
-        if run.pids_max == 0 {
-            return Err("run.pids_max = 0: not even the first process could start".into());
-        }
-        // Neither inf nor nan is in it, which TOML has and JSON, hence a manifest, has not.
-        if !CPU_MAX.contains(&run.cpu_max) {
-            let (least, most) = CPU_MAX.into_inner();
-            return Err(format!("run.cpu_max = {}: cores, from {least} to {most}", run.cpu_max));
-        }
-        if !(1..=TIMEOUT_MAX).contains(&seconds) {
-            return Err(format!("ready.timeout_seconds = {seconds}: from 1 to {TIMEOUT_MAX}"));
-        }
-        units::bytes(&run.memory_max).map(|_| ()).map_err(|problem| format!("memory_max = {problem}"))
-    }
 }
 
 /// Names of the recipes below `recipe_dir`, sorted.
@@ -422,6 +379,14 @@ login_path = "/admin"
     }
 
     #[test]
+    fn a_limit_that_is_no_size_is_named() {
+        let text = SMALL.replace("cpu_max = 1.0", "cpu_max = 1.0\nio_write_max = \"fast\"");
+        let error = load(&text).unwrap_err().to_string();
+        assert!(error.contains("io_write_max"), "{error}");
+        assert!(load(&text.replace("fast", "100M")).is_ok());
+    }
+
+    #[test]
     fn an_unknown_key_is_an_error() {
         let error = load(&SMALL.replace("pids_max", "pid_max")).unwrap_err();
         assert!(matches!(error, RecipeError::Form { .. }), "{error}");
@@ -464,6 +429,19 @@ login_path = "/admin"
         assert!(admin(link, "{login_key}").is_ok());
         assert!(matches!(admin(link, "{hex:64}"), Err(RecipeError::Sense { .. })));
         assert!(matches!(admin("one_click = \"/login\"", "{login_key}"), Err(RecipeError::Sense { .. })));
+    }
+
+    #[test]
+    fn what_shops_may_reach_is_checked_and_left_out_of_a_snapshot_when_it_is_nothing() {
+        let open = |list: &str| load(&format!("{SMALL}[network]\nallow = [{list}]\n"));
+        let recipe = open("\"api.example.org:443\", \"192.0.2.7:25\"").unwrap();
+        assert_eq!(recipe.network.allow.len(), 2);
+        assert!(serde_json::to_string(&recipe).unwrap().contains("api.example.org:443"));
+        assert!(!serde_json::to_string(&load(SMALL).unwrap()).unwrap().contains("network"));
+        let error = open("\"*:443\"").unwrap_err();
+        assert!(crate::error::Chain(&error).to_string().contains("there are no wildcards"), "{error}");
+        let many: Vec<String> = (0..33).map(|n| format!("\"h{n}.example:1\"")).collect();
+        assert!(matches!(open(&many.join(", ")), Err(RecipeError::Sense { .. })));
     }
 
     #[test]

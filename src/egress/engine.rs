@@ -1,0 +1,111 @@
+//! A driver around a driver: each of its shops reaches what its golden lists.
+//!
+//! A way is opened when the shop runs and before it is personalized, and closed
+//! before the inner driver takes the shop down.
+
+use std::io;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::Egress;
+use crate::engine::{CleanupError, ContainerEngine, Dependency, DestroyError, LaunchError, Launched, Phase};
+use crate::error::{Chain, ErrorKind};
+use crate::golden::network::Destination;
+use crate::id::InstanceId;
+use crate::instance::{Container, EngineKind, Source};
+
+/// A driver whose shops have a way out.
+#[derive(Debug)]
+pub(super) struct WayOutEngine {
+    inner: Arc<dyn ContainerEngine>,
+    egress: Arc<Egress>,
+    allowed: Arc<[Destination]>,
+}
+
+impl WayOutEngine {
+    pub(super) fn new(
+        inner: Arc<dyn ContainerEngine>,
+        egress: Arc<Egress>,
+        allowed: Arc<[Destination]>,
+    ) -> Self {
+        Self { inner, egress, allowed }
+    }
+}
+
+#[async_trait]
+impl ContainerEngine for WayOutEngine {
+    fn kind(&self) -> EngineKind {
+        self.inner.kind()
+    }
+
+    fn source(&self) -> Source {
+        self.inner.source()
+    }
+
+    fn dependency(&self) -> Option<Dependency> {
+        self.inner.dependency()
+    }
+
+    fn next_id(&self) -> InstanceId {
+        self.inner.next_id()
+    }
+
+    fn unused(&self, id: &InstanceId) {
+        self.inner.unused(id);
+    }
+
+    async fn fill(&self) -> io::Result<()> {
+        self.inner.fill().await
+    }
+
+    async fn drain(&self) -> Vec<CleanupError> {
+        self.inner.drain().await
+    }
+
+    async fn health(&self) -> Option<io::Result<()>> {
+        self.inner.health().await
+    }
+
+    async fn launch(&self, id: &InstanceId) -> Result<Launched, LaunchError> {
+        let launched = self.inner.launch(id).await?;
+        let Err(error) = self.egress.open(&launched.container, &self.allowed).await else {
+            return Ok(launched);
+        };
+        let cleanup = match self.destroy(id, Some(&launched.container)).await {
+            Ok(()) => Vec::new(),
+            Err(error) => error.cleanup,
+        };
+        Err(LaunchError {
+            id: id.clone(),
+            phase: Phase::Slot,
+            kind: ErrorKind::Unavailable,
+            source: Box::new(error),
+            cleanup,
+        })
+    }
+
+    async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
+        if let Some(container) = container {
+            self.egress.close(container.address).await;
+        }
+        self.inner.destroy(id, container).await
+    }
+
+    async fn adopt(&self, id: &InstanceId, container: &Container) -> bool {
+        let lives = self.inner.adopt(id, container).await;
+        if lives && let Err(error) = self.egress.open(container, &self.allowed).await {
+            // It is somebody's shop, who has come to like it.
+            tracing::warn!(instance_id = %id, error = %Chain(&error), "a shop's way out is not what it shall be");
+        }
+        lives
+    }
+
+    async fn ended(&self, container: &Container) {
+        self.inner.ended(container).await;
+    }
+
+    async fn traces(&self) -> io::Result<Vec<InstanceId>> {
+        self.inner.traces().await
+    }
+}
