@@ -62,11 +62,13 @@ fn check(compressed: &[u8]) {
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).expect("it is ours");
     }
     let before = tree(Path::new(OUTSIDE));
-    let mut raw = 0;
+    let mut content = 0;
     if let Ok(decoder) = zstd::Decoder::new(compressed) {
-        raw = io::copy(&mut decoder.take(RAW_MAX), &mut io::sink()).unwrap_or(RAW_MAX);
+        content = io::copy(&mut decoder.take(RAW_MAX + 1), &mut io::sink()).unwrap_or(RAW_MAX);
     }
+    let raw = content.min(RAW_MAX);
     let unpacked = unpack_from(compressed, raw, work);
+    assert!(unpacked.is_err() || content == raw, "more is taken than was announced");
     assert_eq!(tree(Path::new(OUTSIDE)), before, "what is outside was touched");
     let mut top: Vec<PathBuf> =
         fs::read_dir("/").expect("it is there").flatten().map(|it| it.path()).collect();
@@ -258,7 +260,10 @@ fn entry(
     }
     if let (EntryType::GNUSparse, [size, ..], Some(gnu)) = (kind, &numbers[..], header.as_gnu_mut()) {
         let field = format!("{size:011o}\0");
+        // A hole of that size, and nothing after it.
         gnu.realsize.copy_from_slice(&field.as_bytes()[..12]);
+        gnu.sparse[0].offset.copy_from_slice(&field.as_bytes()[..12]);
+        gnu.sparse[0].numbytes.copy_from_slice(b"00000000000\0");
     }
     header.set_cksum();
     out.extend_from_slice(header.as_bytes());
