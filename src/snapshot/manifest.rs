@@ -198,6 +198,13 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_recipe_in_a_manifest_is_the_recipe_to_the_last_digit() {
+        let mut manifest = sample();
+        manifest.recipe.run.cpu_max = 0.123_456_789_014_790_7;
+        assert_eq!(Manifest::parse(&manifest.to_bytes()).unwrap(), manifest);
+    }
+
+    #[test]
     fn names_that_lead_elsewhere_are_refused() {
         let text = String::from_utf8(sample().to_bytes()).unwrap();
         for (good, bad, why) in [
