@@ -257,11 +257,18 @@ impl Worker {
             Err(error) => return failed(&error, error.kind()),
         };
         let holds = move |present: &Instance| present.state.is_final() || present.generation == generation;
-        if !holds(&present)
-            || self.lifecycle.doing(id) == Some(Doing::Making)
-            || (why == Why::Surplus && !self.is_surplus(&present).await)
-        {
+        if !holds(&present) || (why == Why::Surplus && !self.is_surplus(&present).await) {
             return Outcome::Unneeded;
+        }
+        if self.lifecycle.doing(id) == Some(Doing::Making) {
+            // Written down as ready a moment ago, its maker is about to let go of it. A job that was unneeded would
+            // not be asked for again soon.
+            let about_to_end = present.state != State::Warming;
+            return if about_to_end {
+                Outcome::Later(backoff::pause_after(attempt - 1))
+            } else {
+                Outcome::Unneeded
+            };
         }
         match self.lifecycle.end(present, why.end(), holds).await {
             Ok(Ended::Gone) => Outcome::Done,

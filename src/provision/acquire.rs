@@ -117,6 +117,8 @@ impl Provisioner {
         let (answer, counted) = match answer {
             // Nobody waited for it any more, and it went to the pool.
             Ok(given) if given.instance.state != State::Assigned => {
+                // The pool may have more than it wants now.
+                self.lifecycle.refill.now();
                 return self.untaken(took, given.counted).await;
             }
             Ok(Given { instance, handed, counted }) => {
