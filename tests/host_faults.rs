@@ -66,8 +66,9 @@ async fn a_full_disk_is_507_and_leaves_nothing_until_space_is_freed() {
     for ahead in ["0", "3"] {
         let daemon = place.daemon(&[("SLOTS_AHEAD", ahead), ("COLD_START", "allowed")]).await;
         let shop = daemon.acquire("restore").await;
-        disk.fill();
         for _ in 0..4 {
+            // Each time: a refused one has given back the little that it had got.
+            disk.fill();
             let detail = daemon.try_acquire(&json!({})).await.problem(507);
             assert!(!detail.is_empty());
         }
@@ -108,7 +109,7 @@ impl SmallDisk {
 
     fn fill(&self) {
         use std::io::Write as _;
-        let mut file = std::fs::File::create(self.0.join("full")).unwrap();
+        let mut file = std::fs::File::options().create(true).append(true).open(self.0.join("full")).unwrap();
         for size in [1 << 20, 4096] {
             let zeros = vec![0; size];
             while file.write_all(&zeros).is_ok() {}

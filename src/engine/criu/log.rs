@@ -1,5 +1,7 @@
 //! CRIU's log: its tail and what it means.
 
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 /// Lines shown with an error; CRIU's own errors stand in the last few.
@@ -18,6 +20,18 @@ fn tail_of(text: &str) -> String {
     let errors: Vec<&str> = lines.iter().copied().filter(|line| line.contains("Error")).collect();
     let chosen = if errors.is_empty() { &lines } else { &errors };
     chosen[chosen.len().saturating_sub(TAIL_LINES)..].join("\n")
+}
+
+/// Whether there is a log, or could be: a CRIU that cannot write its own, on a full
+/// disk for example, ends without saying why. Writing a line tells.
+///
+/// # Errors
+/// What CRIU met.
+pub fn can_be_written(path: &Path) -> io::Result<()> {
+    if std::fs::metadata(path).is_ok_and(|log| log.len() > 0) {
+        return Ok(());
+    }
+    File::options().create(true).append(true).open(path)?.write_all(b"CRIU wrote nothing\n")
 }
 
 /// A known cause, in words that say what to do; none when it is not known.
@@ -52,5 +66,17 @@ mod tests {
         let text: String = (0..100).map(|n| format!("line {n}\n")).collect();
         let tail = tail_of(&text);
         assert!(tail.starts_with("line 80") && tail.ends_with("line 99"));
+    }
+
+    #[test]
+    fn a_missing_log_says_why_it_could_not_be_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        can_be_written(&log).unwrap();
+        assert_eq!(tail(&log), "CRIU wrote nothing");
+        std::fs::write(&log, "CRIU's own").unwrap();
+        can_be_written(&log).unwrap();
+        assert_eq!(tail(&log), "CRIU's own");
+        assert_eq!(can_be_written(&log.join("below")).unwrap_err().kind(), io::ErrorKind::NotADirectory);
     }
 }

@@ -151,15 +151,6 @@ impl RestoreError {
     }
 }
 
-/// Below that a disk counts as full: what failed has given room back by the time it is asked.
-const ROOM: u64 = 64 << 20;
-
-/// Whether the disk that a directory is on has no room for a restore; a directory
-/// that is not there tells nothing.
-fn is_full(dir: &Path) -> bool {
-    rustix::fs::statvfs(dir).is_ok_and(|of| of.f_bavail.saturating_mul(of.f_frsize) < ROOM)
-}
-
 fn io_at(step: &'static str) -> impl FnOnce(io::Error) -> RestoreError {
     move |source| RestoreError::Io { step, source }
 }
@@ -254,6 +245,7 @@ impl CriuEngine {
             }
             Ok(Err(source)) => {
                 drop(criu.wait().await);
+                log::can_be_written(&slot.dirs.criu.join(LOG_FILE)).map_err(io_at("write CRIU's log"))?;
                 let log = log();
                 Err(RestoreError::Criu { reason: log::reason(&log), log, source })
             }
@@ -399,11 +391,14 @@ impl ContainerEngine for CriuEngine {
                 phases,
             }),
             Err(error) => {
-                // Before the undo makes room. CRIU's log does not tell of a disk that is too full for a log.
-                let full = is_full(&self.slots.dirs(id).top);
-                let kind = if full { ErrorKind::NoSpace } else { error.kind() };
                 let cleanup = self.undo(id).await;
-                Err(LaunchError { id: id.clone(), phase, kind, source: Box::new(error), cleanup })
+                Err(LaunchError {
+                    id: id.clone(),
+                    phase,
+                    kind: error.kind(),
+                    source: Box::new(error),
+                    cleanup,
+                })
             }
         }
     }
