@@ -70,6 +70,8 @@ async fn kept(server: &Server, stream: &str) -> Vec<(String, Value)> {
         let body = serde_json::from_slice(&message.payload).unwrap();
         messages.push((message.subject.to_string(), body));
     }
+    // It would stay for seconds, and a stream has places for so many only.
+    context.delete_consumer_from_stream(&consumer.cached_info().name, stream).await.unwrap();
     messages
 }
 
