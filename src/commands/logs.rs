@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use anyhow::Context as _;
 use http::Method;
 
 use super::client::{Api, text};
@@ -62,7 +63,10 @@ fn log_files(context: &Context, golden: &str) -> anyhow::Result<Vec<String>> {
     if let Some(manifest) = Catalog::of(&context.config)?.newest(&name, context.config.database_mode())? {
         return Ok(manifest.recipe.run.logs);
     }
-    Ok(Recipe::load(golden, &context.config.recipe_dir)?.1.run.logs)
+    let recipe = Recipe::load(golden, &context.config.recipe_dir);
+    let (_, recipe) = recipe
+        .with_context(|| format!("no snapshot of {golden} here: set SNAPSHOT_DIR as the daemon has it"))?;
+    Ok(recipe.run.logs)
 }
 
 #[cfg(test)]
