@@ -7,6 +7,7 @@ mod common;
 use std::process::Output;
 
 use common::{Daemon, Host};
+use demo_multiplexer::testing::eventually;
 use serde_json::Value;
 
 /// Runs the program away from any `.env`, without this process' settings.
@@ -141,11 +142,19 @@ async fn every_command_that_asks_the_daemon_answers_json() {
 }
 
 #[tokio::test]
-async fn a_pipe_gets_no_colours_and_neither_does_who_wants_none() {
+async fn a_pipe_gets_colours_only_by_force_and_nobody_does_against_his_will() {
     let host = Host::new();
     let daemon = host.start(&[]).await;
     stdout(&run(Some(&daemon), &["acquire"]).await);
-    assert!(!stdout(&run(Some(&daemon), &["ls"]).await).contains('\u{1b}'));
+    let has_colours = async |settings: &[(&str, &str)]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_demo-multiplexer"));
+        command.arg("ls").current_dir("/").env_clear().env("API_URL", format!("http://{}", daemon.address));
+        let output = command.envs(settings.iter().copied()).output().await.unwrap();
+        stdout(&output).contains('\u{1b}')
+    };
+    assert!(!has_colours(&[]).await);
+    assert!(has_colours(&[("CLICOLOR_FORCE", "1")]).await);
+    assert!(!has_colours(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]).await);
 }
 
 #[tokio::test]
@@ -211,4 +220,22 @@ async fn the_example_client_gets_a_shop_follows_it_and_lets_it_go() {
     let left =
         listed["instances"].as_array().unwrap().iter().filter(|one| one["state"] == "assigned").count();
     assert_eq!(left, 0, "{listed}");
+}
+
+#[tokio::test]
+async fn the_example_in_shell_gets_a_shop_and_lets_it_go() {
+    let host = Host::new();
+    let daemon = host.start(&[]).await;
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/try_it.sh");
+    let there = ["curl", "jq"].map(|tool| std::process::Command::new(tool).arg("--version").output().is_ok());
+    if there != [true, true] {
+        assert!(std::env::var("CI").is_err(), "this test needs curl and jq: install them");
+        return println!("skipped: needs curl and jq");
+    }
+    let mut command = tokio::process::Command::new(program);
+    command.arg(format!("http://{}", daemon.address)).env_remove("API_TOKEN");
+    let told = stdout(&command.output().await.unwrap());
+    assert!(told.contains("is yours until") && told.contains("it is assigned"), "{told}");
+    assert!(told.ends_with("released\n"), "{told}");
+    eventually("it has left", async || host.restore.running().is_empty().then_some(())).await;
 }
