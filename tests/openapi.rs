@@ -42,6 +42,7 @@ fn it_is_openapi_3_1_and_lists_what_the_readme_promises() {
         "delete /api/v1/demo/{id}",
         "get /api/docs",
         "get /api/openapi.json",
+        "get /api/v1/audit",
         "get /api/v1/demo",
         "get /api/v1/demo/{id}",
         "get /api/v1/demo/{id}/status",
@@ -51,6 +52,7 @@ fn it_is_openapi_3_1_and_lists_what_the_readme_promises() {
         "get /livez",
         "get /metrics",
         "get /readyz",
+        "post /api/v1/audit",
         "post /api/v1/demo/acquire",
         "post /api/v1/demo/{id}/extend",
     ];

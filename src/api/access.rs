@@ -78,6 +78,7 @@ const TABLE: &[(&str, Who)] = &[
     ("/api/v1/demo/{id}/status", Who::Holder),
     ("/api/v1/demo", Who::Operator),
     ("/api/v1/pool/stats", Who::Operator),
+    ("/api/v1/audit", Who::Operator),
     ("/metrics", Who::Watcher),
     // Asks by itself whether it is this host's own client.
     ("/api/v1/tls/ask", Who::Anybody),

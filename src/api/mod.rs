@@ -11,6 +11,7 @@
 //! Not responsible for: the rules of handing out ([`crate::provision`]).
 
 mod access;
+mod audit;
 mod cors;
 mod demo;
 mod dto;
@@ -36,6 +37,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use self::access::{Access, Door};
+pub(crate) use self::audit::AuditAnswer;
 use self::problem::Problem;
 use self::status::StatusHub;
 use crate::client::TrustedProxies;
@@ -43,6 +45,7 @@ use crate::config::Origins;
 use crate::nats::Link;
 use crate::pool::PoolStatus;
 use crate::provision::Provisioner;
+use crate::provision::audit::Auditor;
 use crate::shutdown::Phase;
 
 /// What the handlers stand on.
@@ -50,6 +53,8 @@ use crate::shutdown::Phase;
 pub struct ApiState {
     /// Hands out and takes back.
     pub provisioner: Arc<Provisioner>,
+    /// Searches the host.
+    pub auditor: Arc<Auditor>,
     /// How the reconciler stands.
     pub pool: watch::Receiver<PoolStatus>,
     /// Where the daemon stands.
@@ -109,6 +114,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(demo::extend))
         .routes(routes!(status::status))
         .routes(routes!(pool::stats))
+        .routes(routes!(audit::look, audit::mend))
         .routes(routes!(tls::ask))
         .routes(routes!(health::health))
         .routes(routes!(health::livez))

@@ -17,10 +17,11 @@ use std::sync::{Mutex, PoisonError};
 use super::net::{Lease, NetError, Network};
 use super::process;
 use super::quota::{self, Quota};
-use super::{cgroup, devices};
+use super::{cgroup, devices, strays};
 use crate::error::ErrorKind;
 use crate::id::InstanceId;
 use crate::instance::Container;
+use crate::instance::trace::{Depth, Kind, Owner, Trace};
 
 /// A slot could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -419,21 +420,62 @@ impl Slots {
         failed
     }
 
-    /// Ids of instances that left anything on this host, waiting slots aside.
+    /// What instances left on this host, waiting slots aside.
     ///
     /// # Errors
     /// When the host cannot be searched.
-    pub async fn traces(&self) -> io::Result<Vec<InstanceId>> {
-        let mut ids = self.cgroups.instances()?;
-        ids.extend(self.network.interfaces().await?);
-        for entry in std::fs::read_dir(&self.instances)? {
-            ids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<InstanceId>().ok()));
+    pub async fn traces(&self, depth: Depth) -> io::Result<Vec<Trace>> {
+        let mut traces = Vec::new();
+        for id in self.cgroups.instances()? {
+            let path = self.cgroups.of(&id);
+            traces.push(Trace::of(id, Kind::Cgroup, path.display().to_string()));
         }
-        ids.sort();
-        ids.dedup();
+        for (_, id) in self.network.ports().await? {
+            let name = id.interface();
+            traces.push(Trace::of(id, Kind::Veth, name));
+        }
+        for entry in std::fs::read_dir(&self.instances)? {
+            let entry = entry?;
+            if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+                traces.push(Trace::of(id, Kind::Directory, entry.path().display().to_string()));
+            }
+        }
+        if depth == Depth::All {
+            traces.extend(self.strays().await?.into_iter().map(strays::Stray::into_trace));
+            for address in self.network.unused_but_allowed().await? {
+                let what = format!("{address} in table {}", self.network.firewall().table());
+                traces.push(Trace { owner: Owner::Address(address), kind: Kind::Nft, what });
+            }
+        }
         let ready = self.ready();
-        ids.retain(|id| !ready.knows(id));
-        Ok(ids)
+        traces.retain(|trace| !trace.instance().is_some_and(|id| ready.knows(id)));
+        Ok(traces)
+    }
+
+    async fn strays(&self) -> io::Result<Vec<strays::Stray>> {
+        let mut members = Vec::new();
+        for id in self.cgroups.instances()? {
+            let pids = self.cgroups.processes(&id)?;
+            members.push((id, pids));
+        }
+        let ports = self.network.ports().await?.into_iter().collect();
+        strays::find(strays::Search { instances: self.instances.clone(), ports, members }).await
+    }
+
+    /// Ends what of an instance no name leads to: processes outside its cgroup,
+    /// mounts on the host. Answers the steps that failed.
+    pub async fn end_strays(&self, id: &InstanceId) -> Vec<(&'static str, io::Error)> {
+        let found = match self.strays().await {
+            Ok(found) => found,
+            Err(error) => return vec![("search the host for processes and mounts", error)],
+        };
+        let mut failed = Vec::new();
+        for stray in found.into_iter().filter(|stray| stray.id() == id) {
+            if let Err(error) = strays::end(stray).await {
+                failed.push(("end a process or a mount", error));
+            }
+        }
+        failed
     }
 }
 

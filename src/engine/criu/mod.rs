@@ -23,6 +23,7 @@ mod spawn;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,7 @@ use crate::host::cgroup::Limits;
 use crate::host::process;
 use crate::host::slots::{Slot, SlotError, Slots};
 use crate::id::{InstanceId, SnapshotId};
+use crate::instance::trace::{Depth, Trace};
 use crate::instance::{Container, EngineKind, Source};
 
 /// CRIU's log level: errors only. At crun's level 4 half of a restore's time
@@ -404,7 +406,9 @@ impl ContainerEngine for CriuEngine {
     }
 
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
-        super::destroyed(&self.slots, id, container, self.undo(id).await).await
+        let mut cleanup = super::end_strays(&self.slots, id, container).await;
+        cleanup.extend(self.undo(id).await);
+        super::destroyed(&self.slots, id, container, cleanup).await
     }
 
     async fn adopt(&self, id: &InstanceId, container: &Container) -> bool {
@@ -421,8 +425,12 @@ impl ContainerEngine for CriuEngine {
         process::ended_by_name(container.pid, container.start_ticks).await;
     }
 
-    async fn traces(&self) -> io::Result<Vec<InstanceId>> {
-        self.slots.traces().await
+    async fn traces(&self, depth: Depth) -> io::Result<Vec<Trace>> {
+        self.slots.traces(depth).await
+    }
+
+    async fn shut(&self, address: Ipv4Addr) -> io::Result<()> {
+        self.slots.network().shut(address).await
     }
 }
 
