@@ -19,6 +19,7 @@ use super::process;
 use super::quota::{self, Quota};
 use super::{cgroup, devices, strays};
 use crate::error::ErrorKind;
+use crate::failpoint;
 use crate::id::InstanceId;
 use crate::instance::Container;
 use crate::instance::trace::{Depth, Kind, Owner, Trace};
@@ -116,7 +117,6 @@ impl Ready {
         self.waiting.contains_key(id)
             || self.named.contains_key(id)
             || self.making.contains(id)
-            || self.held.contains(id)
             || self.held.contains(id)
     }
 
@@ -357,11 +357,15 @@ impl Slots {
         let dirs = self.dirs(id);
         let number = self.network.number(attached.lease.address());
         let made = async {
+            failpoint::hit("slot:after-network").map_err(io("pass a fail point"))?;
             self.quota.make(&dirs.top, number).await.map_err(io("make the instance's directory"))?;
             for dir in [&dirs.upper, &dirs.work, &dirs.root, &dirs.criu, &dirs.external] {
                 make_private(dir).map_err(io("make the instance's directories"))?;
             }
-            self.cgroups.create(id).map_err(io("make the instance's cgroup"))
+            failpoint::hit("slot:after-directory").map_err(io("pass a fail point"))?;
+            let cgroup = self.cgroups.create(id).map_err(io("make the instance's cgroup"))?;
+            failpoint::hit("slot:after-cgroup").map_err(io("pass a fail point"))?;
+            Ok(cgroup)
         };
         let made = made.await;
         match made {
@@ -384,22 +388,26 @@ impl Slots {
     pub async fn remove(&self, id: &InstanceId) -> Vec<(&'static str, io::Error)> {
         drop(self.ready().remove(id));
         let mut failed = Vec::new();
-        if let Err(error) = self.cgroups.destroy(id).await {
-            failed.push(("kill and remove the cgroup", error));
-        }
-        if let Err(error) = self.network.remove_interface(id).await {
-            failed.push(("remove the network interface", error));
-        }
+        let mut step = |step: &'static str, done: io::Result<()>| {
+            if let Err(error) = done {
+                failed.push((step, error));
+            }
+        };
+        step("begin to remove it", failpoint::hit("destroy:before"));
+        step("kill and remove the cgroup", self.cgroups.destroy(id).await);
+        step("remove the network interface", failpoint::hit("destroy:after-cgroup"));
+        step("remove the network interface", self.network.remove_interface(id).await);
+        step("remove the instance's directory", failpoint::hit("destroy:after-network"));
         let top = self.dirs(id).top;
         let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(top) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         });
-        match removed.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => failed.push(("remove the instance's directory", error)),
-            Err(error) => failed.push(("remove the instance's directory", io::Error::other(error))),
-        }
+        step(
+            "remove the instance's directory",
+            removed.await.unwrap_or_else(|error| Err(io::Error::other(error))),
+        );
+        step("end the removal", failpoint::hit("destroy:after-directory"));
         failed
     }
 
@@ -459,7 +467,8 @@ impl Slots {
             members.push((id, pids));
         }
         let ports = self.network.ports().await?.into_iter().collect();
-        strays::find(strays::Search { instances: self.instances.clone(), ports, members }).await
+        let (instances, real) = (self.instances.clone(), std::fs::canonicalize(&self.instances)?);
+        strays::find(strays::Search { instances, real, ports, members }).await
     }
 
     /// Ends what of an instance no name leads to: processes outside its cgroup,

@@ -40,6 +40,7 @@ use self::rpc::{Client, InheritFd, Options};
 use self::spawn::Mount;
 use super::{CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase};
 use crate::error::{ErrorKind, kind_of_io};
+use crate::failpoint;
 use crate::host::cgroup::Limits;
 use crate::host::process;
 use crate::host::slots::{Slot, SlotError, Slots};
@@ -224,6 +225,7 @@ impl CriuEngine {
 
     async fn restore(&self, loaded: Loaded) -> Result<(Slot, i32), RestoreError> {
         let Loaded { slot, client, mut criu, external, work_dir } = loaded;
+        failpoint::hit("restore:before-criu").map_err(io_at("pass a fail point"))?;
         let request = client.restore(Options {
             images_dir_fd: self.images.as_raw_fd(),
             work_dir_fd: Some(work_dir.as_raw_fd()),
@@ -243,6 +245,7 @@ impl CriuEngine {
             Ok(Ok(pid)) => {
                 // CRIU ends by itself now; waiting for it is only to reap it.
                 tokio::spawn(async move { criu.wait().await });
+                failpoint::hit("restore:after-criu").map_err(io_at("pass a fail point"))?;
                 Ok((slot, pid))
             }
             Ok(Err(source)) => {
