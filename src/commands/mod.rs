@@ -17,6 +17,7 @@ mod logs;
 mod man;
 mod openapi;
 mod paint;
+mod pool;
 mod progress;
 mod reap;
 mod serve;
@@ -56,6 +57,8 @@ enum Command {
     Ls(list::Ls),
     /// Give an instance more time
     Extend(lease::Extend),
+    /// Change what the pool keeps ready, or drain it
+    Pool(pool::Pool),
     /// Build goldens
     Golden(golden::Golden),
     /// Take and look after snapshots
@@ -194,6 +197,7 @@ impl Invocation {
             Command::Release(release) => release.run(&context).await?,
             Command::Ls(ls) => ls.run(&context).await?,
             Command::Extend(extend) => extend.run(&context).await?,
+            Command::Pool(pool) => pool.run(&context).await?,
             Command::Golden(golden) => golden.run(&context).await?,
             Command::Snapshot(snapshot) => snapshot.run(&context).await?,
             Command::Reap(reap) => reap.run(&context).await?,
