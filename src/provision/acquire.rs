@@ -133,7 +133,10 @@ impl Provisioner {
                 metrics::acquired(&wish.golden.name, *source, took);
             }
             Ok(_) => {}
-            Err(_) => metrics::acquire_failed(&wish.golden.name),
+            Err(_) => {
+                metrics::acquire_failed(&wish.golden.name);
+                self.lifecycle.tally.turned_away();
+            }
         }
         if let Err(Ok(unwanted)) = client.send(answer)
             && unwanted.instance.idempotency_key.is_none()
