@@ -25,6 +25,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api::chronicle::Chronicle;
 use crate::api::status::StatusHub;
 use crate::api::{self, Access, ApiState, Door};
 use crate::config::{Banner, Config, Router};
@@ -39,6 +40,7 @@ use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::reconciler::Reconciler;
 use crate::pool::{Nudge, PoolStatus, Target};
+use crate::promote::{Desk, Workshop};
 use crate::provision::{GoldenRuntime, Lifecycle, Parts, Provisioner, Terms};
 use crate::proxy::{self, Proxy, PublicFace};
 use crate::route::{self, RouteError};
@@ -138,6 +140,21 @@ impl StateLock {
     }
 }
 
+/// What a daemon serves.
+#[derive(Debug)]
+pub struct Stock {
+    /// The goldens, the default one first.
+    pub goldens: Vec<GoldenRuntime>,
+    /// Who has their snapshots; none where nothing is restored.
+    pub workshop: Option<Arc<dyn Workshop>>,
+}
+
+impl From<Vec<GoldenRuntime>> for Stock {
+    fn from(goldens: Vec<GoldenRuntime>) -> Self {
+        Self { goldens, workshop: None }
+    }
+}
+
 /// The daemon, built and not yet running.
 #[derive(Debug)]
 pub struct App {
@@ -149,6 +166,7 @@ pub struct App {
     reconciler: Reconciler,
     reaper: Reaper,
     status: Arc<StatusHub>,
+    chronicle: Arc<Chronicle>,
     listener: TcpListener,
     edges: Edges,
     /// Where the operator's part is answered alone.
@@ -168,9 +186,10 @@ impl App {
     pub async fn build(
         config: Config,
         lock: StateLock,
-        goldens: Vec<GoldenRuntime>,
+        stock: impl Into<Stock>,
         on_exit: OnExit,
     ) -> Result<Self, AppError> {
+        let Stock { goldens, workshop } = stock.into();
         let tokens = config.edges.tokens.load().map_err(AppError::Tokens)?;
         let Opened { store, remembered } = open_store(&config).await.map_err(AppError::OpenStore)?;
         let store: Arc<dyn Store> = Arc::new(MeteredStore::new(store));
@@ -202,6 +221,8 @@ impl App {
         let jobs = Jobs::open(&config, &lifecycle, target, refill.clone()).await.map_err(AppError::Nats)?;
         let dispatch = jobs.dispatch();
         let reconciler = Reconciler::new(Arc::clone(&lifecycle), target, refill, Arc::clone(dispatch));
+        let state_dir = config.state_dir.clone();
+        let chronicle = Chronicle::new(Arc::clone(&provisioner), reconciler.status(), state_dir);
         let reaper = Reaper::new(Arc::clone(&lifecycle), reap, Arc::clone(dispatch));
         let phase = PhaseSetter::default();
         let api = api::router(ApiState {
@@ -213,6 +234,8 @@ impl App {
             cors_origins: Arc::new(config.edges.cors_origins.clone()),
             base_domain: config.base_domain.as_str().into(),
             status: Arc::clone(&status),
+            chronicle: Arc::clone(&chronicle),
+            desk: Desk::new(Arc::clone(&lifecycle), workshop),
             nats: jobs.link(),
             metrics: metrics::install(),
         });
@@ -243,6 +266,7 @@ impl App {
             phase,
             remembered,
             status,
+            chronicle,
             lock,
         })
     }
@@ -288,6 +312,7 @@ impl App {
         let routes = Arc::clone(self.lifecycle.routes());
         workers.spawn(route::keeper::keep(routes, stop_workers.clone()));
         workers.spawn(self.status.run(stop_workers.clone()));
+        workers.spawn(self.chronicle.run(stop_workers.clone()));
         let address = self.listener.local_addr();
         if let Some(admin) = self.admin {
             let own = Edges { door: Door::Admin, ..self.edges.clone() };

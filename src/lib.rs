@@ -1,9 +1,9 @@
 //! A whole demo shop per visitor, restored from a snapshot in a blink.
 //!
 //! ```text
-//! L4  main, commands, app, open_{jobs,store} name concrete adapters, wire them
+//! L4  main, commands, app, workshop, open_{jobs,store} name concrete adapters, wire them
 //! L3  api, proxy, pool::{reconciler, reaper}, jobs::worker, events, route::keeper   edges and workers
-//! L2  provision, checkpoint, restore, egress, database, snapshot::{archive, catalog, prepare}   procedures
+//! L2  provision, promote, checkpoint, restore, egress, database, snapshot::{archive, catalog, prepare}   procedures
 //! L1  engine, store, route, jobs, nats, host ports with their adapters; the kernel
 //! L0  id, client, token, connections, error, config, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
 //! ```
@@ -40,6 +40,7 @@ pub mod notify;
 pub mod open_jobs;
 pub mod open_store;
 pub mod pool;
+pub mod promote;
 pub mod provision;
 pub mod proxy;
 pub mod restore;
@@ -51,3 +52,4 @@ pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod token;
+pub mod workshop;

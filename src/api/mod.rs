@@ -11,18 +11,22 @@
 //! Not responsible for: the rules of handing out ([`crate::provision`]).
 
 mod access;
+pub mod chronicle;
 mod cors;
 mod demo;
 mod dto;
 mod extract;
+mod goldens;
 mod health;
 mod instances;
+mod limited;
 mod limits;
 mod logs;
 mod openapi;
 mod pool;
 pub mod problem;
 mod request;
+mod snapshots;
 pub mod status;
 mod steer;
 mod tls;
@@ -39,12 +43,14 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use self::access::{Access, Door};
+use self::chronicle::Chronicle;
 use self::problem::Problem;
 use self::status::StatusHub;
 use crate::client::TrustedProxies;
 use crate::config::Origins;
 use crate::nats::Link;
 use crate::pool::PoolStatus;
+use crate::promote::Desk;
 use crate::provision::Provisioner;
 use crate::shutdown::Phase;
 
@@ -67,6 +73,10 @@ pub struct ApiState {
     pub base_domain: Arc<str>,
     /// Streams that watch an instance.
     pub status: Arc<StatusHub>,
+    /// The last changes and the last hour.
+    pub chronicle: Arc<Chronicle>,
+    /// Takes orders about snapshots.
+    pub desk: Desk,
     /// Whether NATS can be used; none when jobs stay in the process anyway.
     pub nats: Option<watch::Receiver<Link>>,
     /// Renders the metrics.
@@ -115,6 +125,19 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(pool::stats))
         .routes(routes!(steer::targets, steer::set_target))
         .routes(routes!(steer::drain, steer::undrain))
+        .routes(routes!(goldens::list))
+        .routes(routes!(chronicle::events))
+        .routes(routes!(chronicle::events_stream))
+        .routes(routes!(chronicle::history))
+        .routes(routes!(snapshots::list, snapshots::create))
+        .routes(routes!(snapshots::prune))
+        .routes(routes!(snapshots::remove))
+        .routes(routes!(snapshots::verify))
+        .routes(routes!(snapshots::promote))
+        .routes(routes!(snapshots::tasks))
+        .routes(routes!(snapshots::task))
+        .routes(routes!(limited::show))
+        .routes(routes!(limited::clear))
         .routes(routes!(tls::ask))
         .routes(routes!(health::health))
         .routes(routes!(health::livez))

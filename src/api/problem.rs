@@ -15,6 +15,7 @@ use super::extract::BODY_MAX;
 use super::limits;
 use super::status::StatusError;
 use crate::error::{Chain, ErrorKind};
+use crate::promote::DeskError;
 use crate::provision::errors::{AcquireError, LeaseError};
 use crate::provision::limits::{Standing, seconds};
 use crate::store::StoreError;
@@ -323,6 +324,12 @@ impl From<LeaseError> for Problem {
 
 impl From<StatusError> for Problem {
     fn from(error: StatusError) -> Self {
+        Self::of(error.kind(), &error)
+    }
+}
+
+impl From<DeskError> for Problem {
+    fn from(error: DeskError) -> Self {
         Self::of(error.kind(), &error)
     }
 }

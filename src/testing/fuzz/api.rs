@@ -12,12 +12,14 @@ use jiff::SignedDuration;
 use serde_json::Value;
 use tower::ServiceExt as _;
 
+use crate::api::chronicle::Chronicle;
 use crate::api::status::StatusHub;
 use crate::api::{Access, ApiState, Door, Peer, router};
 use crate::config::{Acquire, ColdStart, Origins};
 use crate::instance::{EngineKind, State};
 use crate::metrics;
 use crate::pool::{Nudge, PoolStatus};
+use crate::promote::Desk;
 use crate::provision::limits::Limits;
 use crate::provision::{Lifecycle, Parts, Provisioner, Terms};
 use crate::route::Routes;
@@ -71,13 +73,17 @@ impl World {
             patience: Duration::ZERO,
             limits: Limits { hourly: 0, daily: 0 },
         };
-        let provisioner = Arc::new(Provisioner::new(Arc::new(lifecycle), terms));
+        let lifecycle = Arc::new(lifecycle);
+        let provisioner = Arc::new(Provisioner::new(Arc::clone(&lifecycle), terms));
+        let pool = tokio::sync::watch::channel(PoolStatus::new()).1;
         let phase = PhaseSetter::default();
         phase.enter(Phase::Serving);
         let router = router(ApiState {
             status: StatusHub::new(Arc::clone(&provisioner), 4),
+            chronicle: Chronicle::new(Arc::clone(&provisioner), pool.clone(), dir.path().to_owned()),
+            desk: Desk::new(lifecycle, None),
             provisioner,
-            pool: tokio::sync::watch::channel(PoolStatus::new()).1,
+            pool,
             phase: phase.view(),
             trusted_proxies: "10.0.0.0/8".parse().expect("a network"),
             access: Access { tokens: Tokens::default(), acquire: Acquire::Open },
