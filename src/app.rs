@@ -46,6 +46,8 @@ use crate::shutdown::{Phase, PhaseSetter};
 use crate::store::metered::MeteredStore;
 use crate::store::{Store, StoreError};
 use crate::token::TokenFileError;
+use crate::web::cookie::{Key, KeyError};
+use crate::web::{self, Site, WebState};
 use crate::{metrics, notify};
 
 /// How long makings and other work under way may take on the way down. A
@@ -92,6 +94,9 @@ pub enum AppError {
     /// The tokens cannot be read.
     #[error(transparent)]
     Tokens(TokenFileError),
+    /// The key of cookies cannot be had.
+    #[error(transparent)]
+    CookieKey(KeyError),
     /// NATS cannot be used with these settings.
     #[error(transparent)]
     Nats(NatsError),
@@ -172,6 +177,7 @@ impl App {
         on_exit: OnExit,
     ) -> Result<Self, AppError> {
         let tokens = config.edges.tokens.load().map_err(AppError::Tokens)?;
+        let key = Key::open(&config.state_dir).map_err(AppError::CookieKey)?;
         let Opened { store, remembered } = open_store(&config).await.map_err(AppError::OpenStore)?;
         let store: Arc<dyn Store> = Arc::new(MeteredStore::new(store));
         let inherited = notify::inherited_listeners().map_err(AppError::Socket)?;
@@ -204,7 +210,12 @@ impl App {
         let reconciler = Reconciler::new(Arc::clone(&lifecycle), target, refill, Arc::clone(dispatch));
         let reaper = Reaper::new(Arc::clone(&lifecycle), reap, Arc::clone(dispatch));
         let phase = PhaseSetter::default();
-        let api = api::router(ApiState {
+        let pages = web::router(WebState {
+            site: Arc::new(site(&config, key)),
+            provisioner: Arc::clone(&provisioner),
+            landing: config.edges.landing,
+        });
+        let state = ApiState {
             provisioner: Arc::clone(&provisioner),
             pool: reconciler.status(),
             phase: phase.view(),
@@ -215,9 +226,9 @@ impl App {
             status: Arc::clone(&status),
             nats: jobs.link(),
             metrics: metrics::install(),
-        });
+        };
         let edges = Edges {
-            api,
+            api: api::router(state, pages),
             proxy: Proxy::new(proxy::Parts {
                 routes: Arc::clone(routes.memory()),
                 face: public_face(&config),
@@ -398,6 +409,10 @@ fn bounds(config: &Config) -> Bounds {
 fn connections_that_fit() -> usize {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX))
+}
+
+fn site(config: &Config, key: Key) -> Site {
+    Site::new(key, &config.public_scheme, &config.base_domain, config.public_port)
 }
 
 fn public_face(config: &Config) -> PublicFace {

@@ -74,7 +74,7 @@ impl World {
         let provisioner = Arc::new(Provisioner::new(Arc::new(lifecycle), terms));
         let phase = PhaseSetter::default();
         phase.enter(Phase::Serving);
-        let router = router(ApiState {
+        let state = ApiState {
             status: StatusHub::new(Arc::clone(&provisioner), 4),
             provisioner,
             pool: tokio::sync::watch::channel(PoolStatus::new()).1,
@@ -85,7 +85,8 @@ impl World {
             base_domain: "demo.example".into(),
             nats: None,
             metrics: metrics::install(),
-        });
+        };
+        let router = router(state, axum::Router::new());
         Self { router, store, ids: Vec::new(), _dir: dir }
     }
 
