@@ -48,6 +48,8 @@ use crate::shutdown::{Phase, PhaseSetter};
 use crate::store::metered::MeteredStore;
 use crate::store::{Store, StoreError};
 use crate::token::TokenFileError;
+use crate::web::cookie::{Key, KeyError};
+use crate::web::{self, Site, WebState};
 use crate::{metrics, notify};
 
 /// How long makings and other work under way may take on the way down. A
@@ -94,6 +96,9 @@ pub enum AppError {
     /// The tokens cannot be read.
     #[error(transparent)]
     Tokens(TokenFileError),
+    /// The key of cookies cannot be had.
+    #[error(transparent)]
+    CookieKey(KeyError),
     /// NATS cannot be used with these settings.
     #[error(transparent)]
     Nats(NatsError),
@@ -191,6 +196,7 @@ impl App {
     ) -> Result<Self, AppError> {
         let Stock { goldens, workshop } = stock.into();
         let tokens = config.edges.tokens.load().map_err(AppError::Tokens)?;
+        let key = Key::open(&config.state_dir).map_err(AppError::CookieKey)?;
         let Opened { store, remembered } = open_store(&config).await.map_err(AppError::OpenStore)?;
         let store: Arc<dyn Store> = Arc::new(MeteredStore::new(store));
         let inherited = notify::inherited_listeners().map_err(AppError::Socket)?;
@@ -225,7 +231,12 @@ impl App {
         let chronicle = Chronicle::new(Arc::clone(&provisioner), reconciler.status(), state_dir);
         let reaper = Reaper::new(Arc::clone(&lifecycle), reap, Arc::clone(dispatch));
         let phase = PhaseSetter::default();
-        let api = api::router(ApiState {
+        let pages = web::router(WebState {
+            site: Arc::new(site(&config, key)),
+            provisioner: Arc::clone(&provisioner),
+            landing: config.edges.landing,
+        });
+        let state = ApiState {
             provisioner: Arc::clone(&provisioner),
             pool: reconciler.status(),
             phase: phase.view(),
@@ -238,9 +249,9 @@ impl App {
             desk: Desk::new(Arc::clone(&lifecycle), workshop),
             nats: jobs.link(),
             metrics: metrics::install(),
-        });
+        };
         let edges = Edges {
-            api,
+            api: api::router(state, pages),
             proxy: Proxy::new(proxy::Parts {
                 routes: Arc::clone(routes.memory()),
                 face: public_face(&config),
@@ -423,6 +434,10 @@ fn bounds(config: &Config) -> Bounds {
 fn connections_that_fit() -> usize {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX))
+}
+
+fn site(config: &Config, key: Key) -> Site {
+    Site::new(key, &config.public_scheme, &config.base_domain, config.public_port)
 }
 
 fn public_face(config: &Config) -> PublicFace {

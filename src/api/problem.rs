@@ -218,7 +218,7 @@ impl Problem {
     }
 
     /// Something only this host's own clients may ask.
-    pub(super) fn forbidden(detail: &'static str) -> Self {
+    pub(crate) fn forbidden(detail: &'static str) -> Self {
         Self::plain(StatusCode::FORBIDDEN, "forbidden", "Not for you", detail)
     }
 

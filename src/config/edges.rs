@@ -26,6 +26,15 @@ pub enum Banner {
     On,
 }
 
+/// Whether visitors get instances on a page of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Landing {
+    /// There is no such page.
+    Off,
+    /// It is at `/` on BASE_DOMAIN.
+    On,
+}
+
 /// Whose pages may ask the API from a browser.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origins {
@@ -54,6 +63,8 @@ pub struct EdgeSettings {
     pub shop_timeout: Duration,
     /// Whether shops' pages show the time that is left.
     pub banner: Banner,
+    /// Whether visitors get instances on a page of ours.
+    pub landing: Landing,
 }
 
 impl EdgeSettings {
@@ -81,6 +92,9 @@ impl EdgeSettings {
                     .into(),
             );
         }
+        // Who hands out tokens does not want everybody served beside it, unless they say so.
+        let unsaid = if acquire == Acquire::Open { Landing::On } else { Landing::Off };
+        let landing = read.choice("LANDING", &[("auto", unsaid), ("on", Landing::On), ("off", Landing::Off)]);
         let cors_origins = origins(read);
         if (acquire, &cors_origins) == (Acquire::Token, &Origins::Any) {
             read.problems.push(
@@ -97,6 +111,7 @@ impl EdgeSettings {
             shop_body_max: size(read, "SHOP_BODY_MAX"),
             shop_timeout: read.duration("SHOP_TIMEOUT").unsigned_abs(),
             banner: read.choice("BANNER", &[("off", Banner::Off), ("on", Banner::On)]),
+            landing,
         }
     }
 }

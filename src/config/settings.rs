@@ -102,6 +102,11 @@ pub const SETTINGS: &[Setting] = &[
     setting("SHOP_TIMEOUT", "60s", "How long a shop may take until its answer begins"),
     setting("BANNER", "off", "on: the built-in proxy shows the time that is left on the shops' pages"),
     setting(
+        "LANDING",
+        "auto",
+        "on: visitors get instances on a page at BASE_DOMAIN, without a token; off: there is none; auto: as ACQUIRE says",
+    ),
+    setting(
         "ROUTER",
         "embedded",
         "embedded: the built-in proxy leads visitors to instances; caddy: routes are also kept in Caddy",
