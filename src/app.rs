@@ -50,7 +50,7 @@ use crate::store::{Store, StoreError};
 use crate::token::TokenFileError;
 use crate::web::cookie::{Key, KeyError};
 use crate::web::{self, Site, WebState};
-use crate::{metrics, notify};
+use crate::{console, metrics, notify};
 
 /// How long makings and other work under way may take on the way down. A
 /// restore takes well below a second; the unit's TimeoutStopSec is above the
@@ -231,8 +231,9 @@ impl App {
         let chronicle = Chronicle::new(Arc::clone(&provisioner), reconciler.status(), state_dir);
         let reaper = Reaper::new(Arc::clone(&lifecycle), reap, Arc::clone(dispatch));
         let phase = PhaseSetter::default();
+        let site = Arc::new(site(&config, key));
         let pages = web::router(WebState {
-            site: Arc::new(site(&config, key)),
+            site: Arc::clone(&site),
             provisioner: Arc::clone(&provisioner),
             landing: config.edges.landing,
         });
@@ -250,6 +251,7 @@ impl App {
             nats: jobs.link(),
             metrics: metrics::install(),
         };
+        let pages = pages.merge(console::router(state.clone(), site, config.edges.admin_auth_header.clone()));
         let edges = Edges {
             api: api::router(state, pages),
             proxy: Proxy::new(proxy::Parts {

@@ -21,6 +21,7 @@ pub mod client;
 pub mod commands;
 pub mod config;
 pub mod connections;
+pub mod console;
 pub mod database;
 pub mod doctor;
 pub mod egress;

@@ -10,7 +10,7 @@
 //!
 //! Not responsible for: the rules of handing out ([`crate::provision`]).
 
-mod access;
+pub(crate) mod access;
 pub mod chronicle;
 mod cors;
 mod demo;
@@ -18,17 +18,17 @@ mod dto;
 mod extract;
 mod goldens;
 mod health;
-mod instances;
+pub(crate) mod instances;
 mod limited;
 mod limits;
-mod logs;
+pub(crate) mod logs;
 mod openapi;
 mod pool;
 pub mod problem;
 mod request;
 mod snapshots;
 pub mod status;
-mod steer;
+pub(crate) mod steer;
 mod tls;
 
 use std::net::SocketAddr;

@@ -176,7 +176,7 @@ impl Problem {
     }
 
     /// There is no token, and this takes one.
-    pub(super) fn token_missing() -> Self {
+    pub(crate) fn token_missing() -> Self {
         Self::challenged("this takes a token".into(), Challenge::Missing)
     }
 
@@ -252,6 +252,11 @@ impl Problem {
     #[must_use]
     pub const fn status(&self) -> StatusCode {
         self.status
+    }
+
+    /// What is wrong, for the client.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// How it is logged.

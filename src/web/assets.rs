@@ -20,11 +20,17 @@ const PICTURE: &str = "image/svg+xml";
 pub(crate) static APP_CSS: Asset = Asset::new("app", "css", STYLE, include_str!("assets/app.css"));
 /// Copy buttons and times that run.
 pub(crate) static APP_JS: Asset = Asset::new("app", "js", SCRIPT, include_str!("assets/app.js"));
+/// The operator's pages' own style.
+pub(crate) static CONSOLE_CSS: Asset =
+    Asset::new("console", "css", STYLE, include_str!("../console/assets/console.css"));
+/// Has the operator's pages read again when something has happened.
+pub(crate) static CONSOLE_JS: Asset =
+    Asset::new("console", "js", SCRIPT, include_str!("../console/assets/console.js"));
 /// The picture in a browser's tab.
 pub(crate) static ICON: Asset = Asset::new("icon", "svg", PICTURE, include_str!("assets/icon.svg"));
 
 /// Every one; what is not here is not served.
-static ALL: [&Asset; 3] = [&APP_CSS, &APP_JS, &ICON];
+static ALL: [&Asset; 5] = [&APP_CSS, &APP_JS, &CONSOLE_CSS, &CONSOLE_JS, &ICON];
 
 /// Characters of a hash in an address: a changed file has another one for certain.
 const HASH: usize = 16;
