@@ -93,7 +93,9 @@ async fn a_snapshot_is_taken_promoted_and_taken_back_while_visitors_have_shops()
     })
     .await;
     done(&daemon, "DELETE", &path, &json!({})).await;
-    assert!(!snapshots.join(&new).exists() && !place.state_dir().join("prepared").join(&new).exists());
+    for gone in [snapshots.join(&new), place.state_dir().join("prepared").join(&new)] {
+        assert!(!gone.try_exists().unwrap(), "{}", gone.display());
+    }
     assert_eq!(daemon.acquire("pool").await.get("/").await.status, 200);
     daemon.stop().await;
 }
