@@ -48,8 +48,10 @@ use crate::shutdown::{Phase, PhaseSetter};
 use crate::store::metered::MeteredStore;
 use crate::store::{Store, StoreError};
 use crate::token::TokenFileError;
+use crate::web::cookie::{Key, KeyError};
+use crate::web::{self, Site, WebState};
 use crate::webhook::{WebhookError, Webhooks};
-use crate::{metrics, notify};
+use crate::{console, metrics, notify};
 
 /// How long makings and other work under way may take on the way down. A
 /// restore takes well below a second; the unit's TimeoutStopSec is above the
@@ -95,6 +97,9 @@ pub enum AppError {
     /// The tokens cannot be read.
     #[error(transparent)]
     Tokens(TokenFileError),
+    /// The key of cookies cannot be had.
+    #[error(transparent)]
+    CookieKey(KeyError),
     /// NATS cannot be used with these settings.
     #[error(transparent)]
     Nats(NatsError),
@@ -196,6 +201,7 @@ impl App {
     ) -> Result<Self, AppError> {
         let Stock { goldens, workshop } = stock.into();
         let tokens = config.edges.tokens.load().map_err(AppError::Tokens)?;
+        let key = Key::open(&config.state_dir).map_err(AppError::CookieKey)?;
         let Opened { store, remembered } = open_store(&config).await.map_err(AppError::OpenStore)?;
         let store: Arc<dyn Store> = Arc::new(MeteredStore::new(store));
         let inherited = notify::inherited_listeners().map_err(AppError::Socket)?;
@@ -233,7 +239,13 @@ impl App {
         let chronicle = Chronicle::new(Arc::clone(&provisioner), reconciler.status(), state_dir);
         let reaper = Reaper::new(Arc::clone(&lifecycle), reap, Arc::clone(dispatch));
         let phase = PhaseSetter::default();
-        let api = api::router(ApiState {
+        let site = Arc::new(site(&config, key));
+        let pages = web::router(WebState {
+            site: Arc::clone(&site),
+            provisioner: Arc::clone(&provisioner),
+            landing: config.edges.landing,
+        });
+        let state = ApiState {
             provisioner: Arc::clone(&provisioner),
             pool: reconciler.status(),
             phase: phase.view(),
@@ -246,9 +258,10 @@ impl App {
             desk: Desk::new(Arc::clone(&lifecycle), workshop),
             nats: jobs.link(),
             metrics: metrics::install(),
-        });
+        };
+        let pages = pages.merge(console::router(state.clone(), site, config.edges.admin_auth_header.clone()));
         let edges = Edges {
-            api,
+            api: api::router(state, pages),
             proxy: Proxy::new(proxy::Parts {
                 routes: Arc::clone(routes.memory()),
                 face: public_face(&config),
@@ -438,6 +451,10 @@ fn bounds(config: &Config) -> Bounds {
 fn connections_that_fit() -> usize {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX))
+}
+
+fn site(config: &Config, key: Key) -> Site {
+    Site::new(key, &config.public_scheme, &config.base_domain, config.public_port)
 }
 
 fn public_face(config: &Config) -> PublicFace {

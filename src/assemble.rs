@@ -31,7 +31,7 @@ use crate::host::slots::{Parts, Slots, make_private};
 use crate::id::GoldenName;
 use crate::identity::Supply;
 use crate::metrics;
-use crate::provision::GoldenRuntime;
+use crate::provision::{GoldenAbout, GoldenRuntime};
 use crate::restore::{Make, Maker, Served, Switch, probe};
 use crate::snapshot::catalog::{Catalog, CatalogError};
 use crate::snapshot::manifest::{Archive, HostFacts, Manifest};
@@ -241,6 +241,7 @@ async fn booted(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Resu
     let runtime = GoldenRuntime {
         name: recipe.name.clone(),
         title: recipe.title.clone(),
+        about: GoldenAbout::of(&recipe),
         restore: Ok(Arc::new(maker)),
         cold: None,
     };
@@ -308,7 +309,13 @@ async fn restored(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Re
              run `demo-multiplexer golden build {golden}` and `demo-multiplexer snapshot create {golden}`"
         );
     }
-    let runtime = GoldenRuntime { name: recipe.name.clone(), title: recipe.title.clone(), restore, cold };
+    let runtime = GoldenRuntime {
+        name: recipe.name.clone(),
+        title: recipe.title.clone(),
+        about: GoldenAbout::of(&recipe),
+        restore,
+        cold,
+    };
     Ok(Assembled { runtime, prepared: prepared.ok(), image, recipe })
 }
 

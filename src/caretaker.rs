@@ -34,7 +34,7 @@ use crate::open_store::{Opened, open_store};
 use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::{Nudge, Target};
-use crate::provision::{GoldenRuntime, Lifecycle, Parts};
+use crate::provision::{GoldenAbout, GoldenRuntime, Lifecycle, Parts};
 use crate::restore::{FirstPage, Made, Make};
 use crate::route;
 
@@ -121,6 +121,7 @@ fn stand_ins(slots: &Arc<Slots>, recorded: BTreeSet<GoldenName>) -> anyhow::Resu
     let runtime = |name| GoldenRuntime {
         name,
         title: String::new(),
+        about: GoldenAbout::default(),
         restore: Ok(maker(MadeBy::Criu)),
         cold: Some(maker(MadeBy::Podman)),
     };

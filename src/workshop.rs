@@ -11,21 +11,21 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::assemble::{self, Host};
+use crate::assemble::{self, Host, LoadError};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Config, Values};
-use crate::database::Template;
-use crate::error::{Chain, ErrorKind};
+use crate::database::{DatabaseError, Template};
+use crate::error::{Chain, ErrorKind, kind_of_io};
 use crate::golden::build::{self, Build};
 use crate::golden::images::Images;
 use crate::golden::recipe::Recipe;
 use crate::host::mounts;
 use crate::id::{GoldenName, SnapshotId};
 use crate::promote::{Listed, Loaded, Say, Workshop, WorkshopError};
-use crate::snapshot::catalog::{Catalog, Entry};
+use crate::snapshot::catalog::{Catalog, CatalogError, Entry};
 use crate::snapshot::manifest::{Archive, Manifest};
-use crate::snapshot::prepare;
-use crate::snapshot::served::Choice;
+use crate::snapshot::prepare::{self, PrepareError};
+use crate::snapshot::served::{Choice, ChoiceError};
 
 /// The workshop.
 pub struct HostWorkshop {
@@ -66,8 +66,7 @@ impl HostWorkshop {
     }
 
     fn catalog(&self) -> Result<Catalog, WorkshopError> {
-        Catalog::of(&self.config)
-            .map_err(at("open the catalogue", |error| crate::snapshot::catalog::CatalogError::kind(error)))
+        Catalog::of(&self.config).map_err(at("open the catalogue", CatalogError::kind))
     }
 
     /// Reads what was said, changes it, writes it.
@@ -79,7 +78,7 @@ impl HostWorkshop {
             choice.write(&dir)
         });
         let written = written.await.map_err(unavailable("write down what is served"))?;
-        written.map_err(at("write down what is served", crate::snapshot::served::ChoiceError::kind))
+        written.map_err(at("write down what is served", ChoiceError::kind))
     }
 
     /// What instances run on, and what is kept of the snapshots that are left.
@@ -88,11 +87,11 @@ impl HostWorkshop {
             listed(catalog)?.into_iter().filter_map(|entry| entry.manifest.ok()).collect();
         let state_dir = &self.config.state_dir;
         let forgotten = prepare::forget(state_dir, &kept.iter().collect::<Vec<_>>(), lowers);
-        forgotten.map_err(at("remove what was prepared", prepare::PrepareError::kind))?;
+        forgotten.map_err(at("remove what was prepared", PrepareError::kind))?;
         if let Some(server) = &self.host.database {
             let ids: Vec<&SnapshotId> = kept.iter().map(|manifest| &manifest.id).collect();
             let forgotten = Template::forget(server, &ids).await;
-            forgotten.map_err(at("remove databases", crate::database::DatabaseError::kind))?;
+            forgotten.map_err(at("remove databases", DatabaseError::kind))?;
         }
         Ok(())
     }
@@ -103,7 +102,7 @@ impl HostWorkshop {
 }
 
 fn listed(catalog: &Catalog) -> Result<Vec<Entry>, WorkshopError> {
-    catalog.list().map_err(at("read the catalogue", crate::snapshot::catalog::CatalogError::kind))
+    catalog.list().map_err(at("read the catalogue", CatalogError::kind))
 }
 
 #[async_trait]
@@ -158,17 +157,17 @@ impl Workshop for HostWorkshop {
         let doing = format!("use snapshot {id}");
         let verified = tokio::task::spawn_blocking(move || catalog.verify(&id).map(drop)).await;
         let verified = verified.map_err(unavailable(doing.clone()))?;
-        verified.map_err(at(doing, crate::snapshot::catalog::CatalogError::kind))
+        verified.map_err(at(doing, CatalogError::kind))
     }
 
     async fn load(&self, id: &SnapshotId) -> Result<Loaded, WorkshopError> {
         let doing = || format!("load snapshot {id}");
         let manifest = self.catalog()?.manifest(id);
-        let manifest = manifest.map_err(at(doing(), crate::snapshot::catalog::CatalogError::kind))?;
+        let manifest = manifest.map_err(at(doing(), CatalogError::kind))?;
         let golden = manifest.recipe.name.clone();
         let maker = assemble::load(&manifest, &self.config, &self.host).await;
-        let maker = maker.map_err(at(doing(), |error: &assemble::LoadError| error.kind()))?;
-        maker.engine().fill().await.map_err(at(doing(), crate::error::kind_of_io))?;
+        let maker = maker.map_err(at(doing(), LoadError::kind))?;
+        maker.engine().fill().await.map_err(at(doing(), kind_of_io))?;
         Ok(Loaded { golden, maker })
     }
 
@@ -190,7 +189,7 @@ impl Workshop for HostWorkshop {
             return Err(WorkshopError { doing: doing(), kind: ErrorKind::Conflict, source });
         }
         let catalog = self.catalog()?;
-        catalog.remove(id).map_err(at(doing(), crate::snapshot::catalog::CatalogError::kind))?;
+        catalog.remove(id).map_err(at(doing(), CatalogError::kind))?;
         let gone = id.clone();
         self.choose(move |choice| choice.forget(&gone)).await?;
         self.forget(&catalog, &lowers).await
@@ -204,8 +203,7 @@ impl Workshop for HostWorkshop {
         kept.extend(prepare::in_use(&self.config.state_dir, &lowers));
         kept.extend(choice.all_promoted().cloned());
         let removed = catalog.prune(keep, &kept);
-        let removed =
-            removed.map_err(at("remove old snapshots", crate::snapshot::catalog::CatalogError::kind))?;
+        let removed = removed.map_err(at("remove old snapshots", CatalogError::kind))?;
         let gone = removed.clone();
         self.choose(move |choice| gone.iter().for_each(|id| choice.forget(id))).await?;
         self.forget(&catalog, &lowers).await?;

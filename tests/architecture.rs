@@ -13,6 +13,7 @@ const LAYERS: &[(&str, u8)] = &[
     // Pure, or used by every layer.
     ("id", 0),
     ("client", 0),
+    ("lang", 0),
     ("token", 0),
     ("connections", 0),
     ("error", 0),
@@ -51,6 +52,8 @@ const LAYERS: &[(&str, u8)] = &[
     // Edges and workers.
     ("api", 3),
     ("proxy", 3),
+    ("web", 3),
+    ("console", 3),
     ("pool::reconciler", 3),
     ("pool::reaper", 3),
     ("pool::adopt", 3),
@@ -87,6 +90,9 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("checkpoint", "restore", "a golden is probed as its clones are"),
     ("checkpoint", "database", "a golden is frozen with the database it is to have"),
     ("database", "identity", "a user's password is random"),
+    ("console", "api", "the console draws what the API says, and its forms are the API's calls"),
+    ("console", "web", "its pages stand on the same ground as the visitors'"),
+    ("web", "api", "pages stand beside the API: its doors, errors and status streams are theirs"),
     ("checkpoint", "golden::build", "a golden is built before it is frozen"),
 ];
 

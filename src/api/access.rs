@@ -253,7 +253,7 @@ fn is_of_a_page(headers: &HeaderMap) -> bool {
 }
 
 /// An address, or a name without a dot: nobody else can make those lead here.
-fn names_this_host(host: &str) -> bool {
+pub(crate) fn names_this_host(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,

@@ -10,7 +10,7 @@
 //!
 //! Not responsible for: the rules of handing out ([`crate::provision`]).
 
-mod access;
+pub(crate) mod access;
 pub mod chronicle;
 mod cors;
 mod demo;
@@ -18,17 +18,17 @@ mod dto;
 mod extract;
 mod goldens;
 mod health;
-mod instances;
+pub(crate) mod instances;
 mod limited;
 mod limits;
-mod logs;
+pub(crate) mod logs;
 mod openapi;
 mod pool;
 pub mod problem;
 mod request;
 mod snapshots;
 pub mod status;
-mod steer;
+pub(crate) mod steer;
 mod tls;
 
 use std::net::SocketAddr;
@@ -94,16 +94,18 @@ impl std::fmt::Debug for ApiState {
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
-/// The API as a service.
-pub fn router(state: ApiState) -> Router {
+/// The API as a service, and beside it `pages` for people, which see to it
+/// themselves who may ask for what.
+pub fn router(state: ApiState, pages: Router) -> Router {
     let (router, _) = routes().split_for_parts();
     router
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(state.clone(), access::check))
         .layer(from_fn_with_state(state.clone(), cors::around))
-        .layer(from_fn(request::around))
         .with_state(state)
+        .merge(pages)
+        .layer(from_fn(request::around))
 }
 
 /// The API as an OpenAPI 3.1 document.

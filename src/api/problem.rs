@@ -176,7 +176,7 @@ impl Problem {
     }
 
     /// There is no token, and this takes one.
-    pub(super) fn token_missing() -> Self {
+    pub(crate) fn token_missing() -> Self {
         Self::challenged("this takes a token".into(), Challenge::Missing)
     }
 
@@ -218,7 +218,7 @@ impl Problem {
     }
 
     /// Something only this host's own clients may ask.
-    pub(super) fn forbidden(detail: &'static str) -> Self {
+    pub(crate) fn forbidden(detail: &'static str) -> Self {
         Self::plain(StatusCode::FORBIDDEN, "forbidden", "Not for you", detail)
     }
 
@@ -252,6 +252,11 @@ impl Problem {
     #[must_use]
     pub const fn status(&self) -> StatusCode {
         self.status
+    }
+
+    /// What is wrong, for the client.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// How it is logged.

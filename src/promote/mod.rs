@@ -74,7 +74,7 @@ pub enum DeskError {
     Store(#[from] StoreError),
     /// It is not served.
     #[error(transparent)]
-    Refresh(#[from] RefreshError),
+    Refresh(Box<RefreshError>),
 }
 
 impl DeskError {
@@ -289,7 +289,10 @@ impl Desk {
                 workshop.verify(&id).await?;
                 Ok("whole".to_owned())
             }
-            Order::Promote(id) => Ok(refresh::refresh(&self.0.lifecycle, workshop, &id, &say).await?),
+            Order::Promote(id) => {
+                let served = refresh::refresh(&self.0.lifecycle, workshop, &id, &say).await;
+                served.map_err(|error| DeskError::Refresh(Box::new(error)))
+            }
             Order::Prune(keep) => {
                 let removed = workshop.prune(keep, &self.in_use().await?).await?;
                 let names: Vec<&str> = removed.iter().map(SnapshotId::as_str).collect();

@@ -97,9 +97,9 @@ pub(super) struct Board {
 
 impl Board {
     /// Begins one; the running one, when there is one.
-    pub(super) fn begin(&mut self, kind: Kind, subject: &str, now: Timestamp) -> Result<Task, Task> {
+    pub(super) fn begin(&mut self, kind: Kind, subject: &str, now: Timestamp) -> Result<Task, Box<Task>> {
         if let Some(running) = self.tasks.back().filter(|task| task.outcome == Outcome::Running) {
-            return Err(running.clone());
+            return Err(Box::new(running.clone()));
         }
         self.begun += 1;
         if self.tasks.len() == KEPT {

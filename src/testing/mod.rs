@@ -21,7 +21,7 @@ use crate::engine::{CleanupError, ContainerEngine, Dependency, DestroyError, Lau
 use crate::error::ErrorKind;
 use crate::id::{InstanceId, SnapshotId};
 use crate::instance::{Access, Container, EngineKind, OneClick, Source};
-use crate::provision::GoldenRuntime;
+use crate::provision::{GoldenAbout, GoldenRuntime};
 use crate::restore::{FirstPage, Made, Make, Served, Switch};
 
 /// What the scripted host does and has.
@@ -333,6 +333,7 @@ pub fn runtime(name: &str, restore: &Arc<Script>, cold: Option<&Arc<Script>>) ->
     GoldenRuntime {
         name: name.parse().expect("a golden name"),
         title: format!("The {name} shop"),
+        about: GoldenAbout { version: "1.2".into(), opens_modules: true, ..GoldenAbout::default() },
         restore: Ok(restore.maker()),
         cold: cold.map(Script::maker),
     }

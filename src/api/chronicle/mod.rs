@@ -29,7 +29,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use self::history::{EVERY, Look, Samples};
 pub use self::history::{Sample, SampleLatency};
-pub(super) use self::stream::{__path_events_stream, events_stream};
+pub(crate) use self::stream::{__path_events_stream, events_stream};
 use super::ApiState;
 use super::dto::whole_ms;
 use super::extract::Asked;

@@ -44,7 +44,7 @@ enum StreamError {
         (status = 503, description = "As many streams are open as may be, or the service is being stopped")
     )
 )]
-pub(in crate::api) async fn events_stream(
+pub(crate) async fn events_stream(
     State(api): State<ApiState>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {

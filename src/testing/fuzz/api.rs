@@ -78,7 +78,7 @@ impl World {
         let pool = tokio::sync::watch::channel(PoolStatus::new()).1;
         let phase = PhaseSetter::default();
         phase.enter(Phase::Serving);
-        let router = router(ApiState {
+        let state = ApiState {
             status: StatusHub::new(Arc::clone(&provisioner), 4),
             chronicle: Chronicle::new(Arc::clone(&provisioner), pool.clone(), dir.path().to_owned()),
             desk: Desk::new(lifecycle, None),
@@ -91,7 +91,8 @@ impl World {
             base_domain: "demo.example".into(),
             nats: None,
             metrics: metrics::install(),
-        });
+        };
+        let router = router(state, axum::Router::new());
         Self { router, store, ids: Vec::new(), _dir: dir }
     }
 
