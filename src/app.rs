@@ -40,7 +40,8 @@ use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::reconciler::Reconciler;
 use crate::pool::{Nudge, PoolStatus, Target};
-use crate::promote::{Desk, Workshop};
+use crate::promote::Desk;
+pub use crate::promote::Stock;
 use crate::provision::{GoldenRuntime, Lifecycle, Parts, Provisioner, Terms};
 use crate::proxy::{self, Proxy, PublicFace};
 use crate::route::{self, RouteError};
@@ -146,21 +147,6 @@ impl StateLock {
             Err(TryLockError::WouldBlock) => Err(AppError::AlreadyRunning { path: dir.clone() }),
             Err(TryLockError::Error(source)) => Err(unusable(source)),
         }
-    }
-}
-
-/// What a daemon serves.
-#[derive(Debug)]
-pub struct Stock {
-    /// The goldens, the default one first.
-    pub goldens: Vec<GoldenRuntime>,
-    /// Who has their snapshots; none where nothing is restored.
-    pub workshop: Option<Arc<dyn Workshop>>,
-}
-
-impl From<Vec<GoldenRuntime>> for Stock {
-    fn from(goldens: Vec<GoldenRuntime>) -> Self {
-        Self { goldens, workshop: None }
     }
 }
 

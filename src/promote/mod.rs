@@ -24,7 +24,7 @@ use self::task::Board;
 pub use self::task::{Kind, Outcome, Task};
 use crate::error::{Chain, ErrorKind};
 use crate::id::{GoldenName, SnapshotId};
-use crate::provision::Lifecycle;
+use crate::provision::{GoldenRuntime, Lifecycle};
 use crate::restore::Switch;
 use crate::store::StoreError;
 
@@ -89,6 +89,21 @@ impl DeskError {
             Self::Store(error) => error.kind(),
             Self::Refresh(error) => error.kind(),
         }
+    }
+}
+
+/// What a daemon serves.
+#[derive(Debug)]
+pub struct Stock {
+    /// The goldens, the default one first.
+    pub goldens: Vec<GoldenRuntime>,
+    /// Who has their snapshots; none where nothing is restored.
+    pub workshop: Option<Arc<dyn Workshop>>,
+}
+
+impl From<Vec<GoldenRuntime>> for Stock {
+    fn from(goldens: Vec<GoldenRuntime>) -> Self {
+        Self { goldens, workshop: None }
     }
 }
 
@@ -336,6 +351,6 @@ impl Order {
     }
 }
 
-fn switch_of(golden: &crate::provision::GoldenRuntime) -> Option<&Switch> {
+fn switch_of(golden: &GoldenRuntime) -> Option<&Switch> {
     golden.restore.as_ref().ok()?.switch()
 }
