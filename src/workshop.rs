@@ -198,10 +198,8 @@ impl Workshop for HostWorkshop {
     async fn prune(&self, keep: usize, in_use: &[SnapshotId]) -> Result<Vec<SnapshotId>, WorkshopError> {
         let catalog = self.catalog()?;
         let lowers = self.lowers()?;
-        let choice = Choice::read(&self.config.snapshot_dir).unwrap_or_default();
         let mut kept: Vec<SnapshotId> = in_use.to_vec();
         kept.extend(prepare::in_use(&self.config.state_dir, &lowers));
-        kept.extend(choice.all_promoted().cloned());
         let removed = catalog.prune(keep, &kept);
         let removed = removed.map_err(at("remove old snapshots", CatalogError::kind))?;
         let gone = removed.clone();

@@ -29,6 +29,9 @@ const VERSION: u16 = 1;
 /// The file's name.
 pub const FILE: &str = "served.json";
 
+/// The file half written; not named as a snapshot half written is, which others remove.
+const UNFINISHED: &str = ".served.json.new";
+
 /// A line a snapshot: some thousand of them.
 const SIZE_MAX: u64 = 1 << 20;
 
@@ -122,7 +125,7 @@ impl Choice {
     /// # Errors
     /// [`ChoiceError::Io`]; what was said before counts then.
     pub fn write(&self, snapshot_dir: &Path) -> Result<(), ChoiceError> {
-        let (path, new) = (snapshot_dir.join(FILE), snapshot_dir.join(".new-served.json"));
+        let (path, new) = (snapshot_dir.join(FILE), snapshot_dir.join(UNFINISHED));
         let written = Self { version: VERSION, ..self.clone() };
         let bytes = serde_json::to_vec_pretty(&written).unwrap_or_default();
         let open = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new);
@@ -203,7 +206,7 @@ mod tests {
         let mut choice = Choice::default();
         choice.promote("shop".parse().unwrap(), id("shop-1-a"));
         choice.write(dir.path()).unwrap();
-        std::fs::write(dir.path().join(".new-served.json"), "{\"vers").unwrap();
+        std::fs::write(dir.path().join(UNFINISHED), "{\"vers").unwrap();
         assert_eq!(Choice::read(dir.path()).unwrap().all_promoted().count(), 1);
         choice.promote("shop".parse().unwrap(), id("shop-2-b"));
         choice.write(dir.path()).unwrap();

@@ -329,16 +329,19 @@ impl Catalog {
     }
 
     /// Removes all but the newest `keep` snapshots of each golden and place of its database, those in
-    /// `in_use` aside; answers what was removed.
+    /// `in_use` and those promoted aside; answers what was removed.
     ///
     /// # Errors
     /// When one cannot be removed.
     pub fn prune(&self, keep: usize, in_use: &[SnapshotId]) -> Result<Vec<SnapshotId>, CatalogError> {
         let mut removed = Vec::new();
+        // Not known, it protects nothing; the start has told.
+        let choice = Choice::read(&self.dir).unwrap_or_default();
         let entries = self.list()?;
         for (position, entry) in entries.iter().enumerate() {
             let newer = entries[position + 1..].iter().filter(|other| other.kind() == entry.kind()).count();
-            if newer >= keep && !in_use.contains(&entry.id) {
+            let is_promoted = choice.all_promoted().any(|promoted| *promoted == entry.id);
+            if newer >= keep && !is_promoted && !in_use.contains(&entry.id) {
                 self.remove(&entry.id)?;
                 removed.push(entry.id.clone());
             }
