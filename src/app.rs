@@ -42,7 +42,7 @@ use crate::pool::reconciler::Reconciler;
 use crate::pool::{Nudge, PoolStatus, Target};
 use crate::promote::Desk;
 pub use crate::promote::Stock;
-use crate::provision::{GoldenRuntime, Lifecycle, Parts, Provisioner, Terms};
+use crate::provision::{Lifecycle, Parts, Provisioner, Terms};
 use crate::proxy::{self, Proxy, PublicFace};
 use crate::route::{self, RouteError};
 use crate::shutdown::{Phase, PhaseSetter};

@@ -269,12 +269,7 @@ async fn restored(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Re
         },
     };
     if let (Ok(_), Some(manifest)) = (&prepared, &newest) {
-        let sum = |size: fn(&Archive) -> u64| manifest.archives.values().map(size).sum();
-        metrics::snapshot_in_use(
-            &recipe.name,
-            sum(|archive| archive.bytes),
-            sum(|archive| archive.raw_bytes),
-        );
+        tell_size(manifest);
     }
     if let Err(reason) = &prepared {
         tracing::warn!(golden = %recipe.name, error = reason, "golden cannot be restored, only booted");
@@ -317,6 +312,13 @@ async fn restored(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Re
         cold,
     };
     Ok(Assembled { runtime, prepared: prepared.ok(), image, recipe })
+}
+
+/// Has the metrics show the sizes of a snapshot that is served from now on.
+pub fn tell_size(manifest: &Manifest) {
+    let sum = |size: fn(&Archive) -> u64| manifest.archives.values().map(size).sum();
+    let (compressed, raw) = (sum(|archive| archive.bytes), sum(|archive| archive.raw_bytes));
+    metrics::snapshot_in_use(&manifest.recipe.name, compressed, raw);
 }
 
 /// Makes shops of a golden with an engine.

@@ -173,7 +173,11 @@ impl Workshop for HostWorkshop {
 
     async fn promote(&self, golden: &GoldenName, id: &SnapshotId) -> Result<(), WorkshopError> {
         let (golden, id) = (golden.clone(), id.clone());
-        self.choose(move |choice| choice.promote(golden, id)).await
+        let manifest = self.catalog()?.manifest(&id);
+        self.choose(move |choice| choice.promote(golden, id)).await?;
+        // Its sizes are shown, if it can still be read.
+        manifest.iter().for_each(assemble::tell_size);
+        Ok(())
     }
 
     async fn refuse(&self, id: &SnapshotId, why: &str) -> Result<(), WorkshopError> {
