@@ -42,6 +42,7 @@ use crate::pool::reconciler::Reconciler;
 use crate::pool::{Nudge, PoolStatus, Target};
 use crate::promote::Desk;
 pub use crate::promote::Stock;
+use crate::provision::audit::Auditor;
 use crate::provision::{Lifecycle, Parts, Provisioner, Terms};
 use crate::proxy::{self, Proxy, PublicFace};
 use crate::route::{self, RouteError};
@@ -233,6 +234,7 @@ impl App {
         });
         let state = ApiState {
             provisioner: Arc::clone(&provisioner),
+            auditor: Arc::new(Auditor::new(Arc::clone(&lifecycle), Arc::clone(dispatch))),
             pool: reconciler.status(),
             phase: phase.view(),
             trusted_proxies: config.trusted_proxies.clone(),

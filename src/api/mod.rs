@@ -11,6 +11,7 @@
 //! Not responsible for: the rules of handing out ([`crate::provision`]).
 
 pub(crate) mod access;
+mod audit;
 pub mod chronicle;
 mod cors;
 mod demo;
@@ -43,6 +44,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use self::access::{Access, Door};
+pub(crate) use self::audit::AuditAnswer;
 use self::chronicle::Chronicle;
 use self::problem::Problem;
 use self::status::StatusHub;
@@ -52,6 +54,7 @@ use crate::nats::Link;
 use crate::pool::PoolStatus;
 use crate::promote::Desk;
 use crate::provision::Provisioner;
+use crate::provision::audit::Auditor;
 use crate::shutdown::Phase;
 
 /// What the handlers stand on.
@@ -59,6 +62,8 @@ use crate::shutdown::Phase;
 pub struct ApiState {
     /// Hands out and takes back.
     pub provisioner: Arc<Provisioner>,
+    /// Searches the host.
+    pub auditor: Arc<Auditor>,
     /// How the reconciler stands.
     pub pool: watch::Receiver<PoolStatus>,
     /// Where the daemon stands.
@@ -125,6 +130,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(status::status))
         .routes(routes!(logs::show))
         .routes(routes!(pool::stats))
+        .routes(routes!(audit::look, audit::mend))
         .routes(routes!(steer::targets, steer::set_target))
         .routes(routes!(steer::drain, steer::undrain))
         .routes(routes!(goldens::list))

@@ -12,6 +12,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -19,6 +20,7 @@ use async_trait::async_trait;
 use super::{FirstPage, Made, Make};
 use crate::engine::{CleanupError, ContainerEngine, Dependency, DestroyError, LaunchError, Launched};
 use crate::id::{InstanceId, SnapshotId};
+use crate::instance::trace::{Depth, Trace};
 use crate::instance::{Container, EngineKind, Source};
 
 /// What is made of a snapshot.
@@ -177,8 +179,12 @@ impl ContainerEngine for SwitchEngine {
         self.current().ended(container).await;
     }
 
-    async fn traces(&self) -> io::Result<Vec<InstanceId>> {
-        self.current().traces().await
+    async fn traces(&self, depth: Depth) -> io::Result<Vec<Trace>> {
+        self.current().traces(depth).await
+    }
+
+    async fn shut(&self, address: Ipv4Addr) -> io::Result<()> {
+        self.current().shut(address).await
     }
 }
 

@@ -17,9 +17,11 @@ use crate::api::status::StatusHub;
 use crate::api::{Access, ApiState, Door, Peer, router};
 use crate::config::{Acquire, ColdStart, Origins};
 use crate::instance::{EngineKind, State};
+use crate::jobs::dispatch::Dispatch;
 use crate::metrics;
 use crate::pool::{Nudge, PoolStatus};
 use crate::promote::Desk;
+use crate::provision::audit::Auditor;
 use crate::provision::limits::Limits;
 use crate::provision::{Lifecycle, Parts, Provisioner, Terms};
 use crate::route::Routes;
@@ -74,6 +76,7 @@ impl World {
             limits: Limits { hourly: 0, daily: 0 },
         };
         let lifecycle = Arc::new(lifecycle);
+        let auditor = Auditor::new(Arc::clone(&lifecycle), Arc::new(Dispatch::new(None)));
         let provisioner = Arc::new(Provisioner::new(Arc::clone(&lifecycle), terms));
         let pool = tokio::sync::watch::channel(PoolStatus::new()).1;
         let phase = PhaseSetter::default();
@@ -83,6 +86,7 @@ impl World {
             chronicle: Chronicle::new(Arc::clone(&provisioner), pool.clone(), dir.path().to_owned()),
             desk: Desk::new(lifecycle, None),
             provisioner,
+            auditor: Arc::new(auditor),
             pool,
             phase: phase.view(),
             trusted_proxies: "10.0.0.0/8".parse().expect("a network"),
