@@ -73,9 +73,11 @@ pub(super) fn draw(
             let _ = write!(svg, "<path class=\"line {}\" d=\"{d}\"/>", line.class);
         }
     }
-    let clock = |time: Option<&Timestamp>| {
-        time.map(|time| time.strftime("%H:%M UTC").to_string()).unwrap_or_default()
-    };
+    let span = times.first().zip(times.last()).map_or(0, |(from, to)| to.duration_since(*from).as_secs());
+    // A young daemon's minutes are told apart by their seconds.
+    let form = if span < 600 { "%H:%M:%S UTC" } else { "%H:%M UTC" };
+    let clock =
+        |time: Option<&Timestamp>| time.map(|time| time.strftime(form).to_string()).unwrap_or_default();
     Chart {
         id,
         title,

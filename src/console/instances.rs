@@ -232,7 +232,11 @@ pub(super) async fn show(
 }
 
 fn log(end: LogEnd, t: &Texts) -> Log {
-    let text = end.text.unwrap_or_else(|error| fill(t.cannot_read, &[&error]));
+    let text = match end.text {
+        Ok(text) if text.is_empty() => t.empty.to_owned(),
+        Ok(text) => text,
+        Err(error) => fill(t.cannot_read, &[&error]),
+    };
     Log { path: end.path, text }
 }
 

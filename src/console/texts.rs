@@ -83,6 +83,7 @@ texts! {
         release_sure: "End this instance now? Its visitor loses it.", "Terminer cette instance maintenant ? Son visiteur la perd.";
         logs: "Logs", "Journaux";
         no_logs: "Its golden names no log file, or none is there yet.", "Son modèle ne nomme aucun journal, ou aucun n’existe encore.";
+        empty: "(empty)", "(vide)";
         cannot_read: "Cannot be read: {}", "Illisible : {}";
         shell: "Shell", "Terminal";
         shell_hint: "Opens a shell in it, typed on its host:", "Ouvre un terminal dedans, à taper sur sa machine :";
