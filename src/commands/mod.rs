@@ -17,11 +17,13 @@ mod logs;
 mod man;
 mod openapi;
 mod paint;
+mod pool;
 mod progress;
 mod reap;
 mod serve;
 mod snapshot;
 mod token;
+mod webhook;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -56,6 +58,8 @@ enum Command {
     Ls(list::Ls),
     /// Give an instance more time
     Extend(lease::Extend),
+    /// Change what the pool keeps ready, or drain it
+    Pool(pool::Pool),
     /// Build goldens
     Golden(golden::Golden),
     /// Take and look after snapshots
@@ -75,6 +79,8 @@ enum Command {
     OpenApi(openapi::OpenApi),
     /// Make tokens for the API
     Token(token::Token),
+    /// Try the addresses that are told of leases
+    Webhook(webhook::Webhook),
     /// Print a shell's completion script
     Completions(Completions),
     /// Write the manual pages
@@ -194,6 +200,7 @@ impl Invocation {
             Command::Release(release) => release.run(&context).await?,
             Command::Ls(ls) => ls.run(&context).await?,
             Command::Extend(extend) => extend.run(&context).await?,
+            Command::Pool(pool) => pool.run(&context).await?,
             Command::Golden(golden) => golden.run(&context).await?,
             Command::Snapshot(snapshot) => snapshot.run(&context).await?,
             Command::Reap(reap) => reap.run(&context).await?,
@@ -206,6 +213,7 @@ impl Invocation {
                 clap_complete::generate(completions.shell, &mut command_line(), NAME, &mut std::io::stdout());
             }
             Command::Man(man) => man.run()?,
+            Command::Webhook(webhook) => return webhook.run(&context).await,
             Command::Doctor(doctor) => return Ok(doctor.run(&context).await),
         }
         Ok(ExitCode::SUCCESS)
