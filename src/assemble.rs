@@ -23,10 +23,10 @@ use crate::engine::{CleanupError, ContainerEngine};
 use crate::error::Chain;
 use crate::golden::images::{Image, Images};
 use crate::golden::recipe::Recipe;
-use crate::host::cgroup;
 use crate::host::net::Network;
 use crate::host::quota::Quota;
 use crate::host::slots::{Parts, Slots, make_private};
+use crate::host::{cgroup, claim};
 use crate::id::GoldenName;
 use crate::identity::Supply;
 use crate::metrics;
@@ -70,6 +70,7 @@ impl Host {
         let cgroups = cgroup::Parent::open(&config.cgroup_parent)
             .context("cannot set up the instances' cgroup: is cgroup v2 mounted at /sys/fs/cgroup?")?
             .on_disk_of(&config.state_dir);
+        claim::take(&network, &cgroups, &config.state_dir).await?;
         let quota = Quota::open(&config.state_dir, config.disk_max).await;
         let quota = quota.context("cannot limit what instances write (DISK_MAX)")?;
         tracing::info!(disk_max = config.disk_max, held_by = quota.held_by(), "disk limit");

@@ -38,6 +38,7 @@ use async_trait::async_trait;
 
 use self::memory::{Lookup, MemoryRoutes};
 use crate::error::ErrorKind;
+use crate::failpoint;
 use crate::id::InstanceId;
 
 /// Instances and where their requests go.
@@ -211,6 +212,7 @@ impl Routes {
     /// # Errors
     /// [`RouteError`]; the keeper tries again.
     pub async fn settle(&self) -> Result<(), RouteError> {
+        failpoint::hit("route:before-settle").map_err(stopped)?;
         match &self.router {
             Some(router) => router.settle().await,
             None => Ok(()),
@@ -225,6 +227,7 @@ impl Routes {
     /// [`RouteError`]: the router may still lead there; call again later.
     pub async fn withdraw(&self, id: &InstanceId) -> Result<(), RouteError> {
         self.remove(id);
+        failpoint::hit("route:after-removal").map_err(stopped)?;
         match self.settle().await {
             Err(error) if !error.leads_nowhere() => Err(error),
             Ok(()) | Err(_) => Ok(()),
@@ -240,6 +243,10 @@ impl Routes {
     fn set_trouble(&self, trouble: Option<String>) {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
+}
+
+fn stopped(error: std::io::Error) -> RouteError {
+    RouteError::Unavailable { address: "of a fail point".into(), source: Box::new(error) }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{CleanupError, ContainerEngine, Dependency, DestroyError, LaunchError, Launched, Phase};
 use crate::error::ErrorKind;
 use crate::id::InstanceId;
+use crate::instance::trace::{Depth, Kind, Trace};
 use crate::instance::{Access, Container, EngineKind, OneClick, Source};
 use crate::provision::{GoldenAbout, GoldenRuntime};
 use crate::restore::{FirstPage, Made, Make};
@@ -252,8 +253,9 @@ impl ContainerEngine for ScriptedEngine {
         }
     }
 
-    async fn traces(&self) -> io::Result<Vec<InstanceId>> {
-        Ok(self.0.traces())
+    async fn traces(&self, _: Depth) -> io::Result<Vec<Trace>> {
+        let ids = self.0.traces().into_iter();
+        Ok(ids.map(|id| Trace::of(id, Kind::Directory, "scripted")).collect())
     }
 }
 
