@@ -217,7 +217,7 @@ impl Problem {
     }
 
     /// Something only this host's own clients may ask.
-    pub(crate) fn forbidden(detail: &'static str) -> Self {
+    pub(super) fn forbidden(detail: &'static str) -> Self {
         Self::plain(StatusCode::FORBIDDEN, "forbidden", "Not for you", detail)
     }
 
@@ -262,9 +262,19 @@ impl Problem {
         }
     }
 
-    /// What is logged.
-    pub(super) fn log_text(&self) -> &str {
-        self.chain.as_deref().unwrap_or(&self.detail)
+    /// When it may be tried again, in seconds.
+    pub(crate) const fn retry_after(&self) -> Option<u32> {
+        self.retry_after
+    }
+
+    /// Writes it down, with all of its sources: once for each answer.
+    pub(crate) fn log(&self) {
+        let (status, error) = (self.status.as_u16(), self.chain.as_deref().unwrap_or(&self.detail));
+        match self.severity() {
+            Severity::Defect => tracing::error!(status, error, "request failed"),
+            Severity::Degraded => tracing::warn!(status, error, "request not served"),
+            Severity::Client => tracing::debug!(status, error, "request refused"),
+        }
     }
 
     /// The body.
