@@ -163,7 +163,8 @@ fn mib(bytes: u64) -> String {
 
 fn verify(context: &Context, catalog: &Catalog, id: Option<SnapshotId>) -> anyhow::Result<()> {
     let ids = match id {
-        Some(id) => vec![id],
+        // One that is not there is not damaged.
+        Some(id) => vec![catalog.inspect(&id)?.id],
         None => catalog.list()?.into_iter().map(|entry| entry.id).collect(),
     };
     let mut broken = Vec::new();

@@ -7,7 +7,7 @@ pub struct Setting {
     pub name: &'static str,
     /// The value when nobody sets it.
     pub default: &'static str,
-    /// One sentence for `--help`, `.env.example` and the README.
+    /// One sentence for `--help`, `.env.example` and docs/settings.md.
     pub help: &'static str,
 }
 

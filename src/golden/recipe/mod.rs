@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::network::NetworkAccess;
+use super::similar::did_you_mean;
 use crate::id::GoldenName;
 
 /// A golden's `golden.toml`.
@@ -280,7 +281,10 @@ pub struct PersonalRemove {
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
     /// Neither a folder nor a recipe's name.
-    #[error("golden {name:?} is unknown: no folder {}; there are: {}", .folder.display(), .known.join(", "))]
+    #[error(
+        "golden {name:?} is unknown: no folder {}; there are: {}{}", .folder.display(), .known.join(", "),
+        did_you_mean(.name, .known)
+    )]
     Unknown {
         /// What was asked for.
         name: String,

@@ -27,7 +27,7 @@ const SIGNATURE: &str = "manifest.sig";
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     /// No such snapshot.
-    #[error("snapshot {id} is unknown")]
+    #[error("snapshot {id} is unknown: `snapshot list` shows those that are there")]
     Unknown {
         /// Which.
         id: SnapshotId,
