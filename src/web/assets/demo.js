@@ -46,6 +46,8 @@
   };
   stream.addEventListener("state", heard);
   stream.addEventListener("countdown", heard);
+  // A form of this page leads on by itself, whatever it makes of the demo.
+  document.addEventListener("submit", (event) => { if (event.target.target !== "_blank") stream.close(); });
   // A stream that is refused for good: its demo has ended.
   stream.addEventListener("error", () => { if (stream.readyState === EventSource.CLOSED && Date.now() >= ends) over(); });
   addEventListener("pagehide", () => stream.close());
