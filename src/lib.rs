@@ -1,9 +1,9 @@
 //! A whole demo shop per visitor, restored from a snapshot in a blink.
 //!
 //! ```text
-//! L4  main, commands, app, open_{jobs,store} name concrete adapters, wire them
-//! L3  api, web, proxy, pool::{reconciler, reaper}, jobs::worker, events, webhook, route::keeper   edges and workers
-//! L2  provision, checkpoint, restore, egress, database, snapshot::{archive, catalog, prepare}   procedures
+//! L4  main, commands, app, workshop, open_{jobs,store} name concrete adapters, wire them
+//! L3  api, web, console, proxy, pool::{reconciler, reaper}, jobs::worker, events, webhook, route::keeper   edges and workers
+//! L2  provision, promote, checkpoint, restore, egress, database, snapshot::{archive, catalog, prepare}   procedures
 //! L1  engine, store, route, jobs, nats, host ports with their adapters; the kernel
 //! L0  id, client, lang, token, connections, error, config, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
 //! ```
@@ -21,6 +21,7 @@ pub mod client;
 pub mod commands;
 pub mod config;
 pub mod connections;
+pub mod console;
 pub mod database;
 pub mod doctor;
 pub mod egress;
@@ -42,6 +43,7 @@ pub mod notify;
 pub mod open_jobs;
 pub mod open_store;
 pub mod pool;
+pub mod promote;
 pub mod provision;
 pub mod proxy;
 pub mod restore;
@@ -55,3 +57,4 @@ pub mod testing;
 pub mod token;
 pub mod web;
 pub mod webhook;
+pub mod workshop;

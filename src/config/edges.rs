@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use http::{HeaderValue, Uri};
+use http::{HeaderName, HeaderValue, Uri, header};
 
 use super::{Reader, units};
 use crate::token::TokenSource;
@@ -49,6 +49,8 @@ pub enum Origins {
 pub struct EdgeSettings {
     /// Where what is the operator's is answered, if not at LISTEN.
     pub admin_listen: Option<SocketAddr>,
+    /// Where a trusted proxy names the operator, if it does.
+    pub admin_auth_header: Option<HeaderName>,
     /// Where the list of tokens is.
     pub tokens: TokenSource,
     /// Who may acquire.
@@ -107,6 +109,7 @@ impl EdgeSettings {
         }
         Self {
             admin_listen,
+            admin_auth_header: auth_header(read),
             tokens,
             acquire,
             cors_origins,
@@ -116,6 +119,23 @@ impl EdgeSettings {
             shop_timeout: read.duration("SHOP_TIMEOUT").unsigned_abs(),
             banner: read.choice("BANNER", &[("off", Banner::Off), ("on", Banner::On)]),
             landing,
+        }
+    }
+}
+
+/// A header of its own: one that means something else would name whoever sends it.
+fn auth_header(read: &mut Reader<'_>) -> Option<HeaderName> {
+    let text = read.text("ADMIN_AUTH_HEADER");
+    if text.is_empty() {
+        return None;
+    }
+    let taken = [header::AUTHORIZATION, header::COOKIE, header::HOST, header::ORIGIN, header::USER_AGENT];
+    match text.parse::<HeaderName>() {
+        Ok(name) if !taken.contains(&name) => Some(name),
+        Ok(_) | Err(_) => {
+            let problem = "the name of a header that only the proxy in front sets, such as X-Forwarded-User";
+            read.problems.push(format!("ADMIN_AUTH_HEADER={text:?}: {problem}"));
+            None
         }
     }
 }

@@ -135,7 +135,10 @@ impl Provisioner {
                 metrics::acquired(&wish.golden.name, *source, took);
             }
             Ok(_) => {}
-            Err(_) => metrics::acquire_failed(&wish.golden.name),
+            Err(_) => {
+                metrics::acquire_failed(&wish.golden.name);
+                self.lifecycle.tally.turned_away();
+            }
         }
         let told = match failpoint::hit("acquire:before-answer") {
             Ok(()) => client.send(answer),

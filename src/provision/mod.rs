@@ -31,6 +31,8 @@ mod ledger;
 mod lifecycle;
 pub mod limits;
 mod memory;
+pub mod pulse;
+pub mod standing;
 mod steer;
 mod tally;
 #[cfg(test)]
@@ -205,6 +207,7 @@ pub struct Provisioner {
     lifecycle: Arc<Lifecycle>,
     terms: Terms,
     flights: flight::Flights,
+    clients: standing::Clients,
     stopping: AtomicBool,
 }
 
@@ -212,7 +215,8 @@ impl Provisioner {
     /// Puts the parts together; nothing is started.
     #[must_use]
     pub fn new(lifecycle: Arc<Lifecycle>, terms: Terms) -> Self {
-        Self { lifecycle, terms, flights: flight::Flights::default(), stopping: AtomicBool::new(false) }
+        let (flights, clients) = (flight::Flights::default(), standing::Clients::default());
+        Self { lifecycle, terms, flights, clients, stopping: AtomicBool::new(false) }
     }
 
     /// The procedures and what they stand on.

@@ -65,13 +65,13 @@ impl WebState {
     /// Pages of that site, and nobody in a line.
     #[must_use]
     pub fn new(
-        site: Site,
+        site: Arc<Site>,
         provisioner: Arc<Provisioner>,
         status: Arc<StatusHub>,
         edges: (TrustedProxies, Landing),
     ) -> Self {
         let (trusted_proxies, landing) = edges;
-        Self { site: Arc::new(site), provisioner, status, trusted_proxies, landing, lines: Arc::default() }
+        Self { site, provisioner, status, trusted_proxies, landing, lines: Arc::default() }
     }
 }
 
