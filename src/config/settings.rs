@@ -112,6 +112,11 @@ pub const SETTINGS: &[Setting] = &[
         "on: visitors get instances on a page at BASE_DOMAIN, without a token; off: there is none; auto: as ACQUIRE says",
     ),
     setting(
+        "EMBED_ORIGINS",
+        "*",
+        "Origins whose pages may show the page's button in a frame, such as https://www.example.com, comma separated; * is any",
+    ),
+    setting(
         "ROUTER",
         "embedded",
         "embedded: the built-in proxy leads visitors to instances; caddy: routes are also kept in Caddy",
