@@ -91,7 +91,7 @@ async fn a_shop_is_acquired_visited_and_released_through_caddy_over_https() {
     assert_eq!(front.route(id).await, None, "gone when the answer is there");
     let page = front.visit(id, "/").await;
     assert_eq!(page.status(), 410);
-    assert!(page.text().await.unwrap().contains("This demo shop has ended"));
+    assert!(page.text().await.unwrap().contains("This demo has ended"));
     for inside in ["/metrics", "/api/v1/tls/ask?domain=localhost"] {
         let answer = browser.get(format!("{base}{inside}")).send().await.unwrap();
         assert_eq!(answer.status(), 404, "{inside} is not for visitors");
