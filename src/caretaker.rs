@@ -39,7 +39,7 @@ use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::{Nudge, Target};
 use crate::provision::audit::{Audit, Auditor};
-use crate::provision::{GoldenRuntime, Lifecycle, Parts};
+use crate::provision::{GoldenAbout, GoldenRuntime, Lifecycle, Parts};
 use crate::restore::{FirstPage, Made, Make};
 use crate::route;
 
@@ -186,6 +186,7 @@ fn stand_ins(
     let runtime = |name| GoldenRuntime {
         name,
         title: String::new(),
+        about: GoldenAbout::default(),
         restore: Ok(maker(MadeBy::Criu)),
         cold: Some(maker(MadeBy::Podman)),
     };

@@ -15,6 +15,7 @@ use super::extract::BODY_MAX;
 use super::limits;
 use super::status::StatusError;
 use crate::error::{Chain, ErrorKind};
+use crate::promote::DeskError;
 use crate::provision::errors::{AcquireError, LeaseError};
 use crate::provision::limits::{Standing, seconds};
 use crate::store::StoreError;
@@ -175,7 +176,7 @@ impl Problem {
     }
 
     /// There is no token, and this takes one.
-    pub(super) fn token_missing() -> Self {
+    pub(crate) fn token_missing() -> Self {
         Self::challenged("this takes a token".into(), Challenge::Missing)
     }
 
@@ -217,7 +218,7 @@ impl Problem {
     }
 
     /// Something only this host's own clients may ask.
-    pub(super) fn forbidden(detail: &'static str) -> Self {
+    pub(crate) fn forbidden(detail: &'static str) -> Self {
         Self::plain(StatusCode::FORBIDDEN, "forbidden", "Not for you", detail)
     }
 
@@ -251,6 +252,11 @@ impl Problem {
     #[must_use]
     pub const fn status(&self) -> StatusCode {
         self.status
+    }
+
+    /// What is wrong, for the client.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// How it is logged.
@@ -323,6 +329,12 @@ impl From<LeaseError> for Problem {
 
 impl From<StatusError> for Problem {
     fn from(error: StatusError) -> Self {
+        Self::of(error.kind(), &error)
+    }
+}
+
+impl From<DeskError> for Problem {
+    fn from(error: DeskError) -> Self {
         Self::of(error.kind(), &error)
     }
 }

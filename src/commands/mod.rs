@@ -20,6 +20,7 @@ mod openapi;
 mod paint;
 mod pool;
 mod progress;
+mod promote;
 mod reap;
 mod serve;
 mod snapshot;

@@ -1,4 +1,5 @@
-//! `snapshot create|list|inspect|verify|prune`: the catalogue of snapshots.
+//! `snapshot create|list|inspect|verify|prune`: the catalogue of snapshots;
+//! `promote` and `refresh` ask the daemon ([`super::promote`]).
 
 use anyhow::Context as _;
 use comfy_table::Cell;
@@ -7,7 +8,7 @@ use serde_json::json;
 use super::client::print_json;
 use super::paint::{self, Tone};
 use super::progress::Progress;
-use super::{Context, Output, golden};
+use super::{Context, Output, golden, promote};
 use crate::checkpoint::{self, Checkpoint};
 use crate::database::{Server, Template};
 use crate::error::Chain;
@@ -58,6 +59,16 @@ enum Verb {
     },
     /// Say where this host's public key lies, for other hosts to trust
     Key,
+    /// Have the running daemon try a snapshot and serve it
+    Promote {
+        /// Which
+        id: SnapshotId,
+    },
+    /// The same with the newest snapshot that was not refused
+    Refresh {
+        /// Of which golden; GOLDEN's first when left out
+        name: Option<String>,
+    },
     /// Remove old snapshots that no instance runs on, and what was prepared of them
     Prune {
         /// How many of each golden stay
@@ -94,6 +105,8 @@ impl Snapshot {
                     }
                 }
             }
+            Verb::Promote { id } => promote::promote(context, &id).await,
+            Verb::Refresh { name } => promote::refresh(context, name.as_deref()).await,
             Verb::Prune { keep } => prune(context, &catalog, keep).await,
         }
     }

@@ -24,7 +24,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 
 pub use self::database::{DatabaseMode, DatabaseServer};
-pub use self::edges::{Acquire, Banner, EdgeSettings, Origins};
+pub use self::edges::{Acquire, Banner, EdgeSettings, Landing, Origins};
 pub use self::nats::{NatsConfig, NatsLogin};
 use self::reader::Reader;
 pub use self::router::{AdminAddress, Router};
