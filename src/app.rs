@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::chronicle::Chronicle;
 use crate::api::status::StatusHub;
 use crate::api::{self, Access, ApiState, Door};
-use crate::config::{Banner, Config, Router};
+use crate::config::{Banner, Config, Landing, Router};
 use crate::connections::Connections;
 use crate::error::Chain;
 use crate::instance::{Instance, State};
@@ -227,11 +227,13 @@ impl App {
         let reaper = Reaper::new(Arc::clone(&lifecycle), reap, Arc::clone(dispatch));
         let phase = PhaseSetter::default();
         let site = Arc::new(site(&config, key));
-        let pages = web::router(WebState {
-            site: Arc::clone(&site),
-            provisioner: Arc::clone(&provisioner),
-            landing: config.edges.landing,
-        });
+        let landing = (config.edges.landing == Landing::On).then(|| format!("{}/", site.origin()));
+        let pages = web::router(WebState::new(
+            Arc::clone(&site),
+            Arc::clone(&provisioner),
+            Arc::clone(&status),
+            (config.trusted_proxies.clone(), config.edges.landing),
+        ));
         let state = ApiState {
             provisioner: Arc::clone(&provisioner),
             auditor: Arc::new(Auditor::new(Arc::clone(&lifecycle), Arc::clone(dispatch))),
@@ -257,6 +259,7 @@ impl App {
                 body_max: config.edges.shop_body_max,
                 patience: config.edges.shop_timeout,
                 banner: (config.edges.banner == Banner::On).then_some(store),
+                landing,
             }),
             base_domain: config.base_domain.as_str().into(),
             door: if admin.is_some() { Door::Public } else { Door::Only },
@@ -442,7 +445,8 @@ fn connections_that_fit() -> usize {
 }
 
 fn site(config: &Config, key: Key) -> Site {
-    Site::new(key, &config.public_scheme, &config.base_domain, config.public_port)
+    let embeds = &config.edges.embed_origins;
+    Site::new(key, &config.public_scheme, &config.base_domain, config.public_port, embeds)
 }
 
 fn public_face(config: &Config) -> PublicFace {

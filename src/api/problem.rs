@@ -268,9 +268,19 @@ impl Problem {
         }
     }
 
-    /// What is logged.
-    pub(super) fn log_text(&self) -> &str {
-        self.chain.as_deref().unwrap_or(&self.detail)
+    /// When it may be tried again, in seconds.
+    pub(crate) const fn retry_after(&self) -> Option<u32> {
+        self.retry_after
+    }
+
+    /// Writes it down, with all of its sources: once for each answer.
+    pub(crate) fn log(&self) {
+        let (status, error) = (self.status.as_u16(), self.chain.as_deref().unwrap_or(&self.detail));
+        match self.severity() {
+            Severity::Defect => tracing::error!(status, error, "request failed"),
+            Severity::Degraded => tracing::warn!(status, error, "request not served"),
+            Severity::Client => tracing::debug!(status, error, "request refused"),
+        }
     }
 
     /// The body.
@@ -315,6 +325,11 @@ impl From<AcquireError> for Problem {
         match error {
             AcquireError::Limited { retry_after, standings } => {
                 Self { retry_after: Some(seconds(retry_after)), standings: standings.into(), ..problem }
+            }
+            // When those before it are done.
+            AcquireError::Crowded { wait, most, .. } => {
+                let rest = wait.saturating_sub(most).as_secs() + 1;
+                Self { retry_after: Some(u32::try_from(rest).unwrap_or(u32::MAX)), ..problem }
             }
             _ => problem,
         }

@@ -57,6 +57,8 @@ pub struct EdgeSettings {
     pub acquire: Acquire,
     /// Whose pages may ask the API.
     pub cors_origins: Origins,
+    /// Whose pages may frame what is made for it.
+    pub embed_origins: Origins,
     /// Connections at once on each listener.
     pub max_connections: usize,
     /// The largest request body for a shop.
@@ -97,7 +99,8 @@ impl EdgeSettings {
         // Who hands out tokens does not want everybody served beside it, unless they say so.
         let unsaid = if acquire == Acquire::Open { Landing::On } else { Landing::Off };
         let landing = read.choice("LANDING", &[("auto", unsaid), ("on", Landing::On), ("off", Landing::Off)]);
-        let cors_origins = origins(read);
+        let cors_origins = origins(read, "CORS_ORIGINS");
+        let embed_origins = origins(read, "EMBED_ORIGINS");
         if (acquire, &cors_origins) == (Acquire::Token, &Origins::Any) {
             read.problems.push(
                 "CORS_ORIGINS=* with ACQUIRE=token: any site's pages would hold the token; list the origins"
@@ -110,6 +113,7 @@ impl EdgeSettings {
             tokens,
             acquire,
             cors_origins,
+            embed_origins,
             max_connections: read.number("MAX_CONNECTIONS", 16..=1_000_000),
             shop_body_max: size(read, "SHOP_BODY_MAX"),
             shop_timeout: read.duration("SHOP_TIMEOUT").unsigned_abs(),
@@ -143,8 +147,8 @@ fn size(read: &mut Reader<'_>, name: &str) -> u64 {
     })
 }
 
-fn origins(read: &mut Reader<'_>) -> Origins {
-    let text = read.text("CORS_ORIGINS");
+fn origins(read: &mut Reader<'_>, name: &str) -> Origins {
+    let text = read.text(name);
     if text == "*" {
         return Origins::Any;
     }
@@ -153,7 +157,7 @@ fn origins(read: &mut Reader<'_>) -> Origins {
         match self::origin(origin) {
             Some(value) => listed.push(value),
             None => read.problems.push(format!(
-                "CORS_ORIGINS: {origin:?} is not an origin as a browser sends it, such as \
+                "{name}: {origin:?} is not an origin as a browser sends it, such as \
                  https://www.example.com (no path, no slash at the end, lower case); or * alone"
             )),
         }

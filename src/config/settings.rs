@@ -27,6 +27,11 @@ pub const SETTINGS: &[Setting] = &[
     setting("MAX_INSTANCES", "64", "Instances of all states this host holds at most"),
     setting("RESTORE_CONCURRENCY", "0", "Restores that run at once; 0 takes one more than there are cores"),
     setting(
+        "ACQUIRE_WAIT",
+        "5s",
+        "How long a client may have to wait for others' restores; who would wait longer gets a 503 with Retry-After at once",
+    ),
+    setting(
         "SLOTS_AHEAD",
         "4",
         "Slots (address, network namespace, cgroup, directories) made before they are needed",
@@ -110,6 +115,11 @@ pub const SETTINGS: &[Setting] = &[
         "LANDING",
         "auto",
         "on: visitors get instances on a page at BASE_DOMAIN, without a token; off: there is none; auto: as ACQUIRE says",
+    ),
+    setting(
+        "EMBED_ORIGINS",
+        "*",
+        "Origins whose pages may show the page's button in a frame, such as https://www.example.com, comma separated; * is any",
     ),
     setting(
         "ROUTER",

@@ -195,7 +195,7 @@ mod tests {
     use crate::web::cookie::Key;
 
     fn auth() -> Auth {
-        Auth::new(&Site::new(Key::random(), "http", "demo.example", None), None)
+        Auth::new(&Site::new(Key::random(), "http", "demo.example", None, &crate::config::Origins::Any), None)
     }
 
     #[test]

@@ -39,12 +39,13 @@ use self::banner::Banner;
 use self::connect::Connector;
 pub use self::headers::PublicFace;
 use self::host::Host;
-use self::pages::Page;
+use self::pages::{Page, Reader};
 use self::upload::{Late, Upload};
 use crate::client::{TrustedProxies, hops};
 use crate::connections::Place;
 use crate::error::Chain;
 use crate::id::InstanceId;
+use crate::lang::Lang;
 use crate::metrics;
 use crate::route::memory::{Lookup, MemoryRoutes, Route};
 use crate::store::Store;
@@ -72,6 +73,9 @@ pub struct Parts {
     pub patience: Duration,
     /// Who knows until when a shop lives; with it the pages have the banner.
     pub banner: Option<Arc<dyn Store>>,
+    /// The landing page's address, if there is one: where visitors get another
+    /// shop, and see to the one they have.
+    pub landing: Option<String>,
 }
 
 /// The proxy; clones share its connections.
@@ -83,6 +87,7 @@ pub struct Proxy {
     body_max: u64,
     patience: Duration,
     banner: Option<Arc<Banner>>,
+    landing: Option<Arc<str>>,
     client: Client<Connector, Upload>,
 }
 
@@ -90,20 +95,24 @@ impl Proxy {
     /// Puts a proxy together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { routes, face, trusted, body_max, patience, banner } = parts;
+        let Parts { routes, face, trusted, body_max, patience, banner, landing } = parts;
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(IDLE_PER_SHOP)
             .set_host(false)
             .build(Connector::new(Arc::clone(&routes)));
-        let banner = banner.map(|store| Arc::new(Banner::new(store)));
-        Self { routes, face, trusted, body_max, patience, banner, client }
+        let banner = banner.map(|store| Arc::new(Banner::new(store, landing.clone())));
+        Self { routes, face, trusted, body_max, patience, banner, landing: landing.map(Into::into), client }
     }
 
     /// Answers a request to the shop with this label.
     pub async fn handle(&self, request: Request<Body>, label: &str, host: &Host, peer: IpAddr) -> Response {
-        let response = self.answer(request, label, host, peer).await;
+        let lang = Lang::of(request.headers());
+        let response = match self.answer(request, label, host, peer).await {
+            Ok(response) => response,
+            Err(page) => page.answer(host.as_str(), self.reader(lang)),
+        };
         metrics::proxied(response.status().as_u16());
         response
     }
@@ -111,43 +120,51 @@ impl Proxy {
     /// Answers a request of which nobody knows for certain whose it is; what
     /// follows it on its connection may be as unclear.
     pub fn refuse(&self) -> Response {
-        let mut response = Page::BadRequest.answer("");
+        let mut response = Page::BadRequest.answer("", self.reader(Lang::En));
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         response
     }
 
-    async fn answer(&self, mut request: Request<Body>, label: &str, host: &Host, peer: IpAddr) -> Response {
-        let Ok(host_value) = HeaderValue::from_str(host.as_str()) else { return self.refuse() };
+    fn reader(&self, lang: Lang) -> Reader<'_> {
+        Reader { lang, landing: self.landing.as_deref() }
+    }
+
+    async fn answer(
+        &self,
+        mut request: Request<Body>,
+        label: &str,
+        host: &Host,
+        peer: IpAddr,
+    ) -> Result<Response, Page> {
+        let Ok(host_value) = HeaderValue::from_str(host.as_str()) else { return Ok(self.refuse()) };
         if request.method() == Method::CONNECT {
-            return self.refuse();
+            return Ok(self.refuse());
         }
         let route = match self.routes.lookup(label) {
             Lookup::Found(route) => route,
-            Lookup::Gone => return Page::Gone.answer(host.as_str()),
-            Lookup::Unknown => return Page::Unknown.answer(host.as_str()),
+            Lookup::Gone => return Err(Page::Gone),
+            Lookup::Unknown => return Err(Page::Unknown),
         };
         let path = request.uri().path().to_owned();
         if let Some(banner) = &self.banner
             && let Some(mut own) = banner.answer(request.method(), &path, &route.id).await
         {
             headers::hide_from_robots(own.headers_mut());
-            return own;
+            return Ok(own);
         }
         if upload::says_too_large(request.headers(), self.body_max) {
-            return Page::TooLarge.answer(host.as_str());
+            return Err(Page::TooLarge);
         }
+        let lang = Lang::of(request.headers());
         let method = request.method().clone();
         let with_banner =
             self.banner.as_ref().filter(|banner| banner.prepare(&method, request.headers_mut()));
         let visitor = self.made_the_shops(&mut request, &host_value, &route, peer);
-        let answer = match self.exchange(request, &route).await {
-            Ok(answer) => finish(answer, visitor, host),
-            Err(page) => return page.answer(host.as_str()),
-        };
-        match with_banner {
-            Some(banner) => banner.put_on(answer, &path, &route.id).await,
+        let answer = finish(self.exchange(request, &route).await?, visitor, host)?;
+        Ok(match with_banner {
+            Some(banner) => banner.put_on(answer, &path, &route.id, lang).await,
             None => answer,
-        }
+        })
     }
 
     /// Rewrites a request for the shop; answers the visitor's side of the upgrade
@@ -206,7 +223,7 @@ struct Visitor {
 }
 
 /// The shop's answer, made the visitor's.
-fn finish(mut response: Response, visitor: Option<Visitor>, host: &Host) -> Response {
+fn finish(mut response: Response, visitor: Option<Visitor>, host: &Host) -> Result<Response, Page> {
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     match (switching, visitor) {
         (true, Some(visitor)) => {
@@ -214,12 +231,12 @@ fn finish(mut response: Response, visitor: Option<Visitor>, host: &Host) -> Resp
             tokio::spawn(tunnel(visitor, shop));
         }
         // Nobody asked for it, so what follows on the wire is no HTTP.
-        (true, None) => return Page::Silent.answer(host.as_str()),
+        (true, None) => return Err(Page::Silent),
         (false, _) => {}
     }
     headers::to_visitor(response.headers_mut(), switching);
     own::keep_to(response.headers_mut(), host.name());
-    response
+    Ok(response)
 }
 
 /// Carries bytes both ways until either end is done.

@@ -6,26 +6,30 @@
 //! pages are secure and by Origin everywhere; a request that says neither is no
 //! browser's, and brings nobody's cookies.
 
-use axum::extract::Request;
+use axum::body::Body;
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use http::header::{HOST, ORIGIN};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 
 use crate::api::problem::Problem;
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Refuses what another origin's page sends; asking for a page is free to all.
-pub(crate) async fn guard(request: Request, next: Next) -> Response {
-    let asks = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    if !asks && !is_own(request.headers()) {
-        return Problem::forbidden(
-            "a page of another site has sent this form: open the page here and try again",
-        )
-        .into_response();
+/// Refuses what another origin's page sends, in the API's words.
+pub(crate) async fn guard(request: Request<Body>, next: Next) -> Response {
+    if is_refused(&request) {
+        let detail = "a page of another site has sent this form: open the page here and try again";
+        return Problem::forbidden(detail).into_response();
     }
     next.run(request).await
+}
+
+/// Whether another origin's page has sent a request that changes something;
+/// asking for a page is free to all.
+pub(crate) fn is_refused<B>(request: &Request<B>) -> bool {
+    let asks = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    !asks && !is_own(request.headers())
 }
 
 /// Whether no page of another origin has sent this.

@@ -10,7 +10,8 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::assets;
-use super::cookie::Key;
+use super::cookie::{Cookie, Key};
+use crate::config::Origins;
 use crate::error::Chain;
 use crate::lang::{Lang, texts};
 
@@ -29,22 +30,60 @@ pub struct Site {
     pub key: Key,
     /// Whether visitors come by https.
     pub secure: bool,
+    origin: String,
     policy: HeaderValue,
+    /// Of the one page that other sites may frame.
+    framed: HeaderValue,
+    embeds: bool,
 }
 
 impl Site {
     /// A site whose shops are at `SCHEME://<label>.BASE_DOMAIN[:PORT]`.
     #[must_use]
-    pub fn new(key: Key, scheme: &str, base_domain: &str, port: Option<u16>) -> Self {
+    pub fn new(key: Key, scheme: &str, base_domain: &str, port: Option<u16>, embeds: &Origins) -> Self {
         let port = port.map_or_else(String::new, |port| format!(":{port}"));
         let shops = format!("{scheme}://*.{base_domain}{port}");
-        // A form's redirect may lead into a shop.
-        let policy = format!(
-            "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self' {shops}; \
-             frame-ancestors 'none'"
-        );
-        let policy = HeaderValue::from_str(&policy).expect("a checked domain is plain text");
-        Self { key, secure: scheme == "https", policy }
+        let embedders: Vec<&str> = match embeds {
+            Origins::Any => vec!["*"],
+            Origins::Listed(listed) => listed.iter().filter_map(|origin| origin.to_str().ok()).collect(),
+        };
+        let policy = |ancestors: &str| {
+            // A form's redirect may lead into a shop.
+            let policy = format!(
+                "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self' {shops}; \
+                 frame-ancestors {ancestors}"
+            );
+            HeaderValue::from_str(&policy).expect("a checked domain is plain text")
+        };
+        Self {
+            key,
+            secure: scheme == "https",
+            origin: format!("{scheme}://{base_domain}{port}"),
+            policy: policy("'none'"),
+            framed: policy(&format!("'self' {}", embedders.join(" "))),
+            embeds: !embedders.is_empty(),
+        }
+    }
+
+    /// Its own address, without a slash at the end.
+    #[must_use]
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// A cookie of ours that also comes with a click on another site's link.
+    pub(crate) const fn cookie(&self, name: &'static str) -> Cookie {
+        Cookie { name, same_site: "Lax", secure: self.secure }
+    }
+
+    /// Whether any other site may frame what is made for it.
+    pub(crate) const fn may_be_framed(&self) -> bool {
+        self.embeds
+    }
+
+    /// The policy of a page that other sites may frame.
+    pub(crate) const fn framed_policy(&self) -> &HeaderValue {
+        &self.framed
     }
 
     /// Answers with a page.
@@ -118,12 +157,16 @@ mod tests {
     #[test]
     fn a_policy_names_the_shops_and_lets_nothing_else_in() {
         let policy = |scheme, port| {
-            let site = Site::new(Key::random(), scheme, "demo.example", port);
+            let site = Site::new(Key::random(), scheme, "demo.example", port, &Origins::Any);
             (site.policy.to_str().unwrap().to_owned(), site.secure)
         };
         let (plain, secure) = policy("http", Some(8080));
         assert!(plain.contains("form-action 'self' http://*.demo.example:8080;") && !secure, "{plain}");
         assert!(plain.starts_with("default-src 'self'; ") && !plain.contains("unsafe"), "{plain}");
+        let site = |embeds| Site::new(Key::random(), "http", "localhost", None, embeds);
+        let (open, closed) = (site(&Origins::Any), site(&Origins::Listed(Vec::new())));
+        assert!(open.may_be_framed() && open.framed.to_str().unwrap().ends_with("frame-ancestors 'self' *"));
+        assert!(!closed.may_be_framed() && closed.framed.to_str().unwrap().ends_with("ancestors 'self' "));
         let (https, secure) = policy("https", None);
         assert!(https.contains("form-action 'self' https://*.demo.example;") && secure, "{https}");
     }
