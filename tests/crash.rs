@@ -267,8 +267,9 @@ async fn a_step_that_fails_is_undone_while_the_daemon_serves_on() {
     trial.finish(daemon).await;
 }
 
-/// Kills a CRIU that has begun to restore; false when there was none until `stop`.
-fn kill_criu_at_work(cgroup: &Path, stop: &AtomicBool) -> bool {
+/// Kills each CRIU that has a process beside it, until `stop`: the one that restores,
+/// and one that is just being started for the next visitor.
+fn kill_criu_at_work(cgroup: &Path, stop: &AtomicBool) {
     // In the lab a script stands before it.
     let is_criu = |pid: &&str| {
         std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("criu"))
@@ -281,12 +282,12 @@ fn kill_criu_at_work(cgroup: &Path, stop: &AtomicBool) -> bool {
                 && let Some(server) = procs.lines().find(is_criu)
             {
                 let server = nix::unistd::Pid::from_raw(server.parse().unwrap());
-                return nix::sys::signal::kill(server, nix::sys::signal::Signal::SIGKILL).is_ok();
+                // It may have ended by itself.
+                let _ = nix::sys::signal::kill(server, nix::sys::signal::Signal::SIGKILL);
             }
         }
         std::thread::yield_now();
     }
-    false
 }
 
 #[tokio::test]
