@@ -54,8 +54,6 @@ try {
   await page.getByRole("button", { name: "Démarrer ma démo" }).click();
   await page.getByRole("timer").filter({ hasText: ":" }).waitFor();
   await shot(page, "phone-demo", { fullPage: true });
-  await page.goto(`http://aaaaaaaaaaaa.${domain}/`);
-  await shot(page, "phone-no-shop");
 
   await serve({ ...settings, MAX_INSTANCES: "1", POOL_TARGET_SIZE: "0" });
   await api("POST", "/api/v1/demo/acquire", { host: domain, body: { ttl: "10m" } });
