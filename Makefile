@@ -98,12 +98,8 @@ fuzz: ## look for inputs that break a promise, each target for FUZZ_SECONDS (60)
 	@fuzz/run
 
 .PHONY: test
-test: ## all tests: lint, unit, the API's contract, integration with Podman and CRIU, the promise of 500 ms
-	@tests/run lint unit contract lab integration promise
-
-.PHONY: test-browser
-test-browser: ## what people see, in Chromium on a real golden; not yet part of `make test`
-	@tests/run browser
+test: ## all tests: lint, unit, the API's contract, integration with Podman and CRIU, pages in a browser, the promise of 500 ms
+	@tests/run lint unit contract lab integration browser promise
 
 .PHONY: screenshots
 screenshots: ## docs/screenshots: the pages as they are now, in a real browser on a real golden
