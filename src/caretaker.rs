@@ -35,7 +35,7 @@ use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::{Nudge, Target};
 use crate::provision::{GoldenRuntime, Lifecycle, Parts};
-use crate::restore::{FirstPage, Made, Make};
+use crate::restore::{FirstPage, Made, Make, Shop};
 use crate::route;
 
 /// What is taken down.
@@ -135,8 +135,8 @@ struct StandIn {
 
 #[async_trait]
 impl Make for StandIn {
-    async fn make(&self, id: &InstanceId, _: FirstPage) -> Result<Made, LaunchError> {
-        Err(makes_nothing(id))
+    async fn make(&self, shop: Shop<'_>, _: FirstPage) -> Result<Made, LaunchError> {
+        Err(makes_nothing(shop.slot))
     }
 
     fn engine(&self) -> &Arc<dyn ContainerEngine> {

@@ -75,6 +75,7 @@ const TABLE: &[(&str, Who)] = &[
     ("/api/v1/demo/acquire", Who::Acquirer),
     ("/api/v1/demo/{id}", Who::Holder),
     ("/api/v1/demo/{id}/extend", Who::Holder),
+    ("/api/v1/demo/{id}/reset", Who::Holder),
     ("/api/v1/demo/{id}/status", Who::Holder),
     ("/api/v1/demo", Who::Operator),
     ("/api/v1/pool/stats", Who::Operator),

@@ -107,6 +107,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(demo::acquire))
         .routes(routes!(demo::show, demo::release))
         .routes(routes!(demo::extend))
+        .routes(routes!(demo::reset))
         .routes(routes!(status::status))
         .routes(routes!(pool::stats))
         .routes(routes!(tls::ask))

@@ -15,7 +15,7 @@ use super::extract::BODY_MAX;
 use super::limits;
 use super::status::StatusError;
 use crate::error::{Chain, ErrorKind};
-use crate::provision::errors::{AcquireError, LeaseError};
+use crate::provision::errors::{AcquireError, LeaseError, ResetError};
 use crate::provision::limits::{Standing, seconds};
 use crate::store::StoreError;
 use crate::token::Scope;
@@ -312,6 +312,12 @@ impl From<AcquireError> for Problem {
             }
             _ => problem,
         }
+    }
+}
+
+impl From<ResetError> for Problem {
+    fn from(error: ResetError) -> Self {
+        Self::of(error.kind(), &error)
     }
 }
 

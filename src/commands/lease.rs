@@ -1,4 +1,4 @@
-//! `acquire`, `extend`, `release`: what a client does with an instance.
+//! `acquire`, `extend`, `reset`, `release`: what a client does with an instance.
 
 use http::Method;
 use serde_json::{Map, Value, json};
@@ -67,6 +67,25 @@ impl Extend {
         match context.output {
             Output::Json => print_json(&answer)?,
             Output::Text => print_fields(&answer, &[("Id", "id"), ("Until", "expires_at")]),
+        }
+        Ok(())
+    }
+}
+
+/// `reset ID`
+#[derive(Debug, clap::Args)]
+pub(super) struct Reset {
+    /// Which instance
+    id: InstanceId,
+}
+
+impl Reset {
+    pub(super) async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let path = format!("/api/v1/demo/{}/reset", self.id);
+        let answer = Api::of(context)?.call(Method::POST, &path, None).await?;
+        match context.output {
+            Output::Json => print_json(&answer)?,
+            Output::Text => print_fields(&answer, &[("Shop", "url"), ("Id", "id"), ("Until", "expires_at")]),
         }
         Ok(())
     }

@@ -56,6 +56,8 @@ enum Command {
     Ls(list::Ls),
     /// Give an instance more time
     Extend(lease::Extend),
+    /// Make an instance anew: as the golden is, at the same address
+    Reset(lease::Reset),
     /// Build goldens
     Golden(golden::Golden),
     /// Take and look after snapshots
@@ -194,6 +196,7 @@ impl Invocation {
             Command::Release(release) => release.run(&context).await?,
             Command::Ls(ls) => ls.run(&context).await?,
             Command::Extend(extend) => extend.run(&context).await?,
+            Command::Reset(reset) => reset.run(&context).await?,
             Command::Golden(golden) => golden.run(&context).await?,
             Command::Snapshot(snapshot) => snapshot.run(&context).await?,
             Command::Reap(reap) => reap.run(&context).await?,

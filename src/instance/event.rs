@@ -25,6 +25,8 @@ pub enum Happened {
     Assigned,
     /// Its time was moved further.
     Extended,
+    /// It is its visitor's still, and as it was when it was handed out.
+    Reset,
     /// Its time is over, or it was released.
     Expired,
     /// It sleeps; its visitor may wake it.
@@ -44,6 +46,7 @@ impl Happened {
             Self::Ready => "ready",
             Self::Assigned => "assigned",
             Self::Extended => "extended",
+            Self::Reset => "reset",
             Self::Expired => "expired",
             Self::Hibernated => "hibernated",
             Self::Failed => "failed",

@@ -62,7 +62,7 @@ async fn lives_on(lifecycle: &Arc<Lifecycle>, instance: &Instance, now: Timestam
         return false;
     }
     match (&instance.container, lifecycle.engine_of(instance)) {
-        (Some(container), Some(engine)) => engine.adopt(&instance.id, container).await,
+        (Some(container), Some(engine)) => engine.adopt(instance.slot(), container).await,
         _ => false,
     }
 }

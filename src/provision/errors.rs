@@ -6,7 +6,7 @@ use super::limits::{Reached, Standing, seconds};
 use super::ttl::TtlError;
 use crate::engine::{DestroyError, LaunchError};
 use crate::error::{Chain, ErrorKind};
-use crate::id::{GoldenName, InstanceId};
+use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{EngineKind, State};
 use crate::route::RouteError;
 use crate::store::StoreError;
@@ -272,6 +272,84 @@ impl LeaseError {
             Self::Ttl(error) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::Route(error) => error.kind(),
+        }
+    }
+}
+
+/// An instance was not made anew.
+#[derive(Debug, thiserror::Error)]
+pub enum ResetError {
+    /// It cannot be read, or is no more.
+    #[error(transparent)]
+    Lease(LeaseError),
+    /// It is nobody's, so it is as the golden is already.
+    #[error("instance {id} is {}, not assigned", .state.as_str())]
+    NotAssigned {
+        /// Which.
+        id: InstanceId,
+        /// Its state.
+        state: State,
+    },
+    /// Its daemon is another one.
+    #[error("instance {id} runs on node {node}: ask that node's daemon")]
+    Elsewhere {
+        /// Which.
+        id: InstanceId,
+        /// Who made it.
+        node: NodeName,
+    },
+    /// Somebody is changing or ending it.
+    #[error("instance {id} is being changed already")]
+    Busy {
+        /// Which.
+        id: InstanceId,
+    },
+    /// It ended meanwhile.
+    #[error("the time of instance {id} is over")]
+    Gone {
+        /// Which.
+        id: InstanceId,
+    },
+    /// Its golden cannot be made now.
+    #[error("{golden} cannot be made anew: {reason}")]
+    NoWay {
+        /// Which golden.
+        golden: GoldenName,
+        /// Why.
+        reason: String,
+    },
+    /// The new shop could not be made; the old one goes on.
+    #[error("the new shop could not be made, the old one goes on")]
+    Launch(#[source] LaunchError),
+    /// The store refused; the old shop goes on.
+    #[error("cannot write the new shop down, the old one goes on")]
+    Store(#[source] StoreError),
+    /// It takes longer than a client waits; the work goes on.
+    #[error("the shop was not made anew within {} s", .after.as_secs())]
+    TooSlow {
+        /// How long was waited.
+        after: std::time::Duration,
+    },
+    /// The daemon is being stopped.
+    #[error("the service is being stopped")]
+    Stopping,
+    /// The work ended without an answer.
+    #[error("the work on this request ended without an answer")]
+    Lost,
+}
+
+impl ResetError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Lease(error) => error.kind(),
+            Self::NotAssigned { .. } | Self::Busy { .. } | Self::Elsewhere { .. } => ErrorKind::Conflict,
+            Self::Gone { .. } => ErrorKind::Gone,
+            Self::NoWay { .. } | Self::TooSlow { .. } | Self::Stopping => ErrorKind::Unavailable,
+            Self::Launch(error) => of_making(error.kind),
+            Self::Store(error) => of_making(error.kind()),
+            Self::Lost => ErrorKind::Bug,
         }
     }
 }

@@ -7,10 +7,13 @@
 //! this instance at the moment (so that nothing is ended twice at once, and a
 //! warming record without a maker is known as abandoned).
 //!
+//! It also knows the slots that are no instance's at the moment though somebody is
+//! at them: made for an instance that is made anew, or left by one.
+//!
 //! It also keeps each instance's last known record: a store can lose what it was
 //! told, an instance that lives must not be lost with it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::id::InstanceId;
@@ -23,6 +26,8 @@ pub enum Doing {
     Making,
     /// Nothing: it is there.
     Living,
+    /// It lives, and what runs for it is being replaced.
+    Changing,
     /// It is being taken down.
     Ending,
     /// Nothing: it is there, nobody got it, and it could not be taken down yet.
@@ -44,11 +49,13 @@ pub(super) struct Ledger {
     max: usize,
     /// A std lock: held for one map operation, never across an await.
     held: Mutex<HashMap<InstanceId, Held>>,
+    /// Slots that somebody is at and that no record names. As above.
+    between: Mutex<HashSet<InstanceId>>,
 }
 
 impl Ledger {
     pub(super) fn new(max: usize) -> Self {
-        Self { max, held: Mutex::default() }
+        Self { max, held: Mutex::default(), between: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, Held>> {
@@ -75,19 +82,62 @@ impl Ledger {
         self.set(id, Doing::Unwanted);
     }
 
-    /// Takes the right to end an instance; false when somebody has it already.
+    /// Takes the right to end an instance; false when somebody has it already, or
+    /// is replacing what runs for it.
     pub(super) fn try_end(&self, id: &InstanceId) -> bool {
-        self.set(id, Doing::Ending) != Some(Doing::Ending)
+        let mut held = self.lock();
+        let of = held.entry(id.clone()).or_insert(Held { doing: Doing::Living, known: None });
+        let free = !matches!(of.doing, Doing::Ending | Doing::Changing);
+        if free {
+            of.doing = Doing::Ending;
+        }
+        free
     }
 
-    /// Answers what was being done with it before.
-    fn set(&self, id: &InstanceId, doing: Doing) -> Option<Doing> {
+    /// Takes the right to replace what runs for an instance that lives; false when
+    /// somebody is at it.
+    pub(super) fn try_change(&self, id: &InstanceId) -> bool {
         let mut held = self.lock();
-        let Some(of) = held.get_mut(id) else {
-            held.insert(id.clone(), Held { doing, known: None });
-            return None;
+        let of = held.get_mut(id).filter(|of| of.doing == Doing::Living);
+        of.is_some_and(|of| {
+            of.doing = Doing::Changing;
+            true
+        })
+    }
+
+    /// Gives that right back.
+    pub(super) fn changed(&self, id: &InstanceId) {
+        if let Some(of) = self.lock().get_mut(id).filter(|of| of.doing == Doing::Changing) {
+            of.doing = Doing::Living;
+        }
+    }
+
+    fn between(&self) -> MutexGuard<'_, HashSet<InstanceId>> {
+        self.between.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that somebody is at a slot that no record names.
+    pub(super) fn begin_slot(&self, slot: &InstanceId) {
+        self.between().insert(slot.clone());
+    }
+
+    /// Notes that nobody is at it any more, or that a record names it.
+    pub(super) fn end_slot(&self, slot: &InstanceId) {
+        self.between().remove(slot);
+    }
+
+    /// Whether a slot is an instance's that is held here, or somebody is at it.
+    pub(super) fn has_slot(&self, slot: &InstanceId) -> bool {
+        let of = |(id, held): (&InstanceId, &Held)| match &held.known {
+            Some(known) => known.slot() == slot,
+            None => id == slot,
         };
-        Some(std::mem::replace(&mut of.doing, doing))
+        self.between().contains(slot) || self.lock().iter().any(of)
+    }
+
+    fn set(&self, id: &InstanceId, doing: Doing) {
+        let mut held = self.lock();
+        held.entry(id.clone()).or_insert(Held { doing, known: None }).doing = doing;
     }
 
     /// Notes a record that the store has, if it is the latest of an instance

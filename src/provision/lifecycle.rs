@@ -43,7 +43,7 @@ use crate::instance::event::Happened;
 use crate::instance::{Instance, State};
 use crate::metrics;
 use crate::pool::Nudge;
-use crate::restore::{FirstPage, Make};
+use crate::restore::{FirstPage, Make, Shop};
 use crate::route::Routes;
 use crate::store::{Store, StoreError};
 
@@ -179,7 +179,7 @@ impl Lifecycle {
             }
         };
         self.events.changed(&record);
-        let made = match order.maker.make(&id, order.first_page).await {
+        let made = match order.maker.make(Shop::new(&id), order.first_page).await {
             Ok(made) => made,
             Err(error) => return Err(self.not_made(record, error).await),
         };
@@ -370,7 +370,7 @@ impl Lifecycle {
             return Err(EndError::NoDriver { id: instance.id.clone(), engine });
         }
         for engine in engines {
-            engine.destroy(&instance.id, instance.container.as_ref()).await.map_err(EndError::Destroy)?;
+            engine.destroy(instance.slot(), instance.container.as_ref()).await.map_err(EndError::Destroy)?;
         }
         let removed = self.store.remove(&instance.id).await;
         removed.map_err(|source| EndError::Store { id: instance.id.clone(), source })

@@ -1,9 +1,10 @@
 //! Connections to instances, which end with their instance.
 //!
 //! The client's pool keys connections by the URI's authority. Here that is the
-//! instance id, never an address: ids are not used twice, so a connection kept
-//! alive to a shop that is gone is never taken for the next shop at the same
-//! address. Each connection holds its route's `gone` token; when that is
+//! instance id with its route's epoch for a port, never an address: neither is used
+//! twice, so a connection kept alive to a shop that is gone is never taken for the
+//! next shop at the same address, nor for the one that the same visitor has now.
+//! Each connection holds its route's `gone` token; when that is
 //! cancelled, the next read fails, which wakes an idle connection in the pool, a
 //! streaming body and a websocket alike.
 
@@ -49,9 +50,12 @@ impl tower::Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let route = self.routes.lookup(uri.host().unwrap_or_default());
+        let (route, epoch) = (self.routes.lookup(uri.host().unwrap_or_default()), uri.port_u16());
         Box::pin(async move {
             let Lookup::Found(route) = route else { return Err(io::ErrorKind::NotConnected.into()) };
+            if Some(route.epoch) != epoch {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
             let stream = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(route.upstream));
             let stream = stream.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
             // Small writes of a websocket go out at once.

@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! unknown label 404   ended 410   no answer 502   none in time 504
-//! body too large 413  body stopped 408            else the shop's own answer
+//! body too large 413  body stopped 408            made anew meanwhile 503
+//! else the shop's own answer
 //! ```
 //!
 //! Invariants: nothing a client writes about forwarding reaches a shop, through
@@ -44,7 +45,6 @@ use self::upload::{Late, Upload};
 use crate::client::{TrustedProxies, hops};
 use crate::connections::Place;
 use crate::error::Chain;
-use crate::id::InstanceId;
 use crate::metrics;
 use crate::route::memory::{Lookup, MemoryRoutes, Route};
 use crate::store::Store;
@@ -166,7 +166,7 @@ impl Proxy {
         });
         let hops = hops(peer, request.headers(), &self.trusted);
         headers::to_upstream(request.headers_mut(), host, &hops, &self.face);
-        *request.uri_mut() = upstream_uri(&route.id, request.uri());
+        *request.uri_mut() = upstream_uri(route, request.uri());
         *request.version_mut() = Version::HTTP_11;
         visitor
     }
@@ -181,7 +181,10 @@ impl Proxy {
             Ok(Err(_)) if progress.too_large() => Err(Page::TooLarge),
             Ok(Err(error)) if route.gone.is_cancelled() => {
                 tracing::debug!(instance_id = %route.id, error = %Chain(&error), "shop ended");
-                Err(Page::Gone)
+                Err(match self.routes.lookup(route.id.as_str()) {
+                    Lookup::Found(_) => Page::MadeAnew,
+                    Lookup::Gone | Lookup::Unknown => Page::Gone,
+                })
             }
             Ok(Err(error)) => {
                 // Not a warning: a visitor who leaves looks the same.
@@ -231,12 +234,13 @@ async fn tunnel(Visitor { stream, place }: Visitor, shop: OnUpgrade) {
     drop(place);
 }
 
-/// The instance id as authority (see [`connect`]), the path as it came.
-fn upstream_uri(id: &InstanceId, uri: &Uri) -> Uri {
+/// The instance id and the route's epoch as authority (see [`connect`]), the path
+/// as it came.
+fn upstream_uri(route: &Route, uri: &Uri) -> Uri {
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(http::uri::Scheme::HTTP);
-    parts.authority = id.as_str().parse().ok();
+    parts.authority = format!("{}:{}", route.id, route.epoch).parse().ok();
     parts.path_and_query = Some(path);
-    Uri::from_parts(parts).expect("an instance id is a valid authority")
+    Uri::from_parts(parts).expect("an instance id and a number are a valid authority")
 }

@@ -23,6 +23,8 @@ pub(super) enum Page {
     TooLarge,
     /// Its body stopped on the way.
     Stalled,
+    /// The shop it was for has been replaced meanwhile.
+    MadeAnew,
 }
 
 impl Page {
@@ -58,6 +60,11 @@ impl Page {
                 "This upload stopped on the way",
                 "Nothing has arrived for too long. Try again.",
             ),
+            Self::MadeAnew => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "This shop was just made anew",
+                "It is there again. This page is fetched again by itself in a moment.",
+            ),
             Self::BadRequest => (
                 StatusCode::BAD_REQUEST,
                 "This request cannot be passed on",
@@ -69,10 +76,12 @@ impl Page {
     /// The page for that host.
     pub(super) fn answer(self, host: &str) -> Response {
         let (status, title, text) = self.parts();
+        let again = self == Self::MadeAnew;
+        let refresh = if again { "<meta http-equiv=\"refresh\" content=\"1\">" } else { "" };
         let html = format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-             <meta name=\"robots\" content=\"noindex\"><title>{title}</title><style>\
+             <meta name=\"robots\" content=\"noindex\">{refresh}<title>{title}</title><style>\
              :root{{color-scheme:light dark}}\
              body{{font:1.1rem/1.5 system-ui,sans-serif;max-width:34rem;margin:18vh auto;padding:0 1.5rem}}\
              h1{{font-size:1.5rem}}code{{overflow-wrap:anywhere}}</style></head>\
@@ -87,6 +96,9 @@ impl Page {
             (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'"),
         ] {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        if again {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         headers::hide_from_robots(response.headers_mut());
         response

@@ -4,10 +4,10 @@
 //! it an expired instance from one that never was, and a router in front falls
 //! back on both. A new daemon fills it from the store.
 //!
-//! Invariants: a label is an instance id and ids are never used twice, so a
-//! route never changes its target; removing a route cancels its `gone` token,
-//! and with it every connection that was opened by it; an id whose route was
-//! removed gets none again.
+//! Invariants: a label is an instance id and ids are never used twice; a route
+//! that is replaced is another route of a later `epoch`; replacing or removing one
+//! cancels its `gone` token, and with it every connection that was opened by it;
+//! an id whose route was removed gets none again.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -30,8 +30,16 @@ pub struct Route {
     pub id: InstanceId,
     /// Its web server.
     pub upstream: SocketAddr,
-    /// Cancelled when the route is removed.
+    /// Which of the instance's routes this is: connections are kept for one only.
+    pub epoch: u16,
+    /// Cancelled when the route is replaced or removed.
     pub gone: CancellationToken,
+}
+
+impl Route {
+    fn first(id: &InstanceId, upstream: SocketAddr) -> Self {
+        Self { id: id.clone(), upstream, epoch: 1, gone: CancellationToken::new() }
+    }
 }
 
 /// What is known about a label.
@@ -94,11 +102,26 @@ impl RouteTable for MemoryRoutes {
         if routes.gone.contains(id.as_str()) {
             return;
         }
-        routes.live.entry(id.as_str().to_owned()).or_insert_with(|| Route {
-            id: id.clone(),
-            upstream,
-            gone: CancellationToken::new(),
-        });
+        routes.live.entry(id.as_str().to_owned()).or_insert_with(|| Route::first(id, upstream));
+    }
+
+    fn replace(&self, id: &InstanceId, upstream: SocketAddr) {
+        let replaced = {
+            let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+            if routes.gone.contains(id.as_str()) {
+                return;
+            }
+            let mut route = Route::first(id, upstream);
+            if let Some(present) = routes.live.get(id.as_str()) {
+                // Never 0, which is no port: an epoch stands where one would.
+                route.epoch = present.epoch.checked_add(1).unwrap_or(1);
+            }
+            routes.live.insert(id.as_str().to_owned(), route)
+        };
+        // Outside the lock, as below.
+        if let Some(route) = replaced {
+            route.gone.cancel();
+        }
     }
 
     /// Ends the route's connections; the label is remembered as gone, were it
@@ -173,6 +196,21 @@ mod tests {
         table.ensure(&id, upstream());
         assert!(!route.gone.is_cancelled());
         assert_eq!(table.len(), 1);
+    }
+
+    #[test]
+    fn a_replaced_route_leads_elsewhere_and_its_connections_end() {
+        let (table, id) = (MemoryRoutes::default(), InstanceId::random());
+        table.ensure(&id, upstream());
+        let Lookup::Found(before) = table.lookup(id.as_str()) else { panic!("it was added") };
+        let other = SocketAddr::from(([10, 77, 0, 3], 80));
+        table.replace(&id, other);
+        let Lookup::Found(after) = table.lookup(id.as_str()) else { panic!("it is there") };
+        assert_eq!((after.upstream, after.gone.is_cancelled()), (other, false));
+        assert!(before.gone.is_cancelled() && before.epoch != after.epoch);
+        table.remove(&id);
+        table.replace(&id, other);
+        assert!(matches!(table.lookup(id.as_str()), Lookup::Gone), "an ended instance gets no route again");
     }
 
     #[test]

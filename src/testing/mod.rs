@@ -21,7 +21,7 @@ use crate::error::ErrorKind;
 use crate::id::InstanceId;
 use crate::instance::{Access, Container, EngineKind, OneClick, Source};
 use crate::provision::GoldenRuntime;
-use crate::restore::{FirstPage, Made, Make};
+use crate::restore::{FirstPage, Made, Make, Shop};
 
 /// What the scripted host does and has.
 #[derive(Debug)]
@@ -266,7 +266,8 @@ struct ScriptedMaker {
 
 #[async_trait]
 impl Make for ScriptedMaker {
-    async fn make(&self, id: &InstanceId, first_page: FirstPage) -> Result<Made, LaunchError> {
+    async fn make(&self, shop: Shop<'_>, first_page: FirstPage) -> Result<Made, LaunchError> {
+        let id = shop.id;
         {
             let mut state = self.script.lock();
             state.attempts += 1;
@@ -274,20 +275,21 @@ impl Make for ScriptedMaker {
             state.most_at_once = state.most_at_once.max(state.at_once);
             state.first_pages.push(first_page);
         }
-        let launched = self.engine.launch(id).await;
+        let launched = self.engine.launch(shop.slot).await;
         self.script.lock().at_once -= 1;
         let launched = launched?;
         let failing = self.script.lock().fail_make;
         if let Some((phase @ (Phase::Personalize | Phase::Probe), kind)) = failing {
-            return Err(self.script.failure(id, phase, kind));
+            return Err(self.script.failure(shop.slot, phase, kind));
         }
+        let kept = shop.access.map(|access| access.admin_password.clone());
         Ok(Made {
             container: launched.container,
             access: Access {
                 url: format!("http://{id}.localhost/"),
                 admin_url: format!("http://{id}.localhost/admin"),
                 admin_email: format!("{id}@example.com"),
-                admin_password: format!("password-of-{id}").into(),
+                admin_password: kept.unwrap_or_else(|| format!("password-of-{}", shop.slot).into()),
                 one_click: Some(OneClick {
                     url: format!("http://{id}.localhost/login?token={{token}}"),
                     key: format!("key-of-{id}").into(),

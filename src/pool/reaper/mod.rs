@@ -22,8 +22,8 @@
 //!
 //! And, more rarely, since it searches the host, it takes down itself:
 //!
-//! - **orphan**: a driver finds traces of an id that has no record and that
-//!   nobody is making or ending, in two searches one after the other (at the
+//! - **orphan**: a driver finds traces of a slot that no record names and that
+//!   nobody is at, in two searches one after the other (at the
 //!   start, when nobody makes anything yet, in one). Traces are read before the
 //!   store, so a record removed in between only means one needless, harmless
 //!   destroy.
@@ -45,7 +45,7 @@ use super::Nudge;
 use crate::engine::ContainerEngine;
 use crate::error::Chain;
 use crate::id::InstanceId;
-use crate::instance::{Instance, State};
+use crate::instance::{Container, Instance, State};
 use crate::jobs::dispatch::Dispatch;
 use crate::jobs::{Job, Why};
 use crate::metrics;
@@ -73,7 +73,7 @@ pub struct Reaper {
     lifecycle: Arc<Lifecycle>,
     nudge: Nudge,
     /// One for each living instance: it ends when the first process does.
-    watchers: HashMap<InstanceId, JoinHandle<()>>,
+    watchers: HashMap<InstanceId, Watcher>,
     jobs: Arc<Dispatch>,
     /// What the last search for orphans found.
     suspects: HashSet<InstanceId>,
@@ -93,9 +93,23 @@ pub(crate) enum Certainty {
     SeenTwice,
 }
 
+/// Waits for the end of an instance's first process.
+#[derive(Debug)]
+struct Watcher {
+    /// Its pid and start time.
+    process: (i32, u64),
+    task: JoinHandle<()>,
+}
+
+impl Watcher {
+    fn is_of(&self, container: &Container) -> bool {
+        self.process == (container.pid, container.start_ticks)
+    }
+}
+
 impl Drop for Reaper {
     fn drop(&mut self) {
-        self.watchers.values().for_each(JoinHandle::abort);
+        self.watchers.values().for_each(|watcher| watcher.task.abort());
     }
 }
 
@@ -178,7 +192,7 @@ impl Reaper {
         self.watchers.retain(|id, watcher| {
             let keep = known.contains(id);
             if !keep {
-                watcher.abort();
+                watcher.task.abort();
             }
             keep
         });
@@ -194,6 +208,8 @@ impl Reaper {
         let doing = self.lifecycle.doing(&instance.id);
         match instance.state {
             State::Ready | State::Assigned if doing == Some(Doing::Unwanted) => Some(Why::Unwanted),
+            // What ends then is what it no longer needs.
+            State::Ready | State::Assigned if doing == Some(Doing::Changing) => None,
             State::Ready | State::Assigned => self.has_died(instance).then_some(Why::Died),
             State::Warming => (doing != Some(Doing::Making)).then_some(Why::Abandoned),
             State::Expired | State::Failed => (doing != Some(Doing::Ending)).then_some(Why::LeftOver),
@@ -204,16 +220,20 @@ impl Reaper {
     /// Whether the first process has ended; watches it from the first look on.
     fn has_died(&mut self, instance: &Instance) -> bool {
         let Some(container) = instance.container.clone() else { return false };
-        if let Some(watcher) = self.watchers.get(&instance.id) {
-            return watcher.is_finished();
+        match self.watchers.get(&instance.id) {
+            Some(watcher) if watcher.is_of(&container) => return watcher.task.is_finished(),
+            // It was made anew.
+            Some(former) => former.task.abort(),
+            None => {}
         }
         let Some(engine) = self.lifecycle.engine_of(instance) else { return false };
         let nudge = self.nudge.clone();
-        let watcher = tokio::spawn(async move {
+        let process = (container.pid, container.start_ticks);
+        let task = tokio::spawn(async move {
             engine.ended(&container).await;
             nudge.now();
         });
-        self.watchers.insert(instance.id.clone(), watcher);
+        self.watchers.insert(instance.id.clone(), Watcher { process, task });
         false
     }
 
@@ -239,10 +259,7 @@ impl Reaper {
     }
 
     async fn is_orphan(&self, id: &InstanceId) -> bool {
-        match self.lifecycle.store().get(id).await {
-            Ok(record) => record.is_none() && self.lifecycle.doing(id).is_none(),
-            Err(_) => false,
-        }
+        self.lifecycle.is_somebodys(id).await.is_ok_and(|somebodys| !somebodys)
     }
 }
 
