@@ -40,12 +40,15 @@ fn it_is_openapi_3_1_and_lists_what_the_readme_promises() {
     let listed: BTreeSet<String> = operations(&api).into_iter().map(|(name, _)| name).collect();
     let promised = [
         "delete /api/v1/demo/{id}",
+        "delete /api/v1/pool/drain",
         "get /api/docs",
         "get /api/openapi.json",
         "get /api/v1/demo",
         "get /api/v1/demo/{id}",
+        "get /api/v1/demo/{id}/logs",
         "get /api/v1/demo/{id}/status",
         "get /api/v1/pool/stats",
+        "get /api/v1/pool/target",
         "get /api/v1/tls/ask",
         "get /health",
         "get /livez",
@@ -53,6 +56,8 @@ fn it_is_openapi_3_1_and_lists_what_the_readme_promises() {
         "get /readyz",
         "post /api/v1/demo/acquire",
         "post /api/v1/demo/{id}/extend",
+        "post /api/v1/pool/drain",
+        "put /api/v1/pool/target",
     ];
     assert_eq!(listed, promised.map(str::to_owned).into());
 }

@@ -78,7 +78,10 @@ const TABLE: &[(&str, Who)] = &[
     ("/api/v1/demo/{id}/reset", Who::Holder),
     ("/api/v1/demo/{id}/status", Who::Holder),
     ("/api/v1/demo", Who::Operator),
+    ("/api/v1/demo/{id}/logs", Who::Operator),
     ("/api/v1/pool/stats", Who::Operator),
+    ("/api/v1/pool/target", Who::Operator),
+    ("/api/v1/pool/drain", Who::Operator),
     ("/metrics", Who::Watcher),
     // Asks by itself whether it is this host's own client.
     ("/api/v1/tls/ask", Who::Anybody),

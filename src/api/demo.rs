@@ -1,4 +1,5 @@
-//! `/api/v1/demo`: acquire, list, show, extend, reset, release.
+//! `/api/v1/demo`: acquire, show, extend, reset, release; the list is
+//! [`super::instances`]'s.
 
 use axum::Json;
 use axum::extract::State;
@@ -7,7 +8,7 @@ use http::{HeaderMap, StatusCode, header};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
-use super::dto::{AcquireAnswer, AcquireBody, ExtendBody, InstanceAnswer, ListAnswer};
+use super::dto::{AcquireAnswer, AcquireBody, ExtendBody, InstanceAnswer};
 use super::extract::{Asker, JsonBody, PathId};
 use super::openapi::Id;
 use super::problem::Problem;
@@ -80,21 +81,6 @@ fn key(headers: &HeaderMap, body: Option<String>) -> Result<Option<String>, Prob
         }
         _ => Ok(Some(header.to_owned())),
     }
-}
-
-/// Lists all instances, for the operator.
-///
-/// Whoever knows an instance's name can end it.
-#[utoipa::path(get, path = "/api/v1/demo", tag = "demo", operation_id = "list_instances", responses(
-    (status = 200, description = "All, the oldest first", body = ListAnswer),
-    (status = 500, description = "A record cannot be read"),
-    (status = 503, description = "The store does not answer")
-))]
-pub(super) async fn list(State(api): State<ApiState>) -> Result<Json<ListAnswer>, Problem> {
-    let now = Timestamp::now();
-    let mut all = api.provisioner.lifecycle().store().list().await?;
-    all.sort_by(|one, other| (one.created_at, &one.id).cmp(&(other.created_at, &other.id)));
-    Ok(Json(ListAnswer { instances: all.iter().map(|instance| InstanceAnswer::of(instance, now)).collect() }))
 }
 
 /// Shows an instance, without its password.

@@ -153,18 +153,14 @@ impl InstanceAnswer {
     }
 }
 
-/// All instances.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ListAnswer {
-    pub(super) instances: Vec<InstanceAnswer>,
-}
-
 /// The pool and what was handed out.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct StatsAnswer {
     pub(super) instances: usize,
     pub(super) max_instances: usize,
     pub(super) clients_waiting: usize,
+    /// Whether an operator has drained the pool.
+    pub(super) drained: bool,
     pub(super) goldens: Vec<GoldenStats>,
 }
 

@@ -40,11 +40,14 @@ pub(super) async fn livez() -> &'static str {
 /// Says whether requests are to be sent here.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses(
     (status = 200, description = "They are", body = String, example = json!("ready\n")),
-    (status = 503, description = "It starts or is being stopped", body = String, example = json!("draining\n"))
+    (status = 503, description = "It starts, is being stopped or its pool is drained", body = String, example = json!("draining\n"))
 ))]
 pub(super) async fn readyz(State(api): State<ApiState>) -> Response {
     let phase = *api.phase.borrow();
     match phase {
+        Phase::Serving if api.provisioner.lifecycle().aim().is_drained() => {
+            (StatusCode::SERVICE_UNAVAILABLE, "drained\n").into_response()
+        }
         Phase::Serving => "ready\n".into_response(),
         Phase::Starting | Phase::Draining | Phase::Stopped => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", phase.as_str())).into_response()

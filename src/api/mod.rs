@@ -16,12 +16,15 @@ mod demo;
 mod dto;
 mod extract;
 mod health;
+mod instances;
 mod limits;
+mod logs;
 mod openapi;
 mod pool;
 pub mod problem;
 mod request;
 pub mod status;
+mod steer;
 mod tls;
 
 use std::net::SocketAddr;
@@ -103,13 +106,16 @@ pub fn document() -> utoipa::openapi::OpenApi {
 /// Every route, with its part of the document: there is no other way to add one.
 fn routes() -> OpenApiRouter<ApiState> {
     OpenApiRouter::with_openapi(openapi::head())
-        .routes(routes!(demo::list))
+        .routes(routes!(instances::list))
         .routes(routes!(demo::acquire))
         .routes(routes!(demo::show, demo::release))
         .routes(routes!(demo::extend))
         .routes(routes!(demo::reset))
         .routes(routes!(status::status))
+        .routes(routes!(logs::show))
         .routes(routes!(pool::stats))
+        .routes(routes!(steer::targets, steer::set_target))
+        .routes(routes!(steer::drain, steer::undrain))
         .routes(routes!(tls::ask))
         .routes(routes!(health::health))
         .routes(routes!(health::livez))

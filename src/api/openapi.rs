@@ -76,7 +76,7 @@ fn finish_operation(operation: &mut Operation) {
         if let RefOr::T(parameter) = parameter
             && let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema
         {
-            schema.schema_type = Type::String.into();
+            schema.schema_type = not_null(&schema.schema_type);
         }
     }
     let is_acquire = operation.operation_id.as_deref() == Some("acquire");
@@ -86,6 +86,17 @@ fn finish_operation(operation: &mut Operation) {
         if is_acquire {
             finish_acquire(status, response);
         }
+    }
+}
+
+/// The type that is left of "that, or null".
+fn not_null(of: &SchemaType) -> SchemaType {
+    match of {
+        SchemaType::Array(types) => match types.iter().find(|it| **it != Type::Null) {
+            Some(one) => one.clone().into(),
+            None => of.clone(),
+        },
+        SchemaType::Type(_) | SchemaType::AnyValue => of.clone(),
     }
 }
 

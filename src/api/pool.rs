@@ -29,6 +29,7 @@ pub(super) async fn stats(State(api): State<ApiState>) -> Result<Json<StatsAnswe
         instances: lifecycle.max_instances() - lifecycle.room(),
         max_instances: lifecycle.max_instances(),
         clients_waiting: lifecycle.gate().clients_waiting(),
+        drained: lifecycle.aim().is_drained(),
         goldens,
     }))
 }
@@ -44,7 +45,7 @@ async fn of_golden(api: &ApiState, golden: &GoldenRuntime) -> Result<GoldenStats
     Ok(GoldenStats {
         golden: golden.name.to_string(),
         title: golden.title.clone(),
-        target: pool.target,
+        target: lifecycle.aim().target(&golden.name, pool.usual),
         states: InstanceState::ALL.into_iter().map(count).collect(),
         in_flight: pool.in_flight,
         hit_ratio: tally.hit_ratio(),

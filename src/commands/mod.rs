@@ -17,6 +17,7 @@ mod logs;
 mod man;
 mod openapi;
 mod paint;
+mod pool;
 mod progress;
 mod reap;
 mod serve;
@@ -58,6 +59,8 @@ enum Command {
     Extend(lease::Extend),
     /// Make an instance anew: as the golden is, at the same address
     Reset(lease::Reset),
+    /// Change what the pool keeps ready, or drain it
+    Pool(pool::Pool),
     /// Build goldens
     Golden(golden::Golden),
     /// Take and look after snapshots
@@ -197,6 +200,7 @@ impl Invocation {
             Command::Ls(ls) => ls.run(&context).await?,
             Command::Extend(extend) => extend.run(&context).await?,
             Command::Reset(reset) => reset.run(&context).await?,
+            Command::Pool(pool) => pool.run(&context).await?,
             Command::Golden(golden) => golden.run(&context).await?,
             Command::Snapshot(snapshot) => snapshot.run(&context).await?,
             Command::Reap(reap) => reap.run(&context).await?,

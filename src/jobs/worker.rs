@@ -221,7 +221,7 @@ impl Worker {
     /// Takes a place among those being made, if one more is wanted.
     async fn place(&self, golden: &GoldenName) -> Result<Option<Place<'_>>, StoreError> {
         let _alone = self.deciding.lock().await;
-        if self.lifecycle.room() == 0 {
+        if self.lifecycle.room() == 0 || self.lifecycle.aim().is_drained() {
             return Ok(None);
         }
         // First those in the making: one that becomes ready in between is counted
@@ -229,7 +229,7 @@ impl Worker {
         let in_flight = self.lock_making().get(golden).copied().unwrap_or(0);
         let counts = self.lifecycle.store().counts(golden).await?;
         let view = View {
-            target: self.target.ready,
+            target: self.wanted(golden),
             ready: counts.get(&State::Ready).copied().unwrap_or(0),
             in_flight,
             attempts: self.board.attempts(golden),
@@ -239,6 +239,10 @@ impl Worker {
         }
         *self.lock_making().entry(golden.clone()).or_default() += 1;
         Ok(Some(Place { worker: self, golden: golden.clone() }))
+    }
+
+    fn wanted(&self, golden: &GoldenName) -> usize {
+        self.lifecycle.aim().target(golden, self.target.ready)
     }
 
     fn lock_making(&self) -> std::sync::MutexGuard<'_, HashMap<GoldenName, usize>> {
@@ -280,7 +284,7 @@ impl Worker {
 
     async fn is_surplus(&self, instance: &Instance) -> bool {
         let counts = self.lifecycle.store().counts(&instance.golden).await.unwrap_or_default();
-        counts.get(&State::Ready).is_some_and(|ready| *ready > self.target.ready)
+        counts.get(&State::Ready).is_some_and(|ready| *ready > self.wanted(&instance.golden))
     }
 }
 

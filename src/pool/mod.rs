@@ -7,6 +7,7 @@
 //! so that provisioning need not know them.
 
 pub mod adopt;
+pub mod aim;
 pub mod backoff;
 pub mod policy;
 pub mod reaper;
@@ -57,6 +58,8 @@ pub type PoolStatus = BTreeMap<GoldenName, GoldenStatus>;
 pub struct GoldenStatus {
     /// How many instances are to be ready.
     pub target: usize,
+    /// How many the settings want ready.
+    pub usual: usize,
     /// How many are being made for the pool.
     pub in_flight: usize,
     /// How many attempts failed in a row.

@@ -161,6 +161,9 @@ impl Provisioner {
             let (instance, handed) = again(held, wish)?;
             return Ok(Given { instance, handed, counted: None });
         }
+        if self.lifecycle.aim().is_drained() {
+            return Err(AcquireError::Drained);
+        }
         let counted = self.count(&wish.client, now).await?;
         match self.obtain(wish, waits).await {
             Ok((instance, handed @ Handed::Now(_))) => Ok(Given { instance, handed, counted }),

@@ -172,6 +172,9 @@ pub enum AcquireError {
     /// The daemon is being stopped.
     #[error("the service is being stopped")]
     Stopping,
+    /// An operator has drained the pool.
+    #[error("no instances are handed out for now: the operator has drained the pool")]
+    Drained,
     /// The work ended without an answer.
     #[error("the work on this request ended without an answer")]
     Lost,
@@ -186,9 +189,11 @@ impl AcquireError {
             Self::Ttl(error) => error.kind(),
             Self::KeyReused { .. } => ErrorKind::Conflict,
             Self::Limited { .. } => ErrorKind::Limited,
-            Self::NoWay { .. } | Self::Outage { .. } | Self::TooSlow { .. } | Self::Stopping => {
-                ErrorKind::Unavailable
-            }
+            Self::NoWay { .. }
+            | Self::Outage { .. }
+            | Self::TooSlow { .. }
+            | Self::Stopping
+            | Self::Drained => ErrorKind::Unavailable,
             Self::Make { source, .. } => of_making(source.kind()),
             Self::Neither { cold, .. } => of_making(cold.kind()),
             Self::Store(error) => of_making(error.kind()),

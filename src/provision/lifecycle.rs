@@ -43,6 +43,7 @@ use crate::instance::event::Happened;
 use crate::instance::{Instance, State};
 use crate::metrics;
 use crate::pool::Nudge;
+use crate::pool::aim::Aim;
 use crate::restore::{FirstPage, Make, Shop};
 use crate::route::Routes;
 use crate::store::{Store, StoreError};
@@ -67,6 +68,7 @@ pub struct Lifecycle {
     pub(super) tasks: TaskTracker,
     pub(super) ledger: Ledger,
     pub(super) events: Events,
+    pub(super) aim: Aim,
 }
 
 /// What a [`Lifecycle`] is made of.
@@ -129,6 +131,7 @@ impl Lifecycle {
             tasks: TaskTracker::new(),
             ledger: Ledger::new(parts.max_instances),
             events: Events::default(),
+            aim: Aim::default(),
         }
     }
 

@@ -6,6 +6,7 @@
 //! ```text
 //! (something that the shops stand on is down: refused, there is no use in any)
 //! key held -> the same instance again, also for a client at its limit
+//!   (an operator has drained the pool: refused from here on)
 //!   (from here on the acquire is counted: limits)
 //! pool     -> one atomic claim in the store
 //! restore  -> made while the client waits (clients go before the pool)
@@ -30,6 +31,7 @@ mod lifecycle;
 pub mod limits;
 mod memory;
 mod reset;
+mod steer;
 mod tally;
 #[cfg(test)]
 mod tests;

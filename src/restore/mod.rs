@@ -12,6 +12,7 @@
 //! Invariant: what [`Maker::make`] answers has its own identity already; until
 //! then no route leads to it.
 
+pub mod logs;
 pub mod personalize;
 mod port;
 pub mod probe;

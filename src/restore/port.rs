@@ -47,6 +47,11 @@ pub trait Make: Send + Sync + fmt::Debug {
 
     /// The engine, to end, adopt and watch what this makes.
     fn engine(&self) -> &Arc<dyn ContainerEngine>;
+
+    /// The log files within a shop that its golden names.
+    fn log_files(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 #[async_trait]
@@ -57,5 +62,9 @@ impl Make for Maker {
 
     fn engine(&self) -> &Arc<dyn ContainerEngine> {
         Maker::engine(self)
+    }
+
+    fn log_files(&self) -> Vec<String> {
+        self.recipe().run.logs.clone()
     }
 }

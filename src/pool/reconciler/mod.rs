@@ -99,13 +99,20 @@ impl Reconciler {
             let in_flight = self.jobs.board().coming(&golden.name);
             let counts = self.lifecycle.store().counts(&golden.name).await?;
             let attempts = match golden.warm_maker(self.target.cold_start) {
-                Some(_) if golden.outage().is_none() => self.jobs.board().attempts(&golden.name),
+                Some(_) if golden.outage().is_none() && !self.lifecycle.aim().is_drained() => {
+                    self.jobs.board().attempts(&golden.name)
+                }
                 _ => Attempts::None,
             };
             let ready = counts.get(&State::Ready).copied().unwrap_or(0);
-            views.push(View { target: self.target.ready, ready, in_flight, attempts });
+            views.push(View { target: self.wanted(&golden.name), ready, in_flight, attempts });
         }
         Ok(views)
+    }
+
+    /// How many of a golden are to be ready.
+    fn wanted(&self, golden: &GoldenName) -> usize {
+        self.lifecycle.aim().target(golden, self.target.ready)
     }
 
     async fn act(&mut self, views: &[View]) {
@@ -116,7 +123,8 @@ impl Reconciler {
         let actions = policy::plan(views, limits);
         for (index, golden) in self.lifecycle.goldens().iter().enumerate() {
             let surplus = actions.iter().filter(|action| **action == Action::Retire(index)).count();
-            if surplus > 0 {
+            // What a drained pool has stays.
+            if surplus > 0 && !self.lifecycle.aim().is_drained() {
                 self.retire(&golden.name, surplus).await;
             }
         }
@@ -148,7 +156,8 @@ impl Reconciler {
             let fare = self.jobs.board().fare(golden);
             let pause = fare.pause_at(now).and_then(|left| SignedDuration::try_from(left).ok());
             GoldenStatus {
-                target: self.target.ready,
+                target: self.wanted(golden),
+                usual: self.target.ready,
                 in_flight: self.jobs.board().coming(golden),
                 failures_in_a_row: fare.failures(),
                 retry_at: pause.map(|left| Timestamp::now() + left),
