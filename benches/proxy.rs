@@ -117,6 +117,7 @@ impl World {
                 body_max: 64 << 20,
                 patience: Duration::from_secs(60),
                 banner: None,
+                waker: None,
             }),
             base_domain: "demo.example".into(),
             door: Door::Only,

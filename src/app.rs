@@ -38,6 +38,7 @@ use crate::open_store::{Opened, StoreOpenError, open_store};
 use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::reconciler::Reconciler;
+use crate::pool::sleeper;
 use crate::pool::{Nudge, PoolStatus, Target};
 use crate::provision::{GoldenRuntime, Lifecycle, Parts, Provisioner, Terms};
 use crate::proxy::{self, Proxy, PublicFace};
@@ -225,6 +226,7 @@ impl App {
                 body_max: config.edges.shop_body_max,
                 patience: config.edges.shop_timeout,
                 banner: (config.edges.banner == Banner::On).then_some(store),
+                waker: Some(Arc::clone(&provisioner)),
             }),
             base_domain: config.base_domain.as_str().into(),
             door: if admin.is_some() { Door::Public } else { Door::Only },
@@ -288,6 +290,11 @@ impl App {
         let routes = Arc::clone(self.lifecycle.routes());
         workers.spawn(route::keeper::keep(routes, stop_workers.clone()));
         workers.spawn(self.status.run(stop_workers.clone()));
+        workers.spawn(sleeper::keep(
+            Arc::clone(&self.provisioner),
+            hibernate_after(&self.config),
+            stop_workers.clone(),
+        ));
         let address = self.listener.local_addr();
         if let Some(admin) = self.admin {
             let own = Edges { door: Door::Admin, ..self.edges.clone() };
@@ -379,6 +386,22 @@ async fn bind(
             TcpListener::from_std(inherited).map_err(AppError::Socket)
         }
         None => TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source }),
+    }
+}
+
+/// How long nobody may ask a shop until it sleeps, where that can be known.
+fn hibernate_after(config: &Config) -> Duration {
+    match config.router {
+        Router::Embedded => config.hibernate_after,
+        Router::Caddy(_) => {
+            if !config.hibernate_after.is_zero() {
+                tracing::warn!(
+                    "HIBERNATE_AFTER does nothing with ROUTER=caddy: Caddy leads visitors past the proxy, \
+                     so nobody knows who is asked; the API's hibernate works"
+                );
+            }
+            Duration::ZERO
+        }
     }
 }
 

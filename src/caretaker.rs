@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::app::{self, StateLock};
 use crate::config::{ColdStart, Config};
+use crate::engine::criu::freeze::FrozenDir;
 use crate::engine::{
     self, CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase, podman,
 };
@@ -186,6 +187,15 @@ impl ContainerEngine for Driver {
 
     async fn launch(&self, id: &InstanceId) -> Result<Launched, LaunchError> {
         Err(makes_nothing(id))
+    }
+
+    async fn forget(&self, id: &InstanceId) -> io::Result<()> {
+        let (dir, id) = (FrozenDir::of(self.slots.state_dir()), id.clone());
+        tokio::task::spawn_blocking(move || dir.remove(&id)).await.map_err(io::Error::other)?
+    }
+
+    async fn frozen(&self) -> io::Result<Vec<InstanceId>> {
+        FrozenDir::of(self.slots.state_dir()).list()
     }
 
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {

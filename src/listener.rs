@@ -227,6 +227,7 @@ mod tests {
                 body_max: 1000,
                 patience: HEADERS_DEADLINE,
                 banner: None,
+                waker: None,
             }),
             base_domain: "localhost".into(),
             door: Door::Only,

@@ -76,6 +76,8 @@ const TABLE: &[(&str, Who)] = &[
     ("/api/v1/demo/{id}", Who::Holder),
     ("/api/v1/demo/{id}/extend", Who::Holder),
     ("/api/v1/demo/{id}/reset", Who::Holder),
+    ("/api/v1/demo/{id}/hibernate", Who::Holder),
+    ("/api/v1/demo/{id}/wake", Who::Holder),
     ("/api/v1/demo/{id}/status", Who::Holder),
     ("/api/v1/demo", Who::Operator),
     ("/api/v1/demo/{id}/logs", Who::Operator),

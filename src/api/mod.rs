@@ -23,6 +23,7 @@ mod openapi;
 mod pool;
 pub mod problem;
 mod request;
+mod sleep;
 pub mod status;
 mod steer;
 mod tls;
@@ -111,6 +112,8 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(demo::show, demo::release))
         .routes(routes!(demo::extend))
         .routes(routes!(demo::reset))
+        .routes(routes!(sleep::hibernate))
+        .routes(routes!(sleep::wake))
         .routes(routes!(status::status))
         .routes(routes!(logs::show))
         .routes(routes!(pool::stats))

@@ -15,7 +15,7 @@ use super::extract::BODY_MAX;
 use super::limits;
 use super::status::StatusError;
 use crate::error::{Chain, ErrorKind};
-use crate::provision::errors::{AcquireError, LeaseError, ResetError};
+use crate::provision::errors::{AcquireError, LeaseError, ResetError, SleepError};
 use crate::provision::limits::{Standing, seconds};
 use crate::store::StoreError;
 use crate::token::Scope;
@@ -317,6 +317,12 @@ impl From<AcquireError> for Problem {
 
 impl From<ResetError> for Problem {
     fn from(error: ResetError) -> Self {
+        Self::of(error.kind(), &error)
+    }
+}
+
+impl From<SleepError> for Problem {
+    fn from(error: SleepError) -> Self {
         Self::of(error.kind(), &error)
     }
 }

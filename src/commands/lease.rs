@@ -1,4 +1,4 @@
-//! `acquire`, `extend`, `reset`, `release`: what a client does with an instance.
+//! `acquire`, `extend`, `reset`, `hibernate`, `wake`, `release`: what a client does with an instance.
 
 use http::Method;
 use serde_json::{Map, Value, json};
@@ -72,20 +72,21 @@ impl Extend {
     }
 }
 
-/// `reset ID`
+/// `reset ID`, `hibernate ID`, `wake ID`: what takes an instance and answers it.
 #[derive(Debug, clap::Args)]
-pub(super) struct Reset {
+pub(super) struct Change {
     /// Which instance
     id: InstanceId,
 }
 
-impl Reset {
-    pub(super) async fn run(self, context: &Context) -> anyhow::Result<()> {
-        let path = format!("/api/v1/demo/{}/reset", self.id);
+impl Change {
+    pub(super) async fn run(self, what: &str, context: &Context) -> anyhow::Result<()> {
+        let path = format!("/api/v1/demo/{}/{what}", self.id);
         let answer = Api::of(context)?.call(Method::POST, &path, None).await?;
+        let fields = [("Shop", "url"), ("Id", "id"), ("State", "state"), ("Until", "expires_at")];
         match context.output {
             Output::Json => print_json(&answer)?,
-            Output::Text => print_fields(&answer, &[("Shop", "url"), ("Id", "id"), ("Until", "expires_at")]),
+            Output::Text => print_fields(&answer, &fields),
         }
         Ok(())
     }

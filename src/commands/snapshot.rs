@@ -10,6 +10,7 @@ use super::progress::Progress;
 use super::{Context, Output, golden};
 use crate::checkpoint::{self, Checkpoint};
 use crate::database::{Server, Template};
+use crate::engine::criu::freeze::FrozenDir;
 use crate::error::Chain;
 use crate::golden::recipe::Recipe;
 use crate::host::cgroup::Parent;
@@ -191,8 +192,14 @@ async fn prune(context: &Context, catalog: &Catalog, keep: usize) -> anyhow::Res
     let lock =
         crate::app::StateLock::take(&context.config).context("nothing is pruned while the daemon runs")?;
     // Instances outlive the daemon, and run on the files of what they were restored from.
-    let lowers = mounts::lowers_in_use(&Parent::open(&context.config.cgroup_parent)?)?;
+    let mut lowers = mounts::lowers_in_use(&Parent::open(&context.config.cgroup_parent)?)?;
     let state_dir = &context.config.state_dir;
+    // So do those that sleep, once they wake.
+    for id in FrozenDir::of(state_dir).snapshots()? {
+        if let Ok(source) = prepare::found(state_dir, &id, context.config.restore_deadline()) {
+            lowers.extend(source.lowers);
+        }
+    }
     let removed = catalog.prune(keep, &prepare::in_use(state_dir, &lowers))?;
     let kept: Vec<Manifest> = catalog.list()?.into_iter().filter_map(|entry| entry.manifest.ok()).collect();
     prepare::forget(state_dir, &kept.iter().collect::<Vec<_>>(), &lowers)?;

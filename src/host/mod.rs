@@ -19,3 +19,4 @@ pub mod process;
 pub mod quota;
 mod seccomp;
 pub mod slots;
+pub mod tree;

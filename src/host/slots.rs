@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use super::net::{Lease, NetError, Network};
 use super::process;
 use super::quota::{self, Quota};
-use super::{cgroup, devices};
+use super::{cgroup, devices, tree};
 use crate::error::ErrorKind;
 use crate::id::InstanceId;
 use crate::instance::Container;
@@ -390,10 +390,7 @@ impl Slots {
             failed.push(("remove the network interface", error));
         }
         let top = self.dirs(id).top;
-        let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(top) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        });
+        let removed = tokio::task::spawn_blocking(move || tree::remove(&top));
         match removed.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => failed.push(("remove the instance's directory", error)),

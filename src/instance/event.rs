@@ -31,6 +31,8 @@ pub enum Happened {
     Expired,
     /// It sleeps; its visitor may wake it.
     Hibernated,
+    /// It slept, and is its visitor's as before.
+    Woken,
     /// It died, or could not be made.
     Failed,
     /// Nothing of it is left.
@@ -49,6 +51,7 @@ impl Happened {
             Self::Reset => "reset",
             Self::Expired => "expired",
             Self::Hibernated => "hibernated",
+            Self::Woken => "woken",
             Self::Failed => "failed",
             Self::Gone => "gone",
         }

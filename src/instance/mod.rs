@@ -198,6 +198,12 @@ impl Instance {
         self.slot.as_ref().unwrap_or(&self.id)
     }
 
+    /// Whether things of that name on the host are its: one that sleeps has none.
+    #[must_use]
+    pub fn is_in(&self, slot: &InstanceId) -> bool {
+        self.state != State::Hibernated && self.slot() == slot
+    }
+
     /// Whether it is the live instance of the client with that key.
     #[must_use]
     pub fn is_held_under(&self, key: &str, now: Timestamp) -> bool {

@@ -28,10 +28,21 @@ pub enum Doing {
     Living,
     /// It lives, and what runs for it is being replaced.
     Changing,
+    /// Nothing: it sleeps, and takes no place.
+    Asleep,
     /// It is being taken down.
     Ending,
     /// Nothing: it is there, nobody got it, and it could not be taken down yet.
     Unwanted,
+}
+
+/// Why a sleeping instance may not be woken now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoWake {
+    /// All places are taken.
+    Full,
+    /// Somebody is at it.
+    Busy,
 }
 
 /// One instance of this host.
@@ -41,6 +52,19 @@ struct Held {
     /// The latest record that the store is known to have had; none before the
     /// instance is whole.
     known: Option<Instance>,
+    /// How often in a row it could not be woken.
+    not_woken: u32,
+}
+
+impl Held {
+    const fn new(doing: Doing) -> Self {
+        Self { doing, known: None, not_woken: 0 }
+    }
+}
+
+/// How many places are taken.
+fn places(held: &HashMap<InstanceId, Held>) -> usize {
+    held.values().filter(|held| held.doing != Doing::Asleep).count()
 }
 
 /// Every instance of this host.
@@ -65,10 +89,10 @@ impl Ledger {
     /// Takes a place for an instance about to be made; false when none is left.
     pub(super) fn try_begin(&self, id: &InstanceId) -> bool {
         let mut held = self.lock();
-        if held.len() >= self.max {
+        if places(&held) >= self.max {
             return false;
         }
-        held.insert(id.clone(), Held { doing: Doing::Making, known: None });
+        held.insert(id.clone(), Held::new(Doing::Making));
         true
     }
 
@@ -86,7 +110,7 @@ impl Ledger {
     /// is replacing what runs for it.
     pub(super) fn try_end(&self, id: &InstanceId) -> bool {
         let mut held = self.lock();
-        let of = held.entry(id.clone()).or_insert(Held { doing: Doing::Living, known: None });
+        let of = held.entry(id.clone()).or_insert(Held::new(Doing::Living));
         let free = !matches!(of.doing, Doing::Ending | Doing::Changing);
         if free {
             of.doing = Doing::Ending;
@@ -112,6 +136,41 @@ impl Ledger {
         }
     }
 
+    /// Notes that an instance sleeps.
+    pub(super) fn asleep(&self, id: &InstanceId) {
+        self.set(id, Doing::Asleep);
+    }
+
+    /// Takes a place, and the right to change it, for one that sleeps.
+    pub(super) fn try_wake(&self, id: &InstanceId) -> Result<(), NoWake> {
+        let mut held = self.lock();
+        let full = places(&held) >= self.max;
+        match held.get_mut(id).filter(|of| of.doing == Doing::Asleep) {
+            Some(_) if full => Err(NoWake::Full),
+            Some(of) => {
+                of.doing = Doing::Changing;
+                Ok(())
+            }
+            None => Err(NoWake::Busy),
+        }
+    }
+
+    /// Counts a failure to wake one; answers how many in a row there were.
+    pub(super) fn wake_failed(&self, id: &InstanceId) -> u32 {
+        let mut held = self.lock();
+        held.get_mut(id).map_or(0, |of| {
+            of.not_woken += 1;
+            of.not_woken
+        })
+    }
+
+    /// Ends that count.
+    pub(super) fn woken(&self, id: &InstanceId) {
+        if let Some(of) = self.lock().get_mut(id) {
+            of.not_woken = 0;
+        }
+    }
+
     fn between(&self) -> MutexGuard<'_, HashSet<InstanceId>> {
         self.between.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,18 +185,23 @@ impl Ledger {
         self.between().remove(slot);
     }
 
+    /// Whether somebody is at something of that name that no record names.
+    pub(super) fn is_between(&self, slot: &InstanceId) -> bool {
+        self.between().contains(slot)
+    }
+
     /// Whether a slot is an instance's that is held here, or somebody is at it.
     pub(super) fn has_slot(&self, slot: &InstanceId) -> bool {
         let of = |(id, held): (&InstanceId, &Held)| match &held.known {
-            Some(known) => known.slot() == slot,
+            Some(known) => known.is_in(slot),
             None => id == slot,
         };
-        self.between().contains(slot) || self.lock().iter().any(of)
+        self.is_between(slot) || self.lock().iter().any(of)
     }
 
     fn set(&self, id: &InstanceId, doing: Doing) {
         let mut held = self.lock();
-        held.entry(id.clone()).or_insert(Held { doing, known: None }).doing = doing;
+        held.entry(id.clone()).or_insert(Held::new(doing)).doing = doing;
     }
 
     /// Notes a record that the store has, if it is the latest of an instance
@@ -158,7 +222,9 @@ impl Ledger {
     /// The latest known records of all that is there and that nobody is at.
     pub(super) fn all_known(&self) -> Vec<(Doing, Instance)> {
         let held = self.lock();
-        let there = held.values().filter(|held| matches!(held.doing, Doing::Living | Doing::Unwanted));
+        let there = held
+            .values()
+            .filter(|held| matches!(held.doing, Doing::Living | Doing::Unwanted | Doing::Asleep));
         there.filter_map(|held| Some((held.doing, held.known.clone()?))).collect()
     }
 
@@ -174,7 +240,7 @@ impl Ledger {
 
     /// How many places are taken.
     pub(super) fn len(&self) -> usize {
-        self.lock().len()
+        places(&self.lock())
     }
 
     /// How many places are left.

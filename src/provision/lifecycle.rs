@@ -374,6 +374,8 @@ impl Lifecycle {
         }
         for engine in engines {
             engine.destroy(instance.slot(), instance.container.as_ref()).await.map_err(EndError::Destroy)?;
+            let forgotten = engine.forget(&instance.id).await;
+            forgotten.map_err(|source| EndError::Frozen { id: instance.id.clone(), source })?;
         }
         let removed = self.store.remove(&instance.id).await;
         removed.map_err(|source| EndError::Store { id: instance.id.clone(), source })
@@ -412,15 +414,6 @@ impl Lifecycle {
     pub fn engine_of(&self, instance: &Instance) -> Option<Arc<dyn ContainerEngine>> {
         instance.container.as_ref()?;
         self.engines_of(instance).into_iter().next()
-    }
-
-    /// Takes over an instance of a former daemon that still runs.
-    pub fn adopted(&self, instance: &Instance) {
-        self.ledger.lives(&instance.id);
-        self.ledger.note(instance);
-        if let Some(container) = &instance.container {
-            self.routes.ensure(&instance.id, SocketAddr::from((container.address, container.port)));
-        }
     }
 
     /// Has nobody reach an instance any more.

@@ -31,6 +31,7 @@ mod lifecycle;
 pub mod limits;
 mod memory;
 mod reset;
+mod sleep;
 mod steer;
 mod tally;
 #[cfg(test)]

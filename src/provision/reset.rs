@@ -27,6 +27,7 @@ use tracing::Instrument as _;
 use super::Provisioner;
 use super::errors::ResetError;
 use super::gate::Rank;
+use super::ledger::Doing;
 use super::lifecycle::Lifecycle;
 use crate::config::ColdStart;
 use crate::engine::ContainerEngine;
@@ -51,10 +52,10 @@ const LEAVE_ATTEMPTS: u32 = 5;
 
 /// A shop that runs for nobody.
 #[derive(Debug)]
-struct Left {
-    engine: Arc<dyn ContainerEngine>,
-    slot: InstanceId,
-    container: Container,
+pub(super) struct Left {
+    pub(super) engine: Arc<dyn ContainerEngine>,
+    pub(super) slot: InstanceId,
+    pub(super) container: Container,
 }
 
 impl Provisioner {
@@ -214,7 +215,7 @@ impl Lifecycle {
     }
 
     /// Takes down a shop that runs for nobody, when nothing leads to it any more.
-    fn leave_later(self: &Arc<Self>, left: Option<Left>) {
+    pub(super) fn leave_later(self: &Arc<Self>, left: Option<Left>) {
         let Some(left) = left else { return };
         let this = Arc::clone(self);
         self.tasks.spawn(async move {
@@ -238,6 +239,19 @@ impl Lifecycle {
         destroyed.map_err(|error| Chain(&error).to_string())
     }
 
+    /// Whether something that is kept of a frozen shop is an instance's, or somebody
+    /// is at it.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub async fn is_asleep(&self, id: &InstanceId) -> Result<bool, StoreError> {
+        let at_it = self.ledger.doing(id).is_some_and(|doing| doing != Doing::Living);
+        if at_it || self.ledger.is_between(id) {
+            return Ok(true);
+        }
+        Ok(self.store.get(id).await?.is_some_and(|record| record.state == State::Hibernated))
+    }
+
     /// Whether traces of that name on this host are an instance's, or of something
     /// that somebody is at.
     ///
@@ -247,6 +261,6 @@ impl Lifecycle {
         if self.ledger.has_slot(slot) {
             return Ok(true);
         }
-        Ok(self.store.get(slot).await?.is_some_and(|record| record.slot() == slot))
+        Ok(self.store.get(slot).await?.is_some_and(|record| record.is_in(slot)))
     }
 }

@@ -6,7 +6,7 @@
 //! next shop at the same address, nor for the one that the same visitor has now.
 //! Each connection holds its route's `gone` token; when that is
 //! cancelled, the next read fails, which wakes an idle connection in the pool, a
-//! streaming body and a websocket alike.
+//! streaming body and a websocket alike. A shop with one is not idle.
 
 use std::future::Future;
 use std::io;
@@ -20,9 +20,10 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use crate::route::memory::{Lookup, MemoryRoutes};
+use crate::route::activity::Activity;
+use crate::route::memory::{Lookup, MemoryRoutes, Route};
 
 /// Instances are one hop away, on a bridge of this host: a handshake takes tens
 /// of microseconds, and one that takes this long will not come.
@@ -60,7 +61,7 @@ impl tower::Service<Uri> for Connector {
             let stream = stream.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
             // Small writes of a websocket go out at once.
             stream.set_nodelay(true)?;
-            Ok(UpstreamIo::new(stream, route.gone))
+            Ok(UpstreamIo::new(stream, route))
         })
     }
 }
@@ -69,6 +70,13 @@ impl tower::Service<Uri> for Connector {
 pub(super) struct UpstreamIo {
     stream: TokioIo<TcpStream>,
     gone: Pin<Box<WaitForCancellationFutureOwned>>,
+    activity: Arc<Activity>,
+}
+
+impl Drop for UpstreamIo {
+    fn drop(&mut self) {
+        self.activity.closed();
+    }
 }
 
 impl std::fmt::Debug for UpstreamIo {
@@ -78,8 +86,10 @@ impl std::fmt::Debug for UpstreamIo {
 }
 
 impl UpstreamIo {
-    fn new(stream: TcpStream, gone: CancellationToken) -> Self {
-        Self { stream: TokioIo::new(stream), gone: Box::pin(gone.cancelled_owned()) }
+    fn new(stream: TcpStream, route: Route) -> Self {
+        route.activity.opened();
+        let gone = Box::pin(route.gone.cancelled_owned());
+        Self { stream: TokioIo::new(stream), gone, activity: route.activity }
     }
 
     fn stream(self: Pin<&mut Self>) -> Pin<&mut TokioIo<TcpStream>> {

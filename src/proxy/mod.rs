@@ -1,11 +1,12 @@
 //! The built-in reverse proxy: a visitor's request to the shop it names.
 //!
 //! Called by the listener for each request whose Host is below BASE_DOMAIN.
-//! Reads the [`MemoryRoutes`], changes nothing. Bodies stream both ways as they
+//! Reads the [`MemoryRoutes`]; a shop that sleeps it has woken, and holds the request
+//! meanwhile. Bodies stream both ways as they
 //! come; an upgrade (websocket or other) becomes two byte streams.
 //!
 //! ```text
-//! unknown label 404   ended 410   no answer 502   none in time 504
+//! unknown label 404   ended 410   no answer 502   none in time 504   does not wake 503
 //! body too large 413  body stopped 408            made anew meanwhile 503
 //! else the shop's own answer
 //! ```
@@ -46,6 +47,7 @@ use crate::client::{TrustedProxies, hops};
 use crate::connections::Place;
 use crate::error::Chain;
 use crate::metrics;
+use crate::provision::Provisioner;
 use crate::route::memory::{Lookup, MemoryRoutes, Route};
 use crate::store::Store;
 
@@ -72,6 +74,8 @@ pub struct Parts {
     pub patience: Duration,
     /// Who knows until when a shop lives; with it the pages have the banner.
     pub banner: Option<Arc<dyn Store>>,
+    /// Who wakes shops that sleep; none where none ever sleeps.
+    pub waker: Option<Arc<Provisioner>>,
 }
 
 /// The proxy; clones share its connections.
@@ -83,6 +87,7 @@ pub struct Proxy {
     body_max: u64,
     patience: Duration,
     banner: Option<Arc<Banner>>,
+    waker: Option<Arc<Provisioner>>,
     client: Client<Connector, Upload>,
 }
 
@@ -90,7 +95,7 @@ impl Proxy {
     /// Puts a proxy together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { routes, face, trusted, body_max, patience, banner } = parts;
+        let Parts { routes, face, trusted, body_max, patience, banner, waker } = parts;
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
@@ -98,7 +103,7 @@ impl Proxy {
             .set_host(false)
             .build(Connector::new(Arc::clone(&routes)));
         let banner = banner.map(|store| Arc::new(Banner::new(store)));
-        Self { routes, face, trusted, body_max, patience, banner, client }
+        Self { routes, face, trusted, body_max, patience, banner, waker, client }
     }
 
     /// Answers a request to the shop with this label.
@@ -121,11 +126,11 @@ impl Proxy {
         if request.method() == Method::CONNECT {
             return self.refuse();
         }
-        let route = match self.routes.lookup(label) {
-            Lookup::Found(route) => route,
-            Lookup::Gone => return Page::Gone.answer(host.as_str()),
-            Lookup::Unknown => return Page::Unknown.answer(host.as_str()),
+        let route = match self.route_of(label).await {
+            Ok(route) => route,
+            Err(page) => return page.answer(host.as_str()),
         };
+        route.activity.touch();
         let path = request.uri().path().to_owned();
         if let Some(banner) = &self.banner
             && let Some(mut own) = banner.answer(request.method(), &path, &route.id).await
@@ -147,6 +152,24 @@ impl Proxy {
         match with_banner {
             Some(banner) => banner.put_on(answer, &path, &route.id).await,
             None => answer,
+        }
+    }
+
+    /// Where a label leads; a shop that sleeps is woken first.
+    async fn route_of(&self, label: &str) -> Result<Route, Page> {
+        let mut lookup = self.routes.lookup(label);
+        if let (Lookup::Asleep(id), Some(waker)) = (&lookup, &self.waker) {
+            let woken = waker.wake(id).await;
+            if let Err(error) = woken {
+                tracing::info!(instance_id = %id, error = %Chain(&error), "visitor's shop does not wake");
+            }
+            lookup = self.routes.lookup(label);
+        }
+        match lookup {
+            Lookup::Found(route) => Ok(route),
+            Lookup::Asleep(_) => Err(Page::Asleep),
+            Lookup::Gone => Err(Page::Gone),
+            Lookup::Unknown => Err(Page::Unknown),
         }
     }
 
@@ -182,7 +205,7 @@ impl Proxy {
             Ok(Err(error)) if route.gone.is_cancelled() => {
                 tracing::debug!(instance_id = %route.id, error = %Chain(&error), "shop ended");
                 Err(match self.routes.lookup(route.id.as_str()) {
-                    Lookup::Found(_) => Page::MadeAnew,
+                    Lookup::Found(_) | Lookup::Asleep(_) => Page::MadeAnew,
                     Lookup::Gone | Lookup::Unknown => Page::Gone,
                 })
             }

@@ -23,8 +23,10 @@ pub(super) enum Page {
     TooLarge,
     /// Its body stopped on the way.
     Stalled,
-    /// The shop it was for has been replaced meanwhile.
+    /// The shop it was for has been replaced meanwhile, or put to sleep.
     MadeAnew,
+    /// It sleeps and cannot be woken now.
+    Asleep,
 }
 
 impl Page {
@@ -62,8 +64,13 @@ impl Page {
             ),
             Self::MadeAnew => (
                 StatusCode::SERVICE_UNAVAILABLE,
-                "This shop was just made anew",
-                "It is there again. This page is fetched again by itself in a moment.",
+                "This shop was just started again",
+                "It is there in a moment, and this page is fetched again by itself.",
+            ),
+            Self::Asleep => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "This shop sleeps and does not wake yet",
+                "Nothing in it is lost. It is tried again by itself in some seconds.",
             ),
             Self::BadRequest => (
                 StatusCode::BAD_REQUEST,
@@ -76,8 +83,13 @@ impl Page {
     /// The page for that host.
     pub(super) fn answer(self, host: &str) -> Response {
         let (status, title, text) = self.parts();
-        let again = self == Self::MadeAnew;
-        let refresh = if again { "<meta http-equiv=\"refresh\" content=\"1\">" } else { "" };
+        let again = match self {
+            Self::MadeAnew => Some("1"),
+            Self::Asleep => Some("5"),
+            _ => None,
+        };
+        let refresh = again.map(|seconds| format!("<meta http-equiv=\"refresh\" content=\"{seconds}\">"));
+        let refresh = refresh.unwrap_or_default();
         let html = format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
@@ -97,8 +109,8 @@ impl Page {
         ] {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
         }
-        if again {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(seconds) = again {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
         }
         headers::hide_from_robots(response.headers_mut());
         response

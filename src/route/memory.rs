@@ -11,11 +11,12 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
+use super::activity::Activity;
 use super::{RouteError, RouteTable, Targets};
 use crate::id::InstanceId;
 
@@ -32,13 +33,16 @@ pub struct Route {
     pub upstream: SocketAddr,
     /// Which of the instance's routes this is: connections are kept for one only.
     pub epoch: u16,
+    /// What is going on there.
+    pub activity: Arc<Activity>,
     /// Cancelled when the route is replaced or removed.
     pub gone: CancellationToken,
 }
 
 impl Route {
     fn first(id: &InstanceId, upstream: SocketAddr) -> Self {
-        Self { id: id.clone(), upstream, epoch: 1, gone: CancellationToken::new() }
+        let (activity, gone) = (Arc::default(), CancellationToken::new());
+        Self { id: id.clone(), upstream, epoch: 1, activity, gone }
     }
 }
 
@@ -47,6 +51,8 @@ impl Route {
 pub enum Lookup {
     /// It leads to an instance.
     Found(Route),
+    /// It leads to one that sleeps.
+    Asleep(InstanceId),
     /// It led to one whose time is over.
     Gone,
     /// Nothing was ever there, or too long ago.
@@ -63,6 +69,8 @@ pub struct MemoryRoutes {
 #[derive(Debug, Default)]
 struct Routes {
     live: HashMap<String, Route>,
+    /// Those that sleep, with the epoch of the route that they had.
+    asleep: HashMap<String, (InstanceId, u16)>,
     gone: HashSet<String>,
     gone_in_order: VecDeque<String>,
 }
@@ -72,6 +80,9 @@ impl MemoryRoutes {
     #[must_use]
     pub fn lookup(&self, label: &str) -> Lookup {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((id, _)) = routes.asleep.get(label) {
+            return Lookup::Asleep(id.clone());
+        }
         match routes.live.get(label) {
             Some(route) => Lookup::Found(route.clone()),
             None if routes.gone.contains(label) => Lookup::Gone,
@@ -83,6 +94,26 @@ impl MemoryRoutes {
     #[must_use]
     pub fn len(&self) -> usize {
         self.routes.read().unwrap_or_else(PoisonError::into_inner).live.len()
+    }
+
+    /// Has a label lead to an instance that sleeps, until it is led elsewhere; one
+    /// that was removed stays so.
+    pub fn sleep(&self, id: &InstanceId) {
+        let route = {
+            let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+            if routes.gone.contains(id.as_str()) {
+                return;
+            }
+            let route = routes.live.remove(id.as_str());
+            let before = routes.asleep.get(id.as_str()).map_or(0, |(_, epoch)| *epoch);
+            let epoch = route.as_ref().map_or(before, |route| route.epoch);
+            routes.asleep.insert(id.as_str().to_owned(), (id.clone(), epoch));
+            route
+        };
+        // Outside the lock: it wakes the connections' tasks.
+        if let Some(route) = route {
+            route.gone.cancel();
+        }
     }
 
     /// Whether there is none.
@@ -112,9 +143,10 @@ impl RouteTable for MemoryRoutes {
                 return;
             }
             let mut route = Route::first(id, upstream);
-            if let Some(present) = routes.live.get(id.as_str()) {
+            let asleep = routes.asleep.remove(id.as_str()).map(|(_, epoch)| epoch);
+            if let Some(epoch) = routes.live.get(id.as_str()).map(|present| present.epoch).or(asleep) {
                 // Never 0, which is no port: an epoch stands where one would.
-                route.epoch = present.epoch.checked_add(1).unwrap_or(1);
+                route.epoch = epoch.checked_add(1).unwrap_or(1);
             }
             routes.live.insert(id.as_str().to_owned(), route)
         };
@@ -129,6 +161,7 @@ impl RouteTable for MemoryRoutes {
     fn remove(&self, id: &InstanceId) {
         let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
         let removed = routes.live.remove(id.as_str());
+        routes.asleep.remove(id.as_str());
         if routes.gone.insert(id.as_str().to_owned()) {
             routes.gone_in_order.push_back(id.as_str().to_owned());
         }
@@ -211,6 +244,24 @@ mod tests {
         table.remove(&id);
         table.replace(&id, other);
         assert!(matches!(table.lookup(id.as_str()), Lookup::Gone), "an ended instance gets no route again");
+    }
+
+    #[test]
+    fn a_sleeping_instances_label_leads_to_its_waking_and_its_connections_end() {
+        let (table, id) = (MemoryRoutes::default(), InstanceId::random());
+        table.ensure(&id, upstream());
+        let Lookup::Found(before) = table.lookup(id.as_str()) else { panic!("it was added") };
+        table.sleep(&id);
+        table.sleep(&id);
+        assert!(before.gone.is_cancelled());
+        assert!(matches!(table.lookup(id.as_str()), Lookup::Asleep(asleep) if asleep == id));
+        table.replace(&id, upstream());
+        let Lookup::Found(after) = table.lookup(id.as_str()) else { panic!("it is awake") };
+        assert_ne!(after.epoch, before.epoch);
+        table.sleep(&id);
+        table.remove(&id);
+        table.sleep(&id);
+        assert!(matches!(table.lookup(id.as_str()), Lookup::Gone), "it ended in its sleep");
     }
 
     #[test]

@@ -21,6 +21,7 @@
 //! latitude: an address is free for the next instance only when no route leads
 //! to it any more.
 
+pub mod activity;
 pub mod caddy;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
@@ -224,6 +225,15 @@ impl Routes {
         match self.settle().await {
             Err(error) if !error.leads_nowhere() => Err(error),
             Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Has an instance's route lead to whoever wakes it, without waiting for the
+    /// router: its connections end, and the built-in proxy gets its requests.
+    pub fn sleep(&self, id: &InstanceId) {
+        self.memory.sleep(id);
+        if let Some(router) = &self.router {
+            router.remove(id);
         }
     }
 

@@ -256,6 +256,26 @@ impl Reaper {
             }
         }
         self.suspects = found;
+        self.sweep_frozen().await;
+    }
+
+    /// Removes what is kept of shops that do not sleep. Whoever is about to write down
+    /// that one does is known to be at it.
+    async fn sweep_frozen(&self) {
+        for engine in self.lifecycle.engines() {
+            for id in engine.frozen().await.unwrap_or_default() {
+                if self.lifecycle.is_asleep(&id).await.unwrap_or(true) {
+                    continue;
+                }
+                match engine.forget(&id).await {
+                    Ok(()) => tracing::info!(instance_id = %id, "frozen files that are nobody's removed"),
+                    Err(error) => {
+                        metrics::cleanup_failed();
+                        tracing::warn!(instance_id = %id, error = %error, "frozen files not removed");
+                    }
+                }
+            }
+        }
     }
 
     async fn is_orphan(&self, id: &InstanceId) -> bool {
