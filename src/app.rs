@@ -7,7 +7,7 @@
 //! job bus, reconciler, reaper, status streams, listener; READY=1   serving
 //! no intake, status streams end -> makings end or roll back -> work under way ends
 //!     -> listener ends                                draining
-//! instances stay (or go, if so asked); last events    stopped
+//! instances stay (or go, if so asked); last events, also to webhooks    stopped
 //! ```
 //!
 //! Instances outlive the daemon: the next one adopts them.
@@ -47,6 +47,7 @@ use crate::shutdown::{Phase, PhaseSetter};
 use crate::store::metered::MeteredStore;
 use crate::store::{Store, StoreError};
 use crate::token::TokenFileError;
+use crate::webhook::{WebhookError, Webhooks};
 use crate::{metrics, notify};
 
 /// How long makings and other work under way may take on the way down. A
@@ -96,6 +97,9 @@ pub enum AppError {
     /// NATS cannot be used with these settings.
     #[error(transparent)]
     Nats(NatsError),
+    /// Nobody can be told of leases with these settings.
+    #[error(transparent)]
+    Webhooks(WebhookError),
     /// LISTEN or ADMIN_LISTEN cannot be bound.
     #[error("cannot listen on {address}")]
     Listen {
@@ -147,6 +151,7 @@ pub struct App {
     lifecycle: Arc<Lifecycle>,
     provisioner: Arc<Provisioner>,
     jobs: Jobs,
+    webhooks: Option<Webhooks>,
     reconciler: Reconciler,
     reaper: Reaper,
     status: Arc<StatusHub>,
@@ -201,6 +206,9 @@ impl App {
         };
         let status = StatusHub::new(Arc::clone(&provisioner), config.sse_max_clients);
         let jobs = Jobs::open(&config, &lifecycle, target, refill.clone()).await.map_err(AppError::Nats)?;
+        let webhooks = config.webhooks.as_ref();
+        let webhooks = webhooks.map(|it| Webhooks::open(it, &config.state_dir, &config.node)).transpose();
+        let webhooks = webhooks.map_err(AppError::Webhooks)?;
         let dispatch = jobs.dispatch();
         let reconciler = Reconciler::new(Arc::clone(&lifecycle), target, refill, Arc::clone(dispatch));
         let reaper = Reaper::new(Arc::clone(&lifecycle), reap, Arc::clone(dispatch));
@@ -237,6 +245,7 @@ impl App {
             lifecycle,
             provisioner,
             jobs,
+            webhooks,
             reconciler,
             reaper,
             listener,
@@ -282,7 +291,13 @@ impl App {
         // Whatever makes this function return ends them.
         let _ends = (stop_workers.clone().drop_guard(), stop_feeds.clone().drop_guard());
         self.jobs.begin((&workers, &stop_workers), (&feeds, &stop_feeds));
+        let mut heard = self.lifecycle.events().listen();
         self.take_over().await?;
+        if let Some(webhooks) = self.webhooks.take() {
+            let store = Arc::clone(self.lifecycle.store());
+            webhooks.catch_up(&mut heard, &*store).await.map_err(AppError::Adopt)?;
+            feeds.spawn(webhooks.run(heard, store, stop_feeds.clone()));
+        }
         self.jobs.open_bus(&workers, &stop_workers);
         let pool = self.reconciler.status();
         workers.spawn(self.reconciler.run(stop_workers.clone()));

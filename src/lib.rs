@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! L4  main, commands, app, open_{jobs,store} name concrete adapters, wire them
-//! L3  api, proxy, pool::{reconciler, reaper}, jobs::worker, events, route::keeper   edges and workers
+//! L3  api, proxy, pool::{reconciler, reaper}, jobs::worker, events, webhook, route::keeper   edges and workers
 //! L2  provision, checkpoint, restore, egress, database, snapshot::{archive, catalog, prepare}   procedures
 //! L1  engine, store, route, jobs, nats, host ports with their adapters; the kernel
 //! L0  id, client, token, connections, error, config, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
@@ -51,3 +51,4 @@ pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod token;
+pub mod webhook;

@@ -55,6 +55,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("pool::adopt", 3),
     ("jobs::worker", 3),
     ("events", 3),
+    ("webhook", 3),
     ("listener", 4),
     ("app", 4),
     ("assemble", 4),

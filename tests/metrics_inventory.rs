@@ -12,8 +12,8 @@ use std::time::Duration;
 use common::{Daemon, Host};
 use demo_multiplexer::engine::Phase;
 use demo_multiplexer::error::ErrorKind;
-use demo_multiplexer::metrics;
 use demo_multiplexer::metrics::families::{FAMILIES, Family, Kind};
+use demo_multiplexer::metrics::{self, Delivery};
 use demo_multiplexer::testing::eventually;
 use http::Method;
 use tokio::io::AsyncReadExt as _;
@@ -108,7 +108,8 @@ async fn every_family_is_touched_and_has_the_labels_it_says() {
     let daemon = host.start(&settings).await;
     live(&host, &daemon).await;
     one_connection_too_many(&daemon).await;
-    // Their callers need a real snapshot, a follower of a stream, a Caddy, a NATS.
+    // Their callers need a real snapshot, a follower of a stream, a Caddy, a NATS, a webhook.
+    metrics::webhook(Delivery::Delivered, 1);
     metrics::snapshot_in_use(&"shop".parse().unwrap(), 10, 20);
     metrics::sse_client_came();
     metrics::routes_written(true, std::time::Duration::from_millis(5));

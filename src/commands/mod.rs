@@ -23,6 +23,7 @@ mod reap;
 mod serve;
 mod snapshot;
 mod token;
+mod webhook;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -84,6 +85,8 @@ enum Command {
     OpenApi(openapi::OpenApi),
     /// Make tokens for the API
     Token(token::Token),
+    /// Try the addresses that are told of leases
+    Webhook(webhook::Webhook),
     /// Print a shell's completion script
     Completions(Completions),
     /// Write the manual pages
@@ -219,6 +222,7 @@ impl Invocation {
                 clap_complete::generate(completions.shell, &mut command_line(), NAME, &mut std::io::stdout());
             }
             Command::Man(man) => man.run()?,
+            Command::Webhook(webhook) => return webhook.run(&context).await,
             Command::Doctor(doctor) => return Ok(doctor.run(&context).await),
         }
         Ok(ExitCode::SUCCESS)

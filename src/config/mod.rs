@@ -14,6 +14,7 @@ pub(crate) mod sources;
 mod store;
 mod subnet;
 pub mod units;
+mod webhooks;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -31,6 +32,7 @@ pub use self::settings::{SETTINGS, Setting};
 pub use self::sources::collect;
 pub use self::store::{Endpoint, Servers, StoreAt, ValkeyAt};
 pub use self::subnet::Subnet;
+pub use self::webhooks::{WebhookConfig, WebhookSecret, WebhookSecretError, WebhookUrl};
 use crate::client::TrustedProxies;
 use crate::id::NodeName;
 
@@ -100,6 +102,8 @@ pub struct Config {
     pub node: NodeName,
     /// NATS, if jobs and events go over it.
     pub nats: Option<NatsConfig>,
+    /// Who is told of leases.
+    pub webhooks: Option<WebhookConfig>,
     /// All of the daemon's own files.
     pub state_dir: PathBuf,
     /// Snapshots at rest.
@@ -295,6 +299,7 @@ impl Config {
             store,
             node,
             nats: nats::read(&mut read),
+            webhooks: webhooks::read(&mut read),
             snapshot_dir: read.directory("SNAPSHOT_DIR"),
             recipe_dir: read.directory("RECIPE_DIR"),
             state_dir,

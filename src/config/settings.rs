@@ -151,6 +151,19 @@ pub const SETTINGS: &[Setting] = &[
     setting("EVENTS_MAX_AGE", "168h", "How long NATS keeps life-cycle events"),
     setting("EVENTS_MAX_MIB", "256", "MiB of life-cycle events that NATS keeps; the oldest go first"),
     setting(
+        "WEBHOOK_URLS",
+        "",
+        "Addresses that are told, signed, when an instance is acquired, expires, is released or fails; comma \
+         separated, https or on this host",
+    ),
+    setting("WEBHOOK_SECRET", "", "What signs those messages, 16 characters at least; better in a file"),
+    setting("WEBHOOK_SECRET_FILE", "", "A file (mode 0600) with that secret"),
+    setting(
+        "WEBHOOK_PLAIN_HTTP",
+        "refused",
+        "refused or allowed: tell also addresses of other hosts that begin with http://",
+    ),
+    setting(
         "STATE_DIR",
         "/var/lib/demo-multiplexer",
         "The daemon's files; best on XFS with reflink or btrfs",

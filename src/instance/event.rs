@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Instance, Source, State};
-use crate::id::{GoldenName, InstanceId};
+use crate::id::{GoldenName, InstanceId, NodeName};
 
 /// The version this program writes into events.
 pub const EVENT_VERSION: u16 = 1;
@@ -81,6 +81,9 @@ pub struct InstanceEvent {
     pub instance_id: InstanceId,
     /// Its golden.
     pub golden: GoldenName,
+    /// The daemon that made it, and alone may end it.
+    #[serde(default = "NodeName::unknown")]
+    pub node: NodeName,
     /// What happened.
     pub happened: Happened,
     /// The record's generation after it; a later change has a higher one.
@@ -103,6 +106,7 @@ impl InstanceEvent {
             version: EVENT_VERSION,
             instance_id: instance.id.clone(),
             golden: instance.golden.clone(),
+            node: instance.node.clone(),
             happened,
             generation: instance.generation,
             at,

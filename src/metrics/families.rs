@@ -177,4 +177,16 @@ pub const FAMILIES: &[Family] = &[
         &["outcome"],
         "Life-cycle events, published to NATS or dropped",
     ),
+    family(
+        "demo_multiplexer_webhook_deliveries_total",
+        Counter,
+        &["outcome"],
+        "Events for webhooks; outcome: delivered, failed (an attempt; it is tried again) or dropped",
+    ),
+    family(
+        "demo_multiplexer_webhook_events_waiting",
+        Gauge,
+        &[],
+        "Events that wait for a webhook to take them",
+    ),
 ];

@@ -83,6 +83,27 @@ impl JobOutcome {
     }
 }
 
+/// What became of an event for a webhook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// The receiver took it.
+    Delivered,
+    /// An attempt came to nothing.
+    Failed,
+    /// It was given up.
+    Dropped,
+}
+
+impl Delivery {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
 /// Installs the recorder once a process and answers what renders it.
 pub fn install() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -113,6 +134,7 @@ fn describe() {
     }
     gauge!("demo_multiplexer_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     gauge!("demo_multiplexer_sse_clients").set(0.0);
+    webhooks_waiting(0);
 }
 
 /// The router was told of changes, many at once or one.
@@ -192,6 +214,17 @@ pub fn event_published() {
 /// So many events were given up: NATS was away for too long.
 pub fn events_dropped(count: u64) {
     counter!("demo_multiplexer_events_total", "outcome" => "dropped").increment(count);
+}
+
+/// So many events for webhooks, or attempts at one, ended so.
+pub fn webhook(delivery: Delivery, count: u64) {
+    counter!("demo_multiplexer_webhook_deliveries_total", "outcome" => delivery.as_str()).increment(count);
+}
+
+/// So many events wait for a webhook to take them.
+pub fn webhooks_waiting(count: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    gauge!("demo_multiplexer_webhook_events_waiting").set(count as f64);
 }
 
 /// A request to an instance was answered with this status.
