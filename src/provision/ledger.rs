@@ -110,7 +110,7 @@ impl Ledger {
     /// is replacing what runs for it.
     pub(super) fn try_end(&self, id: &InstanceId) -> bool {
         let mut held = self.lock();
-        let of = held.entry(id.clone()).or_insert(Held::new(Doing::Living));
+        let of = held.entry(id.clone()).or_insert_with(|| Held::new(Doing::Living));
         let free = !matches!(of.doing, Doing::Ending | Doing::Changing);
         if free {
             of.doing = Doing::Ending;
@@ -201,7 +201,7 @@ impl Ledger {
 
     fn set(&self, id: &InstanceId, doing: Doing) {
         let mut held = self.lock();
-        held.entry(id.clone()).or_insert(Held::new(doing)).doing = doing;
+        held.entry(id.clone()).or_insert_with(|| Held::new(doing)).doing = doing;
     }
 
     /// Notes a record that the store has, if it is the latest of an instance
