@@ -40,6 +40,7 @@ use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::reconciler::Reconciler;
 use crate::pool::sleeper;
 use crate::pool::{Nudge, PoolStatus, Target};
+use crate::provision::audit::Auditor;
 use crate::provision::{GoldenRuntime, Lifecycle, Parts, Provisioner, Terms};
 use crate::proxy::{self, Proxy, PublicFace};
 use crate::route::{self, RouteError};
@@ -215,6 +216,7 @@ impl App {
         let phase = PhaseSetter::default();
         let api = api::router(ApiState {
             provisioner: Arc::clone(&provisioner),
+            auditor: Arc::new(Auditor::new(Arc::clone(&lifecycle), Arc::clone(dispatch))),
             pool: reconciler.status(),
             phase: phase.view(),
             trusted_proxies: config.trusted_proxies.clone(),

@@ -23,10 +23,10 @@ use crate::engine::{CleanupError, ContainerEngine};
 use crate::error::Chain;
 use crate::golden::images::{Image, Images};
 use crate::golden::recipe::Recipe;
-use crate::host::cgroup;
 use crate::host::net::Network;
 use crate::host::quota::Quota;
 use crate::host::slots::{Parts, Slots, make_private};
+use crate::host::{cgroup, claim};
 use crate::id::GoldenName;
 use crate::identity::Supply;
 use crate::metrics;
@@ -70,6 +70,7 @@ impl Host {
         let cgroups = cgroup::Parent::open(&config.cgroup_parent)
             .context("cannot set up the instances' cgroup: is cgroup v2 mounted at /sys/fs/cgroup?")?
             .on_disk_of(&config.state_dir);
+        claim::take(&network, &cgroups, &config.state_dir).await?;
         let quota = Quota::open(&config.state_dir, config.disk_max).await;
         let quota = quota.context("cannot limit what instances write (DISK_MAX)")?;
         tracing::info!(disk_max = config.disk_max, held_by = quota.held_by(), "disk limit");
@@ -87,6 +88,14 @@ impl Host {
 /// disk) comes back when instances end, in seconds at best.
 const REFILL_PAUSE: Duration = Duration::from_secs(2);
 
+/// How long nobody may have taken a slot before new ones are made: a visitor's
+/// restore and first page (150 ms) come first, since making a slot wants a
+/// processor as they do. Longer, and a second burst finds none ahead.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// When slots are made all the same.
+const QUIET_AT_MOST: Duration = Duration::from_secs(1);
+
 /// Keeps slots, and what drivers make in them, made ahead until `stop`; spawned
 /// once by the daemon, which waits for its end before it drains: what is half
 /// made is finished first.
@@ -102,7 +111,11 @@ pub async fn keep_filled(slots: Arc<Slots>, engines: Vec<Arc<dyn ContainerEngine
         let wait = async {
             match pause {
                 Some(pause) => tokio::time::sleep(pause).await,
-                None => slots.taken().await,
+                None => {
+                    slots.taken().await;
+                    let quiet = async { while tokio::time::timeout(QUIET, slots.taken()).await.is_ok() {} };
+                    drop(tokio::time::timeout(QUIET_AT_MOST, quiet).await);
+                }
             }
         };
         tokio::select! {

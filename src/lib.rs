@@ -27,6 +27,7 @@ pub mod egress;
 pub mod engine;
 pub mod error;
 pub mod events;
+pub mod failpoint;
 pub mod golden;
 pub mod host;
 pub mod id;

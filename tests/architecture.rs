@@ -16,6 +16,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("token", 0),
     ("connections", 0),
     ("error", 0),
+    ("failpoint", 0),
     ("config", 0),
     ("instance", 0),
     ("golden", 0),

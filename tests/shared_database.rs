@@ -285,6 +285,14 @@ async fn a_killed_daemons_databases_are_adopted_or_dropped_and_anothers_left_alo
         same(&databases.contains(&name), &true)
     })
     .await;
+    server.sql(&format!("CREATE DATABASE {orphan}")).await;
+    let audit = place.cli_with(&["doctor", "--audit", "--fix", "--json"], &with(&settings, &[])).await.json();
+    let found: Vec<_> =
+        audit["found"].as_array().unwrap().iter().map(|it| (&it["kind"], &it["what"])).collect();
+    assert_eq!(found, [(&json!("database"), &json!(orphan))], "{audit:#}");
+    assert_eq!(audit["left"], json!([]));
+    assert!(!server.census().await.0.contains(&orphan));
+    shop.answers().await;
     daemon.release(shop.id()).await;
     daemon.stop().await;
     let left: Vec<&str> = foreign.iter().chain(&foreign).copied().collect();

@@ -82,6 +82,7 @@ const TABLE: &[(&str, Who)] = &[
     ("/api/v1/demo", Who::Operator),
     ("/api/v1/demo/{id}/logs", Who::Operator),
     ("/api/v1/pool/stats", Who::Operator),
+    ("/api/v1/audit", Who::Operator),
     ("/api/v1/pool/target", Who::Operator),
     ("/api/v1/pool/drain", Who::Operator),
     ("/metrics", Who::Watcher),

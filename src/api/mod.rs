@@ -11,6 +11,7 @@
 //! Not responsible for: the rules of handing out ([`crate::provision`]).
 
 mod access;
+mod audit;
 mod cors;
 mod demo;
 mod dto;
@@ -40,6 +41,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use self::access::{Access, Door};
+pub(crate) use self::audit::AuditAnswer;
 use self::problem::Problem;
 use self::status::StatusHub;
 use crate::client::TrustedProxies;
@@ -47,6 +49,7 @@ use crate::config::Origins;
 use crate::nats::Link;
 use crate::pool::PoolStatus;
 use crate::provision::Provisioner;
+use crate::provision::audit::Auditor;
 use crate::shutdown::Phase;
 
 /// What the handlers stand on.
@@ -54,6 +57,8 @@ use crate::shutdown::Phase;
 pub struct ApiState {
     /// Hands out and takes back.
     pub provisioner: Arc<Provisioner>,
+    /// Searches the host.
+    pub auditor: Arc<Auditor>,
     /// How the reconciler stands.
     pub pool: watch::Receiver<PoolStatus>,
     /// Where the daemon stands.
@@ -117,6 +122,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(status::status))
         .routes(routes!(logs::show))
         .routes(routes!(pool::stats))
+        .routes(routes!(audit::look, audit::mend))
         .routes(routes!(steer::targets, steer::set_target))
         .routes(routes!(steer::drain, steer::undrain))
         .routes(routes!(tls::ask))

@@ -103,24 +103,31 @@ impl Service {
         if body.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_slice(&body)?) }
     }
 
-    /// Returns when the pool has its target and slots wait again, so that the
-    /// next iteration does not share the machine with the last one's refill.
+    /// Returns when the pool has its target, nothing is being taken down and slots
+    /// wait again, so that the next iteration does not share the machine with what
+    /// the last one left to do.
     ///
     /// # Errors
     /// When it does not fill.
     pub async fn wait_until_full(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + FILL_DEADLINE;
         loop {
-            let ready = match self.call(Method::GET, "/api/v1/pool/stats").await {
-                Ok(stats) => stats["goldens"][0]["states"]["ready"].as_u64().unwrap_or(0),
+            let (ready, ending) = match self.call(Method::GET, "/api/v1/pool/stats").await {
+                Ok(stats) => {
+                    let count = |state: &str| stats["goldens"][0]["states"][state].as_u64().unwrap_or(0);
+                    (count("ready"), count("expired") + count("failed"))
+                }
                 Err(error) if Instant::now() > deadline => return Err(error),
-                Err(_) => 0,
+                Err(_) => (0, 0),
             };
-            if usize::try_from(ready)? >= self.config.pool_target_size {
+            if usize::try_from(ready)? >= self.config.pool_target_size && ending == 0 {
                 return assemble::fill(&self.host.slots, &self.engines).await;
             }
             if Instant::now() > deadline {
-                bail!("the pool has {ready} instances instead of {}", self.config.pool_target_size);
+                bail!(
+                    "the pool has {ready} instances instead of {}, and {ending} are being taken down",
+                    self.config.pool_target_size
+                );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

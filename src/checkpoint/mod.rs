@@ -34,6 +34,7 @@ use self::golden::{Boot, Golden, GoldenError};
 use crate::config::DatabaseMode;
 use crate::database::{DatabaseError, Mover, Root, Scratch, Server};
 use crate::engine::podman::cli::{self, PodmanError};
+use crate::failpoint;
 use crate::golden::build::Image;
 use crate::golden::recipe::Recipe;
 use crate::id::SnapshotId;
@@ -151,8 +152,13 @@ pub async fn create(
         archives,
         recipe: recipe.clone(),
     };
+    stop_at("checkpoint:before-publish")?;
     writer.finish(&manifest)?;
     Ok(manifest)
+}
+
+fn stop_at(point: &'static str) -> Result<(), CheckpointError> {
+    failpoint::hit(point).map_err(|source| CheckpointError::Io { path: point.into(), source })
 }
 
 async fn boot_and_collect(
@@ -162,12 +168,14 @@ async fn boot_and_collect(
     say: &(dyn Fn(&str) + Sync),
 ) -> Result<(Archives, u32), CheckpointError> {
     let Checkpoint { recipe, image, state_dir, .. } = *checkpoint;
+    stop_at("checkpoint:before-boot")?;
     let boot = Boot { recipe, image: &image.name, state_dir, database: scratch.map(Scratch::own) };
     let golden = Golden::boot(&boot, say).await?;
     let dump = dir.join(prepare::DUMP);
     let frozen = async {
         golden.warm(recipe, say).await?;
         golden.quiesce(recipe, say).await?;
+        stop_at("checkpoint:before-freeze")?;
         let program = recipe.run.database_program.as_deref();
         if let (Some(program), Some(_)) = (program, scratch) {
             say("copying its database from the shared server");
@@ -178,7 +186,10 @@ async fn boot_and_collect(
     let result = match frozen.await {
         Ok(mut frozen) => {
             frozen.dump = scratch.map(|_| dump.clone());
-            collect(frozen, dir, say).await
+            match stop_at("checkpoint:after-freeze") {
+                Ok(()) => collect(frozen, dir, say).await,
+                Err(error) => Err(error),
+            }
         }
         Err(error) => Err(error),
     };

@@ -78,7 +78,7 @@ enum Command {
     Exec(exec::Exec),
     /// Measure every way to get a shop, side by side
     Bench(bench::Bench),
-    /// Say what this host lacks and what to do about it
+    /// Say what this host lacks and what to do about it, or what is left on it
     Doctor(doctor::Doctor),
     /// Print the API as an OpenAPI document
     #[command(name = "openapi")]
@@ -223,7 +223,7 @@ impl Invocation {
             }
             Command::Man(man) => man.run()?,
             Command::Webhook(webhook) => return webhook.run(&context).await,
-            Command::Doctor(doctor) => return Ok(doctor.run(&context).await),
+            Command::Doctor(doctor) => return doctor.run(&context).await,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -16,6 +16,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,7 @@ use crate::engine::{
 };
 use crate::error::Chain;
 use crate::id::InstanceId;
+use crate::instance::trace::{Depth, Trace};
 use crate::instance::{Container, EngineKind, Source};
 
 /// How long after a failure the next copy is tried: what is missing (the
@@ -196,8 +198,7 @@ impl Supply {
             ready.waiting.remove(id);
             ready.named.remove(id);
         }
-        let server = self.template.server();
-        let dropped = server.remove(&server.name(id.as_str())).await;
+        let dropped = self.template.server().drop_of(id).await;
         let left = |error| CleanupError { step: "drop the database", source: io::Error::other(error) };
         dropped.err().map(left)
     }
@@ -310,13 +311,15 @@ impl ContainerEngine for SharedEngine {
         self.supply.inner.ended(container).await;
     }
 
-    async fn traces(&self) -> io::Result<Vec<InstanceId>> {
-        let mut traces = self.supply.inner.traces().await?;
-        traces.extend(self.supply.template.server().instances().await.map_err(io::Error::other)?);
-        traces.sort();
-        traces.dedup();
+    async fn traces(&self, depth: Depth) -> io::Result<Vec<Trace>> {
+        let mut traces = self.supply.inner.traces(depth).await?;
+        traces.extend(self.supply.template.server().traces().await.map_err(io::Error::other)?);
         let ready = self.supply.ready();
-        traces.retain(|id| !ready.knows(id));
+        traces.retain(|trace| !trace.instance().is_some_and(|id| ready.knows(id)));
         Ok(traces)
+    }
+
+    async fn shut(&self, address: Ipv4Addr) -> io::Result<()> {
+        self.supply.inner.shut(address).await
     }
 }

@@ -21,6 +21,7 @@ use crate::engine::OwnDatabase;
 use crate::error::Chain;
 use crate::id::InstanceId;
 use crate::identity;
+use crate::instance::trace::{Kind, Trace};
 
 /// Any statement but the making of a template; the slowest seen is the drop of
 /// a PrestaShop's 276 tables, 0.4 s.
@@ -346,10 +347,22 @@ impl Server {
         Ok(all.into_iter().filter_map(own).collect())
     }
 
-    /// Ids of the instances that have a database here.
-    pub(super) async fn instances(&self) -> Result<Vec<InstanceId>, DatabaseError> {
+    /// The databases of instances.
+    ///
+    /// # Errors
+    /// [`DatabaseError`].
+    pub async fn traces(&self) -> Result<Vec<Trace>, DatabaseError> {
         let all = self.databases().await?;
-        Ok(all.into_iter().filter_map(|(name, _)| name.parse().ok()).collect())
+        let trace = |rest: String| Some(Trace::of(rest.parse().ok()?, Kind::Database, self.name(&rest)));
+        Ok(all.into_iter().filter_map(|(rest, _)| trace(rest)).collect())
+    }
+
+    /// Drops an instance's database and user, whatever of them is there.
+    ///
+    /// # Errors
+    /// [`DatabaseError`].
+    pub async fn drop_of(&self, id: &InstanceId) -> Result<(), DatabaseError> {
+        self.remove(&self.name(id.as_str())).await
     }
 }
 

@@ -4,6 +4,7 @@
 //! before the inner driver takes the shop down.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -16,6 +17,7 @@ use crate::engine::{
 use crate::error::{Chain, ErrorKind};
 use crate::golden::network::Destination;
 use crate::id::InstanceId;
+use crate::instance::trace::{Depth, Trace};
 use crate::instance::{Container, EngineKind, Source};
 
 /// A driver whose shops have a way out.
@@ -134,7 +136,11 @@ impl ContainerEngine for WayOutEngine {
         self.inner.ended(container).await;
     }
 
-    async fn traces(&self) -> io::Result<Vec<InstanceId>> {
-        self.inner.traces().await
+    async fn traces(&self, depth: Depth) -> io::Result<Vec<Trace>> {
+        self.inner.traces(depth).await
+    }
+
+    async fn shut(&self, address: Ipv4Addr) -> io::Result<()> {
+        self.inner.shut(address).await
     }
 }

@@ -12,6 +12,7 @@
 //! instances at once. Neither is cancel-safe: callers spawn them.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 pub mod cold;
@@ -25,6 +26,7 @@ use secrecy::SecretString;
 use crate::error::ErrorKind;
 use crate::host::slots::Slots;
 use crate::id::{InstanceId, SnapshotId};
+use crate::instance::trace::{Depth, Trace};
 use crate::instance::{Container, EngineKind, Source};
 
 /// A container that has just begun to run.
@@ -234,6 +236,20 @@ fn leftovers(cleanup: &[CleanupError]) -> String {
     cleanup.iter().map(|error| format!(" (left behind: {error}: {})", error.source)).collect()
 }
 
+/// The beginning of every `destroy` of an instance in a slot: of one whose first
+/// process nobody knows, what no name leads to is searched for and ended.
+pub(crate) async fn end_strays(
+    slots: &Slots,
+    id: &InstanceId,
+    container: Option<&Container>,
+) -> Vec<CleanupError> {
+    if container.is_some() {
+        return Vec::new();
+    }
+    let failed = slots.end_strays(id).await;
+    failed.into_iter().map(|(step, source)| CleanupError { step, source }).collect()
+}
+
 /// The end of every `destroy` of an instance in a slot: its address is free
 /// only when nothing of it is left, since an address may not have two owners.
 pub(crate) async fn destroyed(
@@ -359,9 +375,18 @@ pub trait ContainerEngine: Send + Sync + fmt::Debug {
         Ok(Vec::new())
     }
 
-    /// Ids of which this driver finds traces on the host, whatever the store says.
+    /// What this driver finds of instances on the host, whatever the store says;
+    /// without what it has made ahead.
     ///
     /// # Errors
     /// When the host cannot be searched.
-    async fn traces(&self) -> std::io::Result<Vec<InstanceId>>;
+    async fn traces(&self, depth: Depth) -> std::io::Result<Vec<Trace>>;
+
+    /// Takes from an address whatever it was allowed; for one that no instance has.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    async fn shut(&self, _address: Ipv4Addr) -> std::io::Result<()> {
+        Ok(())
+    }
 }

@@ -99,6 +99,18 @@ impl Parent {
         &self.controllers
     }
 
+    /// Its own directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its name, as CGROUP_PARENT has it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.path.strip_prefix(MOUNT).unwrap_or(&self.path).display().to_string()
+    }
+
     /// An instance's directory.
     #[must_use]
     pub fn of(&self, id: &InstanceId) -> PathBuf {

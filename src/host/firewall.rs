@@ -135,6 +135,48 @@ impl Firewall {
         self.change(|ways| *ways = wanted).await
     }
 
+    /// The table's name.
+    #[must_use]
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// Every shop that the kernel's sets let out, whatever this daemon knows.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub async fn allowed(&self) -> io::Result<BTreeSet<Ipv4Addr>> {
+        let mut shops: BTreeSet<Ipv4Addr> = self.read_ways().await?.into_keys().collect();
+        shops.extend(read_outward(&list(&["set", "inet", &self.table, "outward"]).await?)?);
+        Ok(shops)
+    }
+
+    async fn read_ways(&self) -> io::Result<Ways> {
+        read_ways(&list(&["set", "inet", &self.table, "ways"]).await?)
+    }
+
+    /// Takes from a shop what the kernel's sets allow it, whatever this daemon knows.
+    ///
+    /// # Errors
+    /// When `nft` refuses.
+    pub async fn shut(&self, shop: Ipv4Addr) -> io::Result<()> {
+        let mut state = self.state.lock().await;
+        let reached = self.read_ways().await?.remove(&shop).unwrap_or_default();
+        // Added first, so that there is one to delete.
+        let mut rules = String::new();
+        for verb in ["add", "delete"] {
+            // Writing to a string does not fail.
+            let _ = writeln!(rules, "{verb} element inet {} outward {{ {shop} }}", self.table);
+        }
+        for way in reached {
+            let (table, to, port) = (&self.table, way.ip(), way.port());
+            let _ = writeln!(rules, "delete element inet {table} ways {{ {shop} . {to} . {port} }}");
+        }
+        nft(&rules).await?;
+        state.ways.remove(&shop);
+        Ok(())
+    }
+
     async fn change(&self, change: impl FnOnce(&mut Ways)) -> io::Result<()> {
         let mut state = self.state.lock().await;
         let mut wanted = state.ways.clone();
@@ -317,6 +359,17 @@ fn read_ways(json: &str) -> io::Result<Ways> {
     Ok(ways)
 }
 
+/// Reads the set `outward` as `nft --json` lists it.
+fn read_outward(json: &str) -> io::Result<Vec<Ipv4Addr>> {
+    let listed: serde_json::Value = serde_json::from_str(json)?;
+    let objects = listed["nftables"].as_array().into_iter().flatten();
+    let elements = objects.filter_map(|object| object["set"]["elem"].as_array()).flatten();
+    let unknown = |element| io::Error::other(format!("nft lists an unknown element {element}"));
+    elements
+        .map(|element| element.as_str().and_then(|text| text.parse().ok()).ok_or_else(|| unknown(element)))
+        .collect()
+}
+
 /// Lists something of the kernel's rules as JSON.
 async fn list(what: &[&str]) -> io::Result<String> {
     let output = Command::new("nft")
@@ -410,6 +463,12 @@ mod tests {
         let empty = r#"{"nftables": [{"set": {"family": "inet", "name": "ways", "table": "t"}}]}"#;
         assert_eq!(read_ways(empty).unwrap(), Ways::new());
         assert!(read_ways(r#"{"nftables": [{"set": {"elem": ["10.0.0.2"]}}]}"#).is_err());
+        let outward = r#"{"nftables": [{"metainfo": {}}, {"set": {"elem": ["10.0.0.2", "10.0.0.9"]}}]}"#;
+        assert_eq!(
+            read_outward(outward).unwrap(),
+            ["10.0.0.2", "10.0.0.9"].map(|it| it.parse::<Ipv4Addr>().unwrap())
+        );
+        assert!(read_outward(r#"{"nftables": [{"set": {"elem": [7]}}]}"#).is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! on the host whatever the store says.
 
 pub mod cgroup;
+pub mod claim;
 pub mod devices;
 mod disk;
 pub mod enter;
@@ -19,4 +20,5 @@ pub mod process;
 pub mod quota;
 mod seccomp;
 pub mod slots;
+mod strays;
 pub mod tree;

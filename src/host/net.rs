@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryStreamExt as _;
@@ -34,6 +35,13 @@ use crate::id::InstanceId;
 /// How many addresses the search for a free one goes round in, as long as one
 /// of them is free: the kernel and the firewall keep a line for each one used.
 const ROUND: u32 = 4096;
+
+/// How the bridge's alias begins.
+const OWNED_BY: &str = "demo-multiplexer on ";
+
+/// The longest alias that the kernel takes (IFALIASZ). With a longer path the
+/// cgroup alone says whose they are.
+const ALIAS_MAX: usize = 255;
 
 /// The network could not be set up or taken down.
 #[derive(Debug, thiserror::Error)]
@@ -369,14 +377,48 @@ impl Network {
         }
     }
 
-    /// Ids of all instances that have a port of this bridge; those of another
-    /// daemon's bridge are none of our business.
+    /// The bridge's name.
+    #[must_use]
+    pub fn bridge_name(&self) -> &str {
+        &self.bridge_name
+    }
+
+    /// Whose the bridge is, if it says so: a STATE_DIR.
+    ///
+    /// # Errors
+    /// When the bridge cannot be looked at.
+    pub async fn owner(&self) -> io::Result<Option<PathBuf>> {
+        let mut links = self.handle.link().get().match_index(self.bridge).execute();
+        let link = links.try_next().await.map_err(to_io)?;
+        let attributes = link.map(|link| link.attributes).unwrap_or_default();
+        Ok(attributes.into_iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfAlias(alias) => alias.strip_prefix(OWNED_BY).map(PathBuf::from),
+            _ => None,
+        }))
+    }
+
+    /// Says whose the bridge is.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_owner(&self, state_dir: &Path) -> io::Result<()> {
+        let alias = format!("{OWNED_BY}{}", state_dir.display());
+        if alias.len() > ALIAS_MAX {
+            return Ok(());
+        }
+        let attribute = LinkAttribute::IfAlias(alias);
+        let named = LinkUnspec::new_with_index(self.bridge).append_extra_attribute(attribute).build();
+        self.handle.link().set(named).execute().await.map_err(to_io)
+    }
+
+    /// All instances' ports of this bridge, by index; those of another daemon's
+    /// bridge are none of our business.
     ///
     /// # Errors
     /// When the interfaces cannot be listed.
-    pub async fn interfaces(&self) -> io::Result<Vec<InstanceId>> {
+    pub async fn ports(&self) -> io::Result<Vec<(u32, InstanceId)>> {
         let mut links = self.handle.link().get().execute();
-        let mut ids = Vec::new();
+        let mut ports = Vec::new();
         while let Some(link) = links.try_next().await.map_err(to_io)? {
             if !link.attributes.contains(&LinkAttribute::Controller(self.bridge)) {
                 continue;
@@ -385,11 +427,30 @@ impl Network {
                 if let LinkAttribute::IfName(name) = attribute
                     && let Some(id) = name.strip_prefix("dm-").and_then(|id| id.parse().ok())
                 {
-                    ids.push(id);
+                    ports.push((link.header.index, id));
                 }
             }
         }
-        Ok(ids)
+        Ok(ports)
+    }
+
+    /// Addresses that are in the firewall's sets and that no instance has.
+    ///
+    /// # Errors
+    /// When the sets cannot be listed.
+    pub async fn unused_but_allowed(&self) -> io::Result<Vec<Ipv4Addr>> {
+        let allowed = self.firewall.allowed().await?;
+        let taken = lock(&self.taken);
+        Ok(allowed.into_iter().filter(|address| !taken.addresses.contains(address)).collect())
+    }
+
+    /// Takes from an address that no instance has what the firewall allows it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn shut(&self, address: Ipv4Addr) -> io::Result<()> {
+        let is_taken = lock(&self.taken).addresses.contains(&address);
+        if is_taken { Ok(()) } else { self.firewall.shut(address).await }
     }
 }
 

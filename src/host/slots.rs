@@ -17,10 +17,12 @@ use std::sync::{Mutex, PoisonError};
 use super::net::{Lease, NetError, Network};
 use super::process;
 use super::quota::{self, Quota};
-use super::{cgroup, devices, tree};
+use super::{cgroup, devices, strays, tree};
 use crate::error::ErrorKind;
+use crate::failpoint;
 use crate::id::InstanceId;
 use crate::instance::Container;
+use crate::instance::trace::{Depth, Kind, Owner, Trace};
 
 /// A slot could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +117,6 @@ impl Ready {
         self.waiting.contains_key(id)
             || self.named.contains_key(id)
             || self.making.contains(id)
-            || self.held.contains(id)
             || self.held.contains(id)
     }
 
@@ -356,11 +357,15 @@ impl Slots {
         let dirs = self.dirs(id);
         let number = self.network.number(attached.lease.address());
         let made = async {
+            failpoint::hit("slot:after-network").map_err(io("pass a fail point"))?;
             self.quota.make(&dirs.top, number).await.map_err(io("make the instance's directory"))?;
             for dir in [&dirs.upper, &dirs.work, &dirs.root, &dirs.criu, &dirs.external] {
                 make_private(dir).map_err(io("make the instance's directories"))?;
             }
-            self.cgroups.create(id).map_err(io("make the instance's cgroup"))
+            failpoint::hit("slot:after-directory").map_err(io("pass a fail point"))?;
+            let cgroup = self.cgroups.create(id).map_err(io("make the instance's cgroup"))?;
+            failpoint::hit("slot:after-cgroup").map_err(io("pass a fail point"))?;
+            Ok(cgroup)
         };
         let made = made.await;
         match made {
@@ -383,19 +388,23 @@ impl Slots {
     pub async fn remove(&self, id: &InstanceId) -> Vec<(&'static str, io::Error)> {
         drop(self.ready().remove(id));
         let mut failed = Vec::new();
-        if let Err(error) = self.cgroups.destroy(id).await {
-            failed.push(("kill and remove the cgroup", error));
-        }
-        if let Err(error) = self.network.remove_interface(id).await {
-            failed.push(("remove the network interface", error));
-        }
+        let mut step = |step: &'static str, done: io::Result<()>| {
+            if let Err(error) = done {
+                failed.push((step, error));
+            }
+        };
+        step("begin to remove it", failpoint::hit("destroy:before"));
+        step("kill and remove the cgroup", self.cgroups.destroy(id).await);
+        step("remove the network interface", failpoint::hit("destroy:after-cgroup"));
+        step("remove the network interface", self.network.remove_interface(id).await);
+        step("remove the instance's directory", failpoint::hit("destroy:after-network"));
         let top = self.dirs(id).top;
         let removed = tokio::task::spawn_blocking(move || tree::remove(&top));
-        match removed.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => failed.push(("remove the instance's directory", error)),
-            Err(error) => failed.push(("remove the instance's directory", io::Error::other(error))),
-        }
+        step(
+            "remove the instance's directory",
+            removed.await.unwrap_or_else(|error| Err(io::Error::other(error))),
+        );
+        step("end the removal", failpoint::hit("destroy:after-directory"));
         failed
     }
 
@@ -416,21 +425,63 @@ impl Slots {
         failed
     }
 
-    /// Ids of instances that left anything on this host, waiting slots aside.
+    /// What instances left on this host, waiting slots aside.
     ///
     /// # Errors
     /// When the host cannot be searched.
-    pub async fn traces(&self) -> io::Result<Vec<InstanceId>> {
-        let mut ids = self.cgroups.instances()?;
-        ids.extend(self.network.interfaces().await?);
-        for entry in std::fs::read_dir(&self.instances)? {
-            ids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<InstanceId>().ok()));
+    pub async fn traces(&self, depth: Depth) -> io::Result<Vec<Trace>> {
+        let mut traces = Vec::new();
+        for id in self.cgroups.instances()? {
+            let path = self.cgroups.of(&id);
+            traces.push(Trace::of(id, Kind::Cgroup, path.display().to_string()));
         }
-        ids.sort();
-        ids.dedup();
+        for (_, id) in self.network.ports().await? {
+            let name = id.interface();
+            traces.push(Trace::of(id, Kind::Veth, name));
+        }
+        for entry in std::fs::read_dir(&self.instances)? {
+            let entry = entry?;
+            if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+                traces.push(Trace::of(id, Kind::Directory, entry.path().display().to_string()));
+            }
+        }
+        if depth == Depth::All {
+            traces.extend(self.strays().await?.into_iter().map(strays::Stray::into_trace));
+            for address in self.network.unused_but_allowed().await? {
+                let what = format!("{address} in table {}", self.network.firewall().table());
+                traces.push(Trace { owner: Owner::Address(address), kind: Kind::Nft, what });
+            }
+        }
         let ready = self.ready();
-        ids.retain(|id| !ready.knows(id));
-        Ok(ids)
+        traces.retain(|trace| !trace.instance().is_some_and(|id| ready.knows(id)));
+        Ok(traces)
+    }
+
+    async fn strays(&self) -> io::Result<Vec<strays::Stray>> {
+        let mut members = Vec::new();
+        for id in self.cgroups.instances()? {
+            let pids = self.cgroups.processes(&id)?;
+            members.push((id, pids));
+        }
+        let ports = self.network.ports().await?.into_iter().collect();
+        let (instances, real) = (self.instances.clone(), std::fs::canonicalize(&self.instances)?);
+        strays::find(strays::Search { instances, real, ports, members }).await
+    }
+
+    /// Ends what of an instance no name leads to: processes outside its cgroup,
+    /// mounts on the host. Answers the steps that failed.
+    pub async fn end_strays(&self, id: &InstanceId) -> Vec<(&'static str, io::Error)> {
+        let found = match self.strays().await {
+            Ok(found) => found,
+            Err(error) => return vec![("search the host for processes and mounts", error)],
+        };
+        let mut failed = Vec::new();
+        for stray in found.into_iter().filter(|stray| stray.id() == id) {
+            if let Err(error) = strays::end(stray).await {
+                failed.push(("end a process or a mount", error));
+            }
+        }
+        failed
     }
 }
 

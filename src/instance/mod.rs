@@ -19,6 +19,7 @@
 pub mod event;
 mod record;
 mod state;
+pub mod trace;
 
 use std::net::Ipv4Addr;
 

@@ -44,6 +44,7 @@ pub async fn suite(fixture: &dyn Fixture) {
     a_job_in_progress_comes_to_nobody_else(fixture).await;
     a_job_given_up_is_laid_aside_with_the_reason(fixture).await;
     many_takers_share_many_jobs(fixture).await;
+    a_job_taken_out_never_comes(fixture).await;
 }
 
 fn provision() -> Job {
@@ -175,4 +176,28 @@ async fn many_takers_share_many_jobs(fixture: &dyn Fixture) {
     let got: Vec<String> = takers.join_all().await.into_iter().flatten().collect();
     assert_eq!(got.len(), JOBS, "each job comes once when all goes well");
     assert_eq!(got.into_iter().collect::<BTreeSet<_>>(), submitted);
+}
+
+async fn a_job_taken_out_never_comes(fixture: &dyn Fixture) {
+    let (queue, out, stays) = (fixture.fresh().await, reap(), reap());
+    for job in [&out, &stays] {
+        submit(&*queue, job).await;
+    }
+    let pending = async || {
+        let mut ids: Vec<String> =
+            queue.pending().await.expect("jobs are listed").into_iter().map(|job| job.id).collect();
+        ids.sort();
+        ids
+    };
+    let mut both = vec![out.id.clone(), stays.id.clone()];
+    both.sort();
+    assert_eq!(pending().await, both, "what waits is listed");
+    for _ in 0..2 {
+        queue.discard(&out).await.expect("a job is taken out, or is out already");
+    }
+    assert_eq!(pending().await, std::slice::from_ref(&stays.id));
+    let came = comes(&*queue, Kind::Reap).await;
+    assert_eq!(came.job, stays, "the other one stays");
+    settle(came, Verdict::Over).await;
+    nothing_comes(&*queue, Kind::Reap, "a job taken out never comes").await;
 }

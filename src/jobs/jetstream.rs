@@ -66,6 +66,10 @@ const CONSUMER_MAX_IDLE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Enough for every job in hand, and a bound for a daemon that hangs.
 const MAX_IN_HAND: i64 = 1024;
 
+/// How many places of the stream are looked at for what waits: each costs a
+/// question to the server.
+const LISTED_MAX: u64 = 4096;
+
 /// How a job is laid aside.
 #[derive(Debug, Serialize)]
 struct DeadLetter<'a> {
@@ -161,6 +165,37 @@ impl JetStreamQueue {
         Ok(consumer)
     }
 
+    async fn stream(&self, doing: &'static str) -> Result<stream::Stream, QueueError> {
+        if !self.nats.is_up() {
+            return Err(QueueError::Away { why: "NATS cannot be used".into() });
+        }
+        let stream = self.nats.jetstream().get_stream(format!("{}-jobs", self.prefix)).await;
+        stream.map_err(|error| failed(doing, error))
+    }
+
+    /// This node's jobs in the stream, with their places there, as far back as
+    /// [`LISTED_MAX`].
+    async fn kept(&self) -> Result<Vec<(u64, Job)>, QueueError> {
+        let stream = self.stream("list the jobs").await?;
+        let state = &stream.cached_info().state;
+        let first = state.first_sequence.max(state.last_sequence.saturating_sub(LISTED_MAX));
+        let own = Kind::ALL.map(|kind| self.subject("jobs", kind));
+        let mut jobs = Vec::new();
+        if state.messages == 0 {
+            return Ok(jobs);
+        }
+        for sequence in first..=state.last_sequence {
+            // Settled meanwhile, or before others that are not.
+            let Ok(message) = stream.get_raw_message(sequence).await else { continue };
+            if own.iter().any(|subject| *subject == *message.subject)
+                && let Ok(job) = serde_json::from_slice(&message.payload)
+            {
+                jobs.push((sequence, job));
+            }
+        }
+        Ok(jobs)
+    }
+
     /// One pull; none when no job came.
     async fn pull(&self, kind: Kind, epoch: u64) -> Result<Option<Message>, QueueError> {
         let consumer = self.consumer(kind, epoch).await?;
@@ -252,6 +287,20 @@ impl JobQueue for JetStreamQueue {
                 }
             }
         }
+    }
+
+    async fn pending(&self) -> Result<Vec<Job>, QueueError> {
+        Ok(self.kept().await?.into_iter().map(|(_, job)| job).collect())
+    }
+
+    async fn discard(&self, job: &Job) -> Result<(), QueueError> {
+        let doing = "take a job out";
+        let same = self.kept().await?.into_iter().filter(|(_, kept)| kept.id == job.id);
+        let stream = self.stream(doing).await?;
+        for (sequence, _) in same {
+            stream.delete_message(sequence).await.map_err(|error| failed(doing, error))?;
+        }
+        Ok(())
     }
 }
 

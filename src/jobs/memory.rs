@@ -122,6 +122,17 @@ impl JobQueue for MemoryQueue {
             }
         }
     }
+
+    async fn pending(&self) -> Result<Vec<Job>, QueueError> {
+        Ok(self.lock().waiting.values().flatten().map(|entry| entry.job.clone()).collect())
+    }
+
+    async fn discard(&self, job: &Job) -> Result<(), QueueError> {
+        if let Some(waiting) = self.lock().waiting.get_mut(&job.kind()) {
+            waiting.retain(|entry| entry.job.id != job.id);
+        }
+        Ok(())
+    }
 }
 
 /// A job in hand: it lines up again when it is dropped unsettled.

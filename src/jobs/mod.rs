@@ -228,4 +228,10 @@ pub trait JobQueue: Send + Sync + fmt::Debug {
     /// Waits for the next job of that kind, also through an outage. Dropping the
     /// call may delay a job, never lose it.
     async fn next(&self, kind: Kind) -> Delivery;
+
+    /// The jobs that wait; those in hand may be among them.
+    async fn pending(&self) -> Result<Vec<Job>, QueueError>;
+
+    /// Takes a job out, for one that nobody wants any more; absent is fine.
+    async fn discard(&self, job: &Job) -> Result<(), QueueError>;
 }

@@ -16,6 +16,7 @@ use super::{AcquireRequest, Acquired, GoldenRuntime, Handed, Provisioner};
 use crate::client::Client;
 use crate::config::ColdStart;
 use crate::error::{Chain, ErrorKind};
+use crate::failpoint;
 use crate::instance::{Instance, Source, State};
 use crate::metrics;
 use crate::restore::{FirstPage, Make};
@@ -135,7 +136,11 @@ impl Provisioner {
             Ok(_) => {}
             Err(_) => metrics::acquire_failed(&wish.golden.name),
         }
-        if let Err(Ok(unwanted)) = client.send(answer)
+        let told = match failpoint::hit("acquire:before-answer") {
+            Ok(()) => client.send(answer),
+            Err(_) => Err(answer),
+        };
+        if let Err(Ok(unwanted)) = told
             && unwanted.instance.idempotency_key.is_none()
         {
             // Nobody knows its name, so nobody can come for it.

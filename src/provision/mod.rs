@@ -21,6 +21,7 @@
 //! Not responsible for: filling the pool, expiry ([`crate::pool`]).
 
 mod acquire;
+pub mod audit;
 pub mod errors;
 mod events;
 mod flight;

@@ -30,6 +30,7 @@ use self::values::Values;
 use crate::config::Config;
 use crate::engine::{CleanupError, ContainerEngine, LaunchError, Launched, Phase};
 use crate::error::ErrorKind;
+use crate::failpoint;
 use crate::golden::recipe::Recipe;
 use crate::id::{InstanceId, SnapshotId};
 use crate::identity::{self, Credentials, Supply};
@@ -89,6 +90,8 @@ enum UnfitError {
     Personalize(#[from] personalize::PersonalizeError),
     #[error("it could not be given its own identity within {} s", PERSONALIZE_DEADLINE.as_secs())]
     Deadline,
+    #[error("a test has it fail")]
+    Stopped(#[source] std::io::Error),
     #[error("its front page does not come")]
     Probe(#[from] probe::ProbeError),
     #[error("its front page is {status}, without {wanted:?}")]
@@ -150,6 +153,8 @@ impl Maker {
         let personalized = self.personalize(shop, launched).instrument(Phase::Personalize.span()).await;
         let access = personalized.map_err(|error| (Phase::Personalize, error))?;
         launched.phases.push((Phase::Personalize, begun.elapsed()));
+        failpoint::hit("personalize:after")
+            .map_err(|error| (Phase::Personalize, UnfitError::Stopped(error)))?;
         if first_page == FirstPage::Fetched {
             let begun = Instant::now();
             let probed = self.probe(shop.id, &launched.container).instrument(Phase::Probe.span()).await;
@@ -210,6 +215,7 @@ impl Maker {
     }
 
     async fn probe(&self, id: &InstanceId, container: &Container) -> Result<(), UnfitError> {
+        failpoint::hit("probe:before").map_err(UnfitError::Stopped)?;
         let address = SocketAddr::from((container.address, container.port));
         let host = self.config.host_of(id.as_str());
         let ready = &self.recipe.ready;
@@ -243,6 +249,7 @@ fn kind_of(error: &UnfitError) -> ErrorKind {
         UnfitError::Personalize(_)
         | UnfitError::Credentials(_)
         | UnfitError::Deadline
+        | UnfitError::Stopped(_)
         | UnfitError::Probe(_) => ErrorKind::Unavailable,
     }
 }

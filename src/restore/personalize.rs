@@ -20,6 +20,7 @@ use secrecy::ExposeSecret as _;
 
 use super::values::{RenderError, Values};
 use crate::engine::OwnDatabase;
+use crate::failpoint;
 use crate::golden::recipe::{PersonalFile, Personalize, Run};
 use crate::host::process;
 
@@ -85,6 +86,8 @@ pub async fn apply(
     recipe: &Personalize,
     values: &Values,
 ) -> Result<(), PersonalizeError> {
+    let failed = |source| PersonalizeError::File { path: "at a fail point".into(), source };
+    failpoint::hit("personalize:before").map_err(failed)?;
     if recipe.hostname {
         set_host_name(subject.pid, subject.host_name).await.map_err(PersonalizeError::HostName)?;
     }
@@ -93,6 +96,7 @@ pub async fn apply(
     for path in &recipe.remove.paths {
         root.remove(path).map_err(|source| PersonalizeError::File { path: path.clone(), source })?;
     }
+    failpoint::hit("personalize:after-files").map_err(failed)?;
     if recipe.sql.is_empty() {
         return Ok(());
     }

@@ -39,6 +39,7 @@ use async_trait::async_trait;
 
 use self::memory::{Lookup, MemoryRoutes};
 use crate::error::ErrorKind;
+use crate::failpoint;
 use crate::id::InstanceId;
 
 /// Instances and where their requests go.
@@ -250,6 +251,7 @@ impl Routes {
     /// # Errors
     /// [`RouteError`]; the keeper tries again.
     pub async fn settle(&self) -> Result<(), RouteError> {
+        failpoint::hit("route:before-settle").map_err(stopped)?;
         match &self.router {
             Some(router) => router.settle().await,
             None => Ok(()),
@@ -264,6 +266,7 @@ impl Routes {
     /// [`RouteError`]: the router may still lead there; call again later.
     pub async fn withdraw(&self, id: &InstanceId) -> Result<(), RouteError> {
         self.remove(id);
+        failpoint::hit("route:after-removal").map_err(stopped)?;
         self.left().await
     }
 
@@ -276,6 +279,10 @@ impl Routes {
     fn set_trouble(&self, trouble: Option<String>) {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
+}
+
+fn stopped(error: std::io::Error) -> RouteError {
+    RouteError::Unavailable { address: "of a fail point".into(), source: Box::new(error) }
 }
 
 #[cfg(test)]

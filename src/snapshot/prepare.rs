@@ -26,6 +26,7 @@ use crate::engine::criu::images;
 use crate::engine::criu::{self, RestoreSource, plan};
 use crate::engine::podman::cli::{self, PodmanError};
 use crate::error::ErrorKind;
+use crate::failpoint;
 use crate::host::cgroup::{IoLimits, Limits};
 use crate::host::facts;
 use crate::host::slots::make_private;
@@ -176,10 +177,12 @@ pub async fn prepare(
     let image = flatten_image(&manifest, state_dir).await?;
     if !dir.join("manifest.json").is_file() {
         let new = parent.join(format!(".new-{id}"));
+        failpoint::hit("prepare:before-unpack").map_err(at("unpack", &new))?;
         let (archives, to, wanted) = (catalog.path(id), new.clone(), manifest.clone());
         let unpacked = tokio::task::spawn_blocking(move || unpack(&archives, &wanted, &to));
         let unpacked = unpacked.await.map_err(io::Error::other).map_err(at("unpack", &new))?;
-        if let Err(error) = unpacked.and_then(|()| std::fs::rename(&new, &dir).map_err(at("rename", &new))) {
+        let renamed = || failpoint::hit("prepare:before-rename").and_then(|()| std::fs::rename(&new, &dir));
+        if let Err(error) = unpacked.and_then(|()| renamed().map_err(at("rename", &new))) {
             drop(std::fs::remove_dir_all(&new));
             return Err(error);
         }

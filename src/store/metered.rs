@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use super::{Admission, Claim, Claimed, Store, StoreError, Ticket, Window};
+use crate::failpoint;
 use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, State};
 use crate::metrics;
@@ -35,6 +36,21 @@ async fn metered<T>(
     answer
 }
 
+/// As [`metered`], for what changes something, between two fail points: the first
+/// stands for a store that did not get the word, the second for an answer that
+/// was lost.
+async fn changing<T>(
+    op: &'static str,
+    (before, after): (&'static str, &'static str),
+    call: impl Future<Output = Result<T, StoreError>> + Send,
+) -> Result<T, StoreError> {
+    let stopped = |source| StoreError::Unavailable { doing: "pass a fail point", source: Box::new(source) };
+    failpoint::hit(before).map_err(stopped)?;
+    let answer = metered(op, call).await?;
+    failpoint::hit(after).map_err(stopped)?;
+    Ok(answer)
+}
+
 #[async_trait]
 impl Store for MeteredStore {
     fn node(&self) -> &NodeName {
@@ -42,7 +58,7 @@ impl Store for MeteredStore {
     }
 
     async fn insert(&self, instance: Instance) -> Result<Instance, StoreError> {
-        metered("insert", self.0.insert(instance)).await
+        changing("insert", ("store:before-insert", "store:after-insert"), self.0.insert(instance)).await
     }
 
     async fn get(&self, id: &InstanceId) -> Result<Option<Instance>, StoreError> {
@@ -50,11 +66,11 @@ impl Store for MeteredStore {
     }
 
     async fn update(&self, instance: Instance) -> Result<Instance, StoreError> {
-        metered("update", self.0.update(instance)).await
+        changing("update", ("store:before-update", "store:after-update"), self.0.update(instance)).await
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
-        metered("claim", self.0.claim(claim)).await
+        changing("claim", ("store:before-claim", "store:after-claim"), self.0.claim(claim)).await
     }
 
     async fn held(&self, key: &str, now: Timestamp) -> Result<Option<Instance>, StoreError> {
@@ -62,7 +78,7 @@ impl Store for MeteredStore {
     }
 
     async fn remove(&self, id: &InstanceId) -> Result<(), StoreError> {
-        metered("remove", self.0.remove(id)).await
+        changing("remove", ("store:before-remove", "store:after-remove"), self.0.remove(id)).await
     }
 
     async fn write_again(&self, instance: Instance) -> Result<(), StoreError> {

@@ -22,6 +22,7 @@ use crate::engine::{
 };
 use crate::error::ErrorKind;
 use crate::id::InstanceId;
+use crate::instance::trace::{Depth, Kind, Trace};
 use crate::instance::{Access, Container, EngineKind, OneClick, Source};
 use crate::provision::GoldenRuntime;
 use crate::restore::{FirstPage, Made, Make, Shop};
@@ -337,8 +338,9 @@ impl ContainerEngine for ScriptedEngine {
         }
     }
 
-    async fn traces(&self) -> io::Result<Vec<InstanceId>> {
-        Ok(self.0.traces())
+    async fn traces(&self, _: Depth) -> io::Result<Vec<Trace>> {
+        let ids = self.0.traces().into_iter();
+        Ok(ids.map(|id| Trace::of(id, Kind::Directory, "scripted")).collect())
     }
 }
 

@@ -81,6 +81,16 @@ impl Daemon<'_> {
         self.end(Signal::SIGKILL).await;
     }
 
+    /// Waits until it has died by itself.
+    pub(crate) async fn dies(mut self) {
+        eventually("the daemon dies", 20, async || {
+            let ended = self.child.try_wait().unwrap();
+            ended.map(|status| assert!(!status.success(), "{status}")).ok_or_else(|| "it runs".to_owned())
+        })
+        .await;
+        self.ended = true;
+    }
+
     async fn end(mut self, signal: Signal) -> ExitStatus {
         kill(Pid::from_raw(self.pid()), signal).unwrap();
         let status = eventually("the daemon ends", 60, async || {

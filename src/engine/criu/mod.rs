@@ -28,6 +28,7 @@ mod version;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -45,10 +46,12 @@ use self::spawn::Mount;
 pub use self::version::version;
 use super::{CleanupError, ContainerEngine, DestroyError, Freeze, FreezeError, LaunchError, Launched, Phase};
 use crate::error::{ErrorKind, kind_of_io};
+use crate::failpoint;
 use crate::host::cgroup::Limits;
 use crate::host::slots::{Slot, SlotError, Slots};
 use crate::host::{process, tree};
 use crate::id::{InstanceId, SnapshotId};
+use crate::instance::trace::{Depth, Trace};
 use crate::instance::{Container, EngineKind, Source};
 
 /// CRIU's log level: errors only. At crun's level 4 half of a restore's time
@@ -238,6 +241,7 @@ impl CriuEngine {
 
     async fn restore(&self, loaded: Loaded) -> Result<(Slot, i32), RestoreError> {
         let Loaded { slot, client, mut criu, external, work_dir } = loaded;
+        failpoint::hit("restore:before-criu").map_err(io_at("pass a fail point"))?;
         let request = client.restore(Options {
             images_dir_fd: self.images.as_raw_fd(),
             work_dir_fd: Some(work_dir.as_raw_fd()),
@@ -259,6 +263,7 @@ impl CriuEngine {
             Ok(Ok(pid)) => {
                 // CRIU ends by itself now; waiting for it is only to reap it.
                 tokio::spawn(async move { criu.wait().await });
+                failpoint::hit("restore:after-criu").map_err(io_at("pass a fail point"))?;
                 Ok((slot, pid))
             }
             Ok(Err(source)) => {
@@ -422,7 +427,9 @@ impl ContainerEngine for CriuEngine {
     }
 
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
-        super::destroyed(&self.slots, id, container, self.undo(id).await).await
+        let mut cleanup = super::end_strays(&self.slots, id, container).await;
+        cleanup.extend(self.undo(id).await);
+        super::destroyed(&self.slots, id, container, cleanup).await
     }
 
     async fn adopt(&self, id: &InstanceId, container: &Container) -> bool {
@@ -472,7 +479,11 @@ impl ContainerEngine for CriuEngine {
         self.frozen_dir().list()
     }
 
-    async fn traces(&self) -> io::Result<Vec<InstanceId>> {
-        self.slots.traces().await
+    async fn traces(&self, depth: Depth) -> io::Result<Vec<Trace>> {
+        self.slots.traces(depth).await
+    }
+
+    async fn shut(&self, address: Ipv4Addr) -> io::Result<()> {
+        self.slots.network().shut(address).await
     }
 }

@@ -21,7 +21,7 @@ pub mod images;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,6 +40,7 @@ use crate::host::net::NetError;
 use crate::host::process;
 use crate::host::slots::{Slot, SlotError, Slots};
 use crate::id::InstanceId;
+use crate::instance::trace::{Depth, Kind, Trace};
 use crate::instance::{Container, EngineKind, Source};
 
 /// Names of our containers: this and the instance id.
@@ -320,7 +321,9 @@ impl ContainerEngine for DockerEngine {
     }
 
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
-        super::destroyed(&self.slots, id, container, self.undo(id, Left::Perhaps).await).await
+        let mut cleanup = super::end_strays(&self.slots, id, container).await;
+        cleanup.extend(self.undo(id, Left::Perhaps).await);
+        super::destroyed(&self.slots, id, container, cleanup).await
     }
 
     async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {
@@ -331,14 +334,17 @@ impl ContainerEngine for DockerEngine {
         process::ended_by_name(container.pid, container.start_ticks).await;
     }
 
-    async fn traces(&self) -> io::Result<Vec<InstanceId>> {
+    async fn traces(&self, depth: Depth) -> io::Result<Vec<Trace>> {
         let label = format!("{LABEL}={}", self.slots.instances().display());
         let names = self.docker.names(&label).await.map_err(io::Error::other)?;
-        let ids = names.iter().filter_map(|name| name.strip_prefix(PREFIX)?.parse().ok());
-        let mut traces: Vec<InstanceId> = ids.collect();
-        traces.extend(self.slots.traces().await?);
-        traces.sort();
-        traces.dedup();
+        let container =
+            |name: &String| Some(Trace::of(name.strip_prefix(PREFIX)?.parse().ok()?, Kind::Container, name));
+        let mut traces: Vec<Trace> = names.iter().filter_map(container).collect();
+        traces.extend(self.slots.traces(depth).await?);
         Ok(traces)
+    }
+
+    async fn shut(&self, address: Ipv4Addr) -> io::Result<()> {
+        self.slots.network().shut(address).await
     }
 }

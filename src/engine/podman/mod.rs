@@ -15,7 +15,7 @@ pub mod profile;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,6 +33,7 @@ use crate::host::cgroup::IoLimits;
 use crate::host::process;
 use crate::host::slots::{SlotError, Slots};
 use crate::id::InstanceId;
+use crate::instance::trace::{Depth, Kind, Trace};
 use crate::instance::{Container, EngineKind, Source};
 
 /// Names of our containers: this and the instance id.
@@ -192,7 +193,9 @@ impl ContainerEngine for PodmanEngine {
     }
 
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
-        super::destroyed(&self.slots, id, container, self.undo(id).await).await
+        let mut cleanup = super::end_strays(&self.slots, id, container).await;
+        cleanup.extend(self.undo(id).await);
+        super::destroyed(&self.slots, id, container, cleanup).await
     }
 
     async fn adopt(&self, _id: &InstanceId, container: &Container) -> bool {
@@ -203,8 +206,12 @@ impl ContainerEngine for PodmanEngine {
         process::ended_by_name(container.pid, container.start_ticks).await;
     }
 
-    async fn traces(&self) -> io::Result<Vec<InstanceId>> {
-        traces(&self.slots).await
+    async fn traces(&self, depth: Depth) -> io::Result<Vec<Trace>> {
+        traces(&self.slots, depth).await
+    }
+
+    async fn shut(&self, address: Ipv4Addr) -> io::Result<()> {
+        self.slots.network().shut(address).await
     }
 }
 
@@ -224,16 +231,15 @@ fn label(slots: &Slots) -> String {
     format!("demo-multiplexer.instances={}", slots.instances().display())
 }
 
-/// Ids of instances that left a container or anything of a slot.
-pub(crate) async fn traces(slots: &Slots) -> io::Result<Vec<InstanceId>> {
+/// What instances left: containers, and anything of a slot.
+pub(crate) async fn traces(slots: &Slots, depth: Depth) -> io::Result<Vec<Trace>> {
     let label = format!("label={}", label(slots));
     let ours = ["--filter", "name=^dm-", "--filter", &label];
     let names = cli::podman(&[&["ps", "--all", "--format", "{{.Names}}"][..], &ours].concat()).await;
     let names = names.map_err(io::Error::other)?;
-    let ids = names.lines().filter_map(|name| name.strip_prefix(PREFIX)?.parse().ok());
-    let mut traces: Vec<InstanceId> = ids.collect();
-    traces.extend(slots.traces().await?);
-    traces.sort();
-    traces.dedup();
+    let container =
+        |name: &str| Some(Trace::of(name.strip_prefix(PREFIX)?.parse().ok()?, Kind::Container, name));
+    let mut traces: Vec<Trace> = names.lines().filter_map(container).collect();
+    traces.extend(slots.traces(depth).await?);
     Ok(traces)
 }

@@ -22,16 +22,14 @@
 //!
 //! And, more rarely, since it searches the host, it takes down itself:
 //!
-//! - **orphan**: a driver finds traces of a slot that no record names and that
-//!   nobody is at, in two searches one after the other (at the
-//!   start, when nobody makes anything yet, in one). Traces are read before the
-//!   store, so a record removed in between only means one needless, harmless
-//!   destroy.
+//! - **orphan**: what is there and nobody's ([`crate::provision::audit`]), in two
+//!   searches one after the other (at the start, when nobody makes anything yet,
+//!   in one, which is a thorough one).
 
 mod clock;
 mod lost;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,14 +40,15 @@ use tokio_util::sync::CancellationToken;
 
 use self::clock::Clocks;
 use super::Nudge;
-use crate::engine::ContainerEngine;
 use crate::error::Chain;
 use crate::id::InstanceId;
-use crate::instance::{Container, Instance, State};
+use crate::instance::trace::{Depth, Owner};
+use crate::instance::{Container, Instance};
 use crate::jobs::dispatch::Dispatch;
 use crate::jobs::{Job, Why};
 use crate::metrics;
-use crate::provision::{Doing, Lifecycle};
+use crate::provision::Lifecycle;
+use crate::provision::audit::{self, Auditor};
 use crate::store::StoreError;
 
 /// How late an expiry may be noticed.
@@ -71,12 +70,13 @@ const DUE_PER_PASS: usize = 256;
 #[derive(Debug)]
 pub struct Reaper {
     lifecycle: Arc<Lifecycle>,
+    auditor: Auditor,
     nudge: Nudge,
     /// One for each living instance: it ends when the first process does.
     watchers: HashMap<InstanceId, Watcher>,
     jobs: Arc<Dispatch>,
     /// What the last search for orphans found.
-    suspects: HashSet<InstanceId>,
+    suspects: BTreeSet<Owner>,
     /// What the last pass found to be lost by the store, with its generation.
     missing: HashSet<(InstanceId, u64)>,
     /// Whether the last pass could not look at the store: told once.
@@ -117,12 +117,14 @@ impl Reaper {
     /// Puts the task together; [`Reaper::run`] starts it.
     #[must_use]
     pub fn new(lifecycle: Arc<Lifecycle>, nudge: Nudge, jobs: Arc<Dispatch>) -> Self {
+        let auditor = Auditor::new(Arc::clone(&lifecycle), Arc::clone(&jobs));
         Self {
             lifecycle,
+            auditor,
             nudge,
             watchers: HashMap::new(),
             jobs,
-            suspects: HashSet::new(),
+            suspects: BTreeSet::new(),
             missing: HashSet::new(),
             blind: false,
         }
@@ -206,15 +208,7 @@ impl Reaper {
 
     fn judge(&mut self, instance: &Instance) -> Option<Why> {
         let doing = self.lifecycle.doing(&instance.id);
-        match instance.state {
-            State::Ready | State::Assigned if doing == Some(Doing::Unwanted) => Some(Why::Unwanted),
-            // What ends then is what it no longer needs.
-            State::Ready | State::Assigned if doing == Some(Doing::Changing) => None,
-            State::Ready | State::Assigned => self.has_died(instance).then_some(Why::Died),
-            State::Warming => (doing != Some(Doing::Making)).then_some(Why::Abandoned),
-            State::Expired | State::Failed => (doing != Some(Doing::Ending)).then_some(Why::LeftOver),
-            State::Hibernated => None,
-        }
+        audit::over(instance.state, doing, || self.has_died(instance))
     }
 
     /// Whether the first process has ended; watches it from the first look on.
@@ -239,23 +233,21 @@ impl Reaper {
 
     /// Destroys what has traces on the host but no record.
     pub(crate) async fn sweep_orphans(&mut self, certainty: Certainty) {
-        let mut found = HashSet::new();
-        for engine in self.lifecycle.engines() {
-            match engine.traces().await {
-                Ok(traces) => {
-                    for id in traces {
-                        if self.is_orphan(&id).await {
-                            found.insert(id.clone());
-                            if certainty == Certainty::AtOnce || self.suspects.contains(&id) {
-                                destroy_orphan(&*engine, &id).await;
-                            }
-                        }
-                    }
-                }
-                Err(error) => tracing::warn!(error = %error, "host not searched for orphans"),
+        let depth = match certainty {
+            Certainty::AtOnce => Depth::All,
+            // Every half a minute.
+            Certainty::SeenTwice => Depth::Names,
+        };
+        let look = self.auditor.look(depth).await;
+        for error in &look.not_searched {
+            tracing::warn!(error, "host not searched for orphans");
+        }
+        for owner in look.unowned.keys() {
+            if certainty == Certainty::AtOnce || self.suspects.contains(owner) {
+                self.auditor.remove(owner, &look).await;
             }
         }
-        self.suspects = found;
+        self.suspects = look.unowned.into_keys().collect();
         self.sweep_frozen().await;
     }
 
@@ -275,23 +267,6 @@ impl Reaper {
                     }
                 }
             }
-        }
-    }
-
-    async fn is_orphan(&self, id: &InstanceId) -> bool {
-        self.lifecycle.is_somebodys(id).await.is_ok_and(|somebodys| !somebodys)
-    }
-}
-
-async fn destroy_orphan(engine: &dyn ContainerEngine, id: &InstanceId) {
-    match engine.destroy(id, None).await {
-        Ok(()) => {
-            metrics::reaped("orphan");
-            tracing::info!(instance_id = %id, "orphan taken down");
-        }
-        Err(error) => {
-            metrics::cleanup_failed();
-            tracing::warn!(instance_id = %id, error = %Chain(&error), "orphan not taken down");
         }
     }
 }

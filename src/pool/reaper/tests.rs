@@ -9,7 +9,7 @@ use super::*;
 use crate::config::ColdStart;
 use crate::engine::Phase;
 use crate::error::ErrorKind;
-use crate::instance::EngineKind;
+use crate::instance::{EngineKind, State};
 use crate::jobs::JobQueue;
 use crate::jobs::worker::Worker;
 use crate::pool::Target;
@@ -75,6 +75,16 @@ fn daemon(dir: &Path, script: &Arc<Script>, max_instances: usize) -> World {
 impl World {
     async fn acquire(&self) -> Instance {
         self.provisioner.acquire(AcquireRequest::default()).await.unwrap().instance
+    }
+
+    /// One that nobody has a record of.
+    fn other_instance(&self) -> Instance {
+        Instance::warming(
+            InstanceId::random(),
+            "shop".parse().unwrap(),
+            "here".parse().unwrap(),
+            Timestamp::now(),
+        )
     }
 
     fn reaper(&self) -> Reaper {
@@ -219,6 +229,47 @@ async fn orphans_are_taken_down_and_nothing_else() {
     script.add_trace(&orphan);
     reaper.sweep_orphans(Certainty::AtOnce).await;
     assert_eq!(script.traces(), [got.id]);
+}
+
+#[tokio::test]
+async fn an_audit_finds_routes_jobs_and_records_of_what_is_not_there_and_mends_exactly_those() {
+    use crate::instance::trace::Kind;
+    use crate::provision::audit::Auditor;
+
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let (lives, dead) = (world.acquire().await, world.acquire().await);
+    let (route, job, trace) = (InstanceId::random(), world.other_instance(), InstanceId::random());
+    world.lifecycle.routes().ensure(&route, "127.0.0.1:9".parse().unwrap());
+    world.jobs.local().put(&Job::reap(&job, Why::Due));
+    script.add_trace(&trace);
+    let auditor = Auditor::new(Arc::clone(&world.lifecycle), Arc::clone(&world.jobs));
+    let kinds = |traces: &[crate::instance::trace::Trace]| {
+        traces.iter().map(|trace| (trace.kind, trace.owner.to_string())).collect::<Vec<_>>()
+    };
+    let orphans = [
+        (Kind::Directory, trace.to_string()),
+        (Kind::Route, route.to_string()),
+        (Kind::Job, job.id.to_string()),
+    ];
+    let found = auditor.audit(false).await;
+    assert_eq!((kinds(&found.found), found.left, found.not_searched), (orphans.to_vec(), None, Vec::new()));
+    let mended = auditor.audit(true).await;
+    assert_eq!(
+        (kinds(&mended.found), mended.left),
+        (orphans.to_vec(), Some(Vec::new())),
+        "it only looked before"
+    );
+    assert_eq!(script.running().len(), 2);
+
+    script.kill(&dead.id);
+    let record = [(Kind::Record, dead.id.to_string())];
+    assert_eq!(kinds(&auditor.audit(false).await.found), record);
+    world.work(0);
+    let mended = auditor.audit(true).await;
+    assert_eq!((kinds(&mended.found), mended.left), (record.to_vec(), Some(Vec::new())));
+    assert_eq!((script.traces(), script.running()), (vec![lives.id.clone()], vec![lives.id]));
+    assert!(auditor.audit(false).await.is_clean());
 }
 
 #[tokio::test]

@@ -16,8 +16,10 @@ use crate::api::status::StatusHub;
 use crate::api::{Access, ApiState, Door, Peer, router};
 use crate::config::{Acquire, ColdStart, Origins};
 use crate::instance::{EngineKind, State};
+use crate::jobs::dispatch::Dispatch;
 use crate::metrics;
 use crate::pool::{Nudge, PoolStatus};
+use crate::provision::audit::Auditor;
 use crate::provision::limits::Limits;
 use crate::provision::{Lifecycle, Parts, Provisioner, Terms};
 use crate::route::Routes;
@@ -71,12 +73,15 @@ impl World {
             patience: Duration::ZERO,
             limits: Limits { hourly: 0, daily: 0 },
         };
-        let provisioner = Arc::new(Provisioner::new(Arc::new(lifecycle), terms));
+        let lifecycle = Arc::new(lifecycle);
+        let auditor = Auditor::new(Arc::clone(&lifecycle), Arc::new(Dispatch::new(None)));
+        let provisioner = Arc::new(Provisioner::new(lifecycle, terms));
         let phase = PhaseSetter::default();
         phase.enter(Phase::Serving);
         let router = router(ApiState {
             status: StatusHub::new(Arc::clone(&provisioner), 4),
             provisioner,
+            auditor: Arc::new(auditor),
             pool: tokio::sync::watch::channel(PoolStatus::new()).1,
             phase: phase.view(),
             trusted_proxies: "10.0.0.0/8".parse().expect("a network"),
