@@ -116,7 +116,7 @@ bench: ## all benches; a report with plots in build/bench; fails when a median a
 	@tests/run bench
 
 .PHONY: bench-report
-bench-report: ## copy the last report to docs/bench, which the README shows
+bench-report: ## copy the last report to docs/bench
 	@test -e build/bench/README.md || { echo "there is no report yet: make bench"; exit 1; }
 	@mkdir -p docs/bench
 	@rm -f docs/bench/*

@@ -118,6 +118,7 @@ impl World {
                 patience: Duration::from_secs(60),
                 banner: None,
                 waker: None,
+                landing: None,
             }),
             base_domain: "demo.example".into(),
             door: Door::Only,

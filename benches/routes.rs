@@ -125,6 +125,7 @@ impl World {
                 patience: Duration::from_secs(60),
                 banner: None,
                 waker: None,
+                landing: None,
             }),
             base_domain: "localhost".into(),
             door: Door::Only,

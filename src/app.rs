@@ -25,9 +25,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api::chronicle::Chronicle;
 use crate::api::status::StatusHub;
 use crate::api::{self, Access, ApiState, Door};
-use crate::config::{Banner, Config, Router};
+use crate::config::{Banner, Config, Landing, Router};
 use crate::connections::Connections;
 use crate::error::Chain;
 use crate::instance::{Instance, State};
@@ -40,16 +41,20 @@ use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::reconciler::Reconciler;
 use crate::pool::sleeper;
 use crate::pool::{Nudge, PoolStatus, Target};
+use crate::promote::Desk;
+pub use crate::promote::Stock;
 use crate::provision::audit::Auditor;
-use crate::provision::{GoldenRuntime, Lifecycle, Parts, Provisioner, Terms};
+use crate::provision::{Lifecycle, Parts, Provisioner, Terms};
 use crate::proxy::{self, Proxy, PublicFace};
 use crate::route::{self, RouteError};
 use crate::shutdown::{Phase, PhaseSetter};
 use crate::store::metered::MeteredStore;
 use crate::store::{Store, StoreError};
 use crate::token::TokenFileError;
+use crate::web::cookie::{Key, KeyError};
+use crate::web::{self, Site, WebState};
 use crate::webhook::{WebhookError, Webhooks};
-use crate::{metrics, notify};
+use crate::{console, metrics, notify};
 
 /// How long makings and other work under way may take on the way down. A
 /// restore takes well below a second; the unit's TimeoutStopSec is above the
@@ -95,6 +100,9 @@ pub enum AppError {
     /// The tokens cannot be read.
     #[error(transparent)]
     Tokens(TokenFileError),
+    /// The key of cookies cannot be had.
+    #[error(transparent)]
+    CookieKey(KeyError),
     /// NATS cannot be used with these settings.
     #[error(transparent)]
     Nats(NatsError),
@@ -156,6 +164,7 @@ pub struct App {
     reconciler: Reconciler,
     reaper: Reaper,
     status: Arc<StatusHub>,
+    chronicle: Arc<Chronicle>,
     listener: TcpListener,
     edges: Edges,
     /// Where the operator's part is answered alone.
@@ -175,10 +184,12 @@ impl App {
     pub async fn build(
         config: Config,
         lock: StateLock,
-        goldens: Vec<GoldenRuntime>,
+        stock: impl Into<Stock>,
         on_exit: OnExit,
     ) -> Result<Self, AppError> {
+        let Stock { goldens, workshop } = stock.into();
         let tokens = config.edges.tokens.load().map_err(AppError::Tokens)?;
+        let key = Key::open(&config.state_dir).map_err(AppError::CookieKey)?;
         let Opened { store, remembered } = open_store(&config).await.map_err(AppError::OpenStore)?;
         let store: Arc<dyn Store> = Arc::new(MeteredStore::new(store));
         let inherited = notify::inherited_listeners().map_err(AppError::Socket)?;
@@ -212,9 +223,19 @@ impl App {
         let webhooks = webhooks.map_err(AppError::Webhooks)?;
         let dispatch = jobs.dispatch();
         let reconciler = Reconciler::new(Arc::clone(&lifecycle), target, refill, Arc::clone(dispatch));
+        let state_dir = config.state_dir.clone();
+        let chronicle = Chronicle::new(Arc::clone(&provisioner), reconciler.status(), state_dir);
         let reaper = Reaper::new(Arc::clone(&lifecycle), reap, Arc::clone(dispatch));
         let phase = PhaseSetter::default();
-        let api = api::router(ApiState {
+        let site = Arc::new(site(&config, key));
+        let landing = (config.edges.landing == Landing::On).then(|| format!("{}/", site.origin()));
+        let pages = web::router(WebState::new(
+            Arc::clone(&site),
+            Arc::clone(&provisioner),
+            Arc::clone(&status),
+            (config.trusted_proxies.clone(), config.edges.landing),
+        ));
+        let state = ApiState {
             provisioner: Arc::clone(&provisioner),
             auditor: Arc::new(Auditor::new(Arc::clone(&lifecycle), Arc::clone(dispatch))),
             pool: reconciler.status(),
@@ -224,11 +245,14 @@ impl App {
             cors_origins: Arc::new(config.edges.cors_origins.clone()),
             base_domain: config.base_domain.as_str().into(),
             status: Arc::clone(&status),
+            chronicle: Arc::clone(&chronicle),
+            desk: Desk::new(Arc::clone(&lifecycle), workshop),
             nats: jobs.link(),
             metrics: metrics::install(),
-        });
+        };
+        let pages = pages.merge(console::router(state.clone(), site, config.edges.admin_auth_header.clone()));
         let edges = Edges {
-            api,
+            api: api::router(state, pages),
             proxy: Proxy::new(proxy::Parts {
                 routes: Arc::clone(routes.memory()),
                 face: public_face(&config),
@@ -237,6 +261,7 @@ impl App {
                 patience: config.edges.shop_timeout,
                 banner: (config.edges.banner == Banner::On).then_some(store),
                 waker: Some(Arc::clone(&provisioner)),
+                landing,
             }),
             base_domain: config.base_domain.as_str().into(),
             door: if admin.is_some() { Door::Public } else { Door::Only },
@@ -256,6 +281,7 @@ impl App {
             phase,
             remembered,
             status,
+            chronicle,
             lock,
         })
     }
@@ -312,6 +338,7 @@ impl App {
             hibernate_after(&self.config),
             stop_workers.clone(),
         ));
+        workers.spawn(self.chronicle.run(stop_workers.clone()));
         let address = self.listener.local_addr();
         if let Some(admin) = self.admin {
             let own = Edges { door: Door::Admin, ..self.edges.clone() };
@@ -438,6 +465,11 @@ fn bounds(config: &Config) -> Bounds {
 fn connections_that_fit() -> usize {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX))
+}
+
+fn site(config: &Config, key: Key) -> Site {
+    let embeds = &config.edges.embed_origins;
+    Site::new(key, &config.public_scheme, &config.base_domain, config.public_port, embeds)
 }
 
 fn public_face(config: &Config) -> PublicFace {

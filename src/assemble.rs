@@ -1,7 +1,8 @@
 //! From settings to goldens that can be served.
 //!
 //! Called by `serve`, `bench` and the benches: opens the host's network and
-//! cgroups, prepares each golden's newest snapshot and builds its makers. The
+//! cgroups, prepares each golden's snapshot and builds its makers; by the workshop
+//! for a snapshot that is to be served from now on ([`load`]). The
 //! only file beside [`crate::app`] that names concrete engines.
 
 use std::path::Path;
@@ -20,7 +21,7 @@ use crate::engine::criu::CriuEngine;
 use crate::engine::docker::DockerEngine;
 use crate::engine::podman::PodmanEngine;
 use crate::engine::{CleanupError, ContainerEngine};
-use crate::error::Chain;
+use crate::error::{Chain, ErrorKind};
 use crate::golden::images::{Image, Images};
 use crate::golden::recipe::Recipe;
 use crate::host::net::Network;
@@ -30,11 +31,11 @@ use crate::host::{cgroup, claim};
 use crate::id::GoldenName;
 use crate::identity::Supply;
 use crate::metrics;
-use crate::provision::GoldenRuntime;
-use crate::restore::{Make, Maker, probe};
-use crate::snapshot::catalog::Catalog;
+use crate::provision::{GoldenAbout, GoldenRuntime};
+use crate::restore::{Make, Maker, Served, Switch, probe};
+use crate::snapshot::catalog::{Catalog, CatalogError};
 use crate::snapshot::manifest::{Archive, HostFacts, Manifest};
-use crate::snapshot::prepare::{self, Prepared};
+use crate::snapshot::prepare::{self, PrepareError, Prepared};
 
 /// One page of a booting shop; it is asked again at once.
 const BOOT_PAGE_DEADLINE: Duration = Duration::from_secs(10);
@@ -191,7 +192,7 @@ pub struct Assembled {
     pub recipe: Arc<Recipe>,
 }
 
-/// A golden's name and recipe: from its newest snapshot, else from its folder.
+/// A golden's name and recipe: from the snapshot it is restored from, else from its folder.
 /// What shops may reach is nothing that was frozen, so there the folder counts.
 fn recipe_of(golden: &str, config: &Config, catalog: &Catalog) -> anyhow::Result<(Recipe, Option<Manifest>)> {
     let loaded = Recipe::load(golden, &config.recipe_dir);
@@ -203,8 +204,8 @@ fn recipe_of(golden: &str, config: &Config, catalog: &Catalog) -> anyhow::Result
             .and_then(|name| name.parse::<GoldenName>().ok())
             .with_context(|| format!("GOLDEN={golden:?} is no golden"))?,
     };
-    let newest = catalog.newest(&name, config.database_mode())?;
-    match (loaded, newest) {
+    let served = catalog.chosen(&name, config.database_mode())?;
+    match (loaded, served) {
         (loaded, Some(manifest)) => {
             let mut recipe = manifest.recipe.clone();
             if let Ok((_, Recipe { network, .. })) = loaded {
@@ -253,6 +254,7 @@ async fn booted(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Resu
     let runtime = GoldenRuntime {
         name: recipe.name.clone(),
         title: recipe.title.clone(),
+        about: GoldenAbout::of(&recipe),
         restore: Ok(Arc::new(maker)),
         cold: None,
     };
@@ -280,22 +282,20 @@ async fn restored(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Re
         },
     };
     if let (Ok(_), Some(manifest)) = (&prepared, &newest) {
-        let sum = |size: fn(&Archive) -> u64| manifest.archives.values().map(size).sum();
-        metrics::snapshot_in_use(
-            &recipe.name,
-            sum(|archive| archive.bytes),
-            sum(|archive| archive.raw_bytes),
-        );
+        tell_size(manifest);
     }
     if let Err(reason) = &prepared {
         tracing::warn!(golden = %recipe.name, error = reason, "golden cannot be restored, only booted");
     }
-    let maker = |engine| -> Arc<dyn Make> {
-        let engine = host.egress.around(engine, &recipe);
-        Arc::new(Maker::new(engine, Arc::clone(&recipe), Arc::clone(config), Arc::clone(&host.supply)))
-    };
-    let restore = match &prepared {
-        Ok(prepared) => Ok(maker(restorer(prepared, config, host)?)),
+    let maker = |engine| maker(engine, &recipe, config, host);
+    let restore: Result<Arc<dyn Make>, String> = match &prepared {
+        Ok(prepared) => {
+            let served = Served {
+                snapshot: prepared.manifest.id.clone(),
+                maker: maker(restorer(prepared, config, host)?),
+            };
+            Ok(Arc::new(Switch::new(served)))
+        }
         Err(reason) => Err(reason.clone()),
     };
     let image = Images::Podman.newest(&recipe.name).await.unwrap_or_default();
@@ -317,8 +317,81 @@ async fn restored(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Re
              run `demo-multiplexer golden build {golden}` and `demo-multiplexer snapshot create {golden}`"
         );
     }
-    let runtime = GoldenRuntime { name: recipe.name.clone(), title: recipe.title.clone(), restore, cold };
+    let runtime = GoldenRuntime {
+        name: recipe.name.clone(),
+        title: recipe.title.clone(),
+        about: GoldenAbout::of(&recipe),
+        restore,
+        cold,
+    };
     Ok(Assembled { runtime, prepared: prepared.ok(), image, recipe })
+}
+
+/// Has the metrics show the sizes of a snapshot that is served from now on.
+pub fn tell_size(manifest: &Manifest) {
+    let sum = |size: fn(&Archive) -> u64| manifest.archives.values().map(size).sum();
+    let (compressed, raw) = (sum(|archive| archive.bytes), sum(|archive| archive.raw_bytes));
+    metrics::snapshot_in_use(&manifest.recipe.name, compressed, raw);
+}
+
+/// Makes shops of a golden with an engine.
+fn maker(
+    engine: Arc<dyn ContainerEngine>,
+    recipe: &Arc<Recipe>,
+    config: &Arc<Config>,
+    host: &Host,
+) -> Arc<dyn Make> {
+    let engine = host.egress.around(engine, recipe);
+    Arc::new(Maker::new(engine, Arc::clone(recipe), Arc::clone(config), Arc::clone(&host.supply)))
+}
+
+/// Prepares a snapshot beside what is served; answers who makes shops of it.
+///
+/// # Errors
+/// [`LoadError`]; nothing else has changed.
+pub async fn load(
+    manifest: &Manifest,
+    config: &Arc<Config>,
+    host: &Host,
+) -> Result<Arc<dyn Make>, LoadError> {
+    let catalog = Catalog::of(config)?;
+    let facts = prepare::host_facts().await.map_err(PrepareError::Facts)?;
+    let (state_dir, deadline) = (&config.state_dir, config.restore_deadline());
+    let prepared = prepare::prepare(&catalog, &manifest.id, &facts, state_dir, deadline).await?;
+    let mut recipe = manifest.recipe.clone();
+    let named = config.goldens.iter().filter_map(|name| Recipe::load(name, &config.recipe_dir).ok());
+    // As at the start: what shops may reach is nothing that was frozen.
+    if let Some((_, own)) = named.into_iter().find(|(_, own)| own.name == recipe.name) {
+        recipe.network = own.network;
+    }
+    let engine = restorer(&prepared, config, host).map_err(|error| LoadError::Engine(error.into()))?;
+    Ok(maker(engine, &Arc::new(recipe), config, host))
+}
+
+/// A snapshot cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The catalogue.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// It cannot be prepared.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// No driver can be made for it.
+    #[error("no driver can be made for the snapshot")]
+    Engine(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl LoadError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Catalog(error) => error.kind(),
+            Self::Prepare(error) => error.kind(),
+            Self::Engine(_) => ErrorKind::Unavailable,
+        }
+    }
 }
 
 /// The driver that restores a prepared snapshot.

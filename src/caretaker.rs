@@ -40,7 +40,7 @@ use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::{Nudge, Target};
 use crate::provision::audit::{Audit, Auditor};
-use crate::provision::{GoldenRuntime, Lifecycle, Parts};
+use crate::provision::{GoldenAbout, GoldenRuntime, Lifecycle, Parts};
 use crate::restore::{FirstPage, Made, Make, Shop};
 use crate::route;
 
@@ -187,6 +187,7 @@ fn stand_ins(
     let runtime = |name| GoldenRuntime {
         name,
         title: String::new(),
+        about: GoldenAbout::default(),
         restore: Ok(maker(MadeBy::Criu)),
         cold: Some(maker(MadeBy::Podman)),
     };

@@ -1,11 +1,11 @@
 //! A whole demo shop per visitor, restored from a snapshot in a blink.
 //!
 //! ```text
-//! L4  main, commands, app, open_{jobs,store} name concrete adapters, wire them
-//! L3  api, proxy, pool::{reconciler, reaper}, jobs::worker, events, webhook, route::keeper   edges and workers
-//! L2  provision, checkpoint, restore, egress, database, snapshot::{archive, catalog, prepare}   procedures
+//! L4  main, commands, app, workshop, open_{jobs,store} name concrete adapters, wire them
+//! L3  api, web, console, proxy, pool::{reconciler, reaper}, jobs::worker, events, webhook, route::keeper   edges and workers
+//! L2  provision, promote, checkpoint, restore, egress, database, snapshot::{archive, catalog, prepare}   procedures
 //! L1  engine, store, route, jobs, nats, host ports with their adapters; the kernel
-//! L0  id, client, token, connections, error, config, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
+//! L0  id, client, lang, token, connections, error, config, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
 //! ```
 //!
 //! Arrows point down only; adapters never import each other;
@@ -21,6 +21,7 @@ pub mod client;
 pub mod commands;
 pub mod config;
 pub mod connections;
+pub mod console;
 pub mod database;
 pub mod doctor;
 pub mod egress;
@@ -34,6 +35,7 @@ pub mod id;
 pub mod identity;
 pub mod instance;
 pub mod jobs;
+pub mod lang;
 pub mod listener;
 pub mod metrics;
 pub mod nats;
@@ -41,6 +43,7 @@ pub mod notify;
 pub mod open_jobs;
 pub mod open_store;
 pub mod pool;
+pub mod promote;
 pub mod provision;
 pub mod proxy;
 pub mod restore;
@@ -52,4 +55,6 @@ pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod token;
+pub mod web;
 pub mod webhook;
+pub mod workshop;

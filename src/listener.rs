@@ -228,6 +228,7 @@ mod tests {
                 patience: HEADERS_DEADLINE,
                 banner: None,
                 waker: None,
+                landing: None,
             }),
             base_domain: "localhost".into(),
             door: Door::Only,

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use demo_multiplexer::commands::{Invocation, print_error};
+use demo_multiplexer::commands::{Invocation, next_step, print_error};
 use demo_multiplexer::telemetry;
 
 /// `EX_USAGE` of sysexits.h: the command line or the settings are wrong, and
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let options = telemetry::Options {
-        level: context.value("LOG_LEVEL"),
+        level: invocation.log_level(&context),
         format: context.value("LOG_FORMAT"),
         // A command is over before its trace would be sent.
         otlp_url: context.config.otlp_url.as_deref().filter(|_| invocation.serves()),
@@ -47,6 +47,9 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             print_error(format_args!("{error:#}"));
+            if let Some(step) = next_step(&error) {
+                eprintln!("{step}");
+            }
             ExitCode::FAILURE
         }
     }

@@ -170,6 +170,15 @@ impl Entry {
     pub const fn scopes(&self) -> &Scopes {
         &self.scopes
     }
+
+    /// Tells this token from any other, without its hash: it stands in cookies.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let mut text = String::new();
+        // A hash of the hash; 64 bits of it, which nobody has to find by trying.
+        let _ = hex(&Sha256::digest(self.hash.0)[..8], &mut text);
+        text
+    }
 }
 
 impl FromStr for Entry {
@@ -248,6 +257,12 @@ impl Tokens {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The entry that a fingerprint is of.
+    #[must_use]
+    pub fn by_fingerprint(&self, fingerprint: &str) -> Option<&Entry> {
+        self.0.iter().find(|entry| entry.fingerprint() == fingerprint)
     }
 
     /// The entry of a token that somebody shows, in a time that says nothing

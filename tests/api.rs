@@ -328,7 +328,7 @@ async fn an_ephemeral_daemon_leaves_nothing() {
     pool_has(&daemon, 3).await;
     daemon.stop().await;
     assert!(host.restore.traces().is_empty());
-    assert_eq!(names_in(&host.state_dir()), ["lock", "store.redb"]);
+    assert_eq!(names_in(&host.state_dir()), ["lock", "store.redb", "web.key"]);
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ const LAYERS: &[(&str, u8)] = &[
     // Pure, or used by every layer.
     ("id", 0),
     ("client", 0),
+    ("lang", 0),
     ("token", 0),
     ("connections", 0),
     ("error", 0),
@@ -40,6 +41,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("host", 1),
     // Procedures.
     ("provision", 2),
+    ("promote", 2),
     ("restore", 2),
     ("egress", 2),
     ("identity", 2),
@@ -51,6 +53,8 @@ const LAYERS: &[(&str, u8)] = &[
     // Edges and workers.
     ("api", 3),
     ("proxy", 3),
+    ("web", 3),
+    ("console", 3),
     ("pool::reconciler", 3),
     ("pool::reaper", 3),
     ("pool::adopt", 3),
@@ -60,6 +64,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("listener", 4),
     ("app", 4),
     ("assemble", 4),
+    ("workshop", 4),
     ("open_store", 4),
     ("open_jobs", 4),
     ("bench", 4),
@@ -77,6 +82,8 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("engine", "identity", "the words of personalizing are shared"),
     ("jobs", "nats", "jobs and events share one connection"),
     ("provision", "restore", "acquire makes an instance while its client waits"),
+    ("promote", "provision", "a trial shop is made as every shop is"),
+    ("promote", "restore", "the pool's maker is turned to another snapshot"),
     ("restore", "identity", "personalizing is a phase of making"),
     ("restore", "snapshot", "a shop comes from a prepared snapshot"),
     ("checkpoint", "snapshot", "taking one is what a checkpoint is for"),
@@ -84,6 +91,9 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("checkpoint", "restore", "a golden is probed as its clones are"),
     ("checkpoint", "database", "a golden is frozen with the database it is to have"),
     ("database", "identity", "a user's password is random"),
+    ("console", "api", "the console draws what the API says, and its forms are the API's calls"),
+    ("console", "web", "its pages stand on the same ground as the visitors'"),
+    ("web", "api", "pages stand beside the API: its doors, errors and status streams are theirs"),
     ("checkpoint", "golden::build", "a golden is built before it is frozen"),
 ];
 

@@ -81,10 +81,11 @@ async fn a_page_of_the_front_has_it_once_and_is_otherwise_the_shops() {
         assert_eq!(format!("{before}{after}"), PAGE, "{path}");
         assert_eq!(after, "</body></html>\n");
         assert!(banner.contains("Demo shop, deleted at 20") && banner.contains("UTC"), "{banner}");
+        assert!(banner.contains(&format!("http://localhost:8080/demo/{id}")), "{banner}");
         assert!(format!("{ELEMENT}{banner}").contains(SCRIPT));
         assert_eq!(answer.headers["x-asked-for"], "identity", "what is compressed cannot be read");
         assert!(!answer.headers.contains_key("content-length"));
-        assert_eq!(answer.headers["vary"], "Sec-Fetch-Dest");
+        assert_eq!(answer.headers["vary"], "Sec-Fetch-Dest, Accept-Language");
         if path == "/tagged" {
             assert_eq!(answer.headers["etag"], "W/\"a\"");
         }

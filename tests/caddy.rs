@@ -8,6 +8,8 @@ mod caddy;
 mod common;
 #[path = "common/front.rs"]
 mod front;
+#[path = "common/slow.rs"]
+mod slow;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use serde_json::{Value, json};
 
 use self::caddy::Caddy;
 use self::front::{Front, plain_shops, shops};
+use self::slow::{Slow, SlowSocket};
 
 #[tokio::test]
 async fn caddy_is_a_route_table() {
@@ -338,4 +341,63 @@ async fn two_daemons_share_one_caddy() {
     first.settle().await.unwrap();
     assert_eq!(visit(id).await, "the daemon");
     assert_eq!(visit(&tables[1].1).await, tables[1].2, "the other daemon's stays");
+}
+
+/// A daemon that is led to Caddy's admin API by another way.
+async fn led_by(caddy: Caddy, listen: String, admin_url: &str) -> Front {
+    let host = common::Host::with_shops_at(shops(plain_shops()).await);
+    let settings = Front::settings(&caddy, &listen, &[("CADDY_ADMIN_URL", admin_url)]);
+    let daemon = host.start(&settings).await;
+    Front { host, daemon, caddy, listen }
+}
+
+#[tokio::test]
+async fn a_slow_caddy_makes_acquires_late_and_then_holds_up_nobody() {
+    if !caddy::is_there("caddy") {
+        return;
+    }
+    let address = SocketAddr::from(([127, 0, 0, 1], caddy::free_port()));
+    let mut caddy = Caddy::new(address, &[]).on_a_socket();
+    caddy.start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (begin, end) = (dir.path().join("slow.sock"), caddy.admin_url().replacen("unix/", "", 1));
+    let slow = SlowSocket::between(&begin, end.into());
+    let front = led_by(caddy, address.to_string(), &format!("unix/{}", begin.display())).await;
+    front.router_is("ok").await;
+    slow.by(Duration::from_millis(400));
+    let began = Instant::now();
+    let id = front.acquire().await;
+    assert!(began.elapsed() >= Duration::from_millis(800), "its route is in force: {:?}", began.elapsed());
+    assert_eq!(front.visit(&id, "/").await.status(), 200);
+    // Slower than an answer may be: the first change finds out, the next ones do not wait.
+    slow.by(Duration::from_secs(5));
+    front.acquire().await;
+    front.router_is("degraded").await;
+    let began = Instant::now();
+    let born = front.acquire().await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!(front.visit(&born, "/").await.status(), 200, "through the built-in proxy");
+    slow.by(Duration::ZERO);
+    front.router_is("ok").await;
+}
+
+#[tokio::test]
+async fn a_caddy_that_lets_nobody_change_it_leaves_the_shops_to_the_built_in_proxy() {
+    if !caddy::is_there("caddy") {
+        return;
+    }
+    let address = SocketAddr::from(([127, 0, 0, 1], caddy::free_port()));
+    let mut caddy = Caddy::new(address, &[]);
+    caddy.start().await;
+    // Caddy refuses whoever calls its admin API by another name than its own.
+    let port = caddy.admin_url().rsplit_once(':').unwrap().1.parse().unwrap();
+    let by_another_name = Slow::to(port).await;
+    let url = format!("http://{}", by_another_name.address);
+    let front = led_by(caddy, address.to_string(), &url).await;
+    front.router_is("degraded").await;
+    let health = front.daemon.get("/health").await.json();
+    assert!(health["router"]["error"].as_str().is_some_and(|why| why.contains("403")), "{health}");
+    let id = front.acquire().await;
+    assert_eq!(front.visit(&id, "/").await.status(), 200);
+    assert!(front.routed().await.is_empty());
 }

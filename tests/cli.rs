@@ -7,6 +7,7 @@ mod common;
 use std::process::Output;
 
 use common::{Daemon, Host};
+use demo_multiplexer::testing::eventually;
 use serde_json::Value;
 
 /// Runs the program away from any `.env`, without this process' settings.
@@ -61,6 +62,8 @@ async fn a_refusal_is_told_in_the_daemons_words() {
     assert!(told.contains("ttl \"-5m\" is not positive"), "{told}");
     let told = refusal(&run(Some(&daemon), &["acquire", "--golden", "magento"]).await, 1);
     assert!(told.contains("there are: shop, other"), "{told}");
+    let told = refusal(&run(Some(&daemon), &["acquire", "--golden", "othre"]).await, 1);
+    assert!(told.contains("did you mean other?"), "{told}");
 }
 
 #[tokio::test]
@@ -81,6 +84,77 @@ async fn visitors_come_at_a_fixed_rate_and_all_are_counted() {
 async fn without_a_daemon_the_settings_to_look_at_are_named() {
     let told = refusal(&run(None, &["ls", "--listen", "127.0.0.1:9"]).await, 1);
     assert!(told.contains("no answer from http://127.0.0.1:9") && told.contains("API_URL"), "{told}");
+    assert!(told.contains("systemctl start demo-multiplexer"), "{told}");
+}
+
+#[tokio::test]
+async fn who_shows_no_token_or_a_wrong_one_is_told_where_it_goes() {
+    let host = Host::new();
+    let entry = format!("ops:operate:{}", "0".repeat(64));
+    let daemon = host.start(&[("API_TOKENS", &entry)]).await;
+    let told = refusal(&run(Some(&daemon), &["ls"]).await, 1);
+    assert!(told.contains("401") && told.contains("put it into API_TOKEN"), "{told}");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    std::fs::write(&file, "dmx_wrong\n").unwrap();
+    let told = refusal(&run(Some(&daemon), &["ls", "--api-token-file", file.to_str().unwrap()]).await, 1);
+    assert!(told.contains("look at API_TOKEN") && !told.contains("dmx_wrong"), "{told}");
+}
+
+#[tokio::test]
+async fn a_name_that_is_nearly_right_is_put_right() {
+    let recipes = concat!(env!("CARGO_MANIFEST_DIR"), "/podman");
+    let told = refusal(&run(None, &["golden", "build", "wordpres", "--recipe-dir", recipes]).await, 1);
+    assert!(told.contains("there are: prestashop, wordpress; did you mean wordpress?"), "{told}");
+    let told = refusal(&run(None, &["snapshot", "verify", "shop-1", "--snapshot-dir", "/nowhere"]).await, 1);
+    assert!(told.contains("shop-1 is unknown: `snapshot list` shows"), "{told}");
+    let told = refusal(&run(None, &["snaphsot", "list"]).await, 64);
+    assert!(told.contains("a similar subcommand exists: 'snapshot'"), "{told}");
+}
+
+/// Every command that answers a program: what it prints is JSON, and nothing else.
+#[tokio::test]
+async fn every_command_that_asks_the_daemon_answers_json() {
+    let host = Host::new();
+    let daemon = host.start(&[]).await;
+    let answer = async |args: &[&str]| -> Value {
+        let said = stdout(&run(Some(&daemon), &[args, &["--json"]].concat()).await);
+        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{args:?}: {error}: {said}"))
+    };
+    let id = answer(&["acquire"]).await["id"].as_str().unwrap().to_owned();
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&answer(&["release", &id]).await), ["id", "released"]);
+    assert!(answer(&["ls"]).await["instances"].is_array());
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let state = ["--state-dir", state.to_str().unwrap()];
+    let at = |args: &[&'static str]| -> Vec<&str> { args.iter().chain(&state).copied().collect() };
+    assert_eq!(keys(&answer(&at(&["reap"])).await), ["alive", "ended"]);
+    assert_eq!(
+        keys(&answer(&["token", "create", "me", "--scope", "acquire"]).await),
+        ["entry", "name", "scopes", "token"]
+    );
+    let empty = dir.path().join("snapshots");
+    let empty = ["--snapshot-dir", empty.to_str().unwrap()];
+    for verb in ["list", "verify"] {
+        assert_eq!(answer(&["snapshot", verb, empty[0], empty[1]]).await, Value::Array(vec![]), "{verb}");
+    }
+}
+
+#[tokio::test]
+async fn a_pipe_gets_colours_only_by_force_and_nobody_does_against_his_will() {
+    let host = Host::new();
+    let daemon = host.start(&[]).await;
+    stdout(&run(Some(&daemon), &["acquire"]).await);
+    let has_colours = async |settings: &[(&str, &str)]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_demo-multiplexer"));
+        command.arg("ls").current_dir("/").env_clear().env("API_URL", format!("http://{}", daemon.address));
+        let output = command.envs(settings.iter().copied()).output().await.unwrap();
+        stdout(&output).contains('\u{1b}')
+    };
+    assert!(!has_colours(&[]).await);
+    assert!(has_colours(&[("CLICOLOR_FORCE", "1")]).await);
+    assert!(!has_colours(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]).await);
 }
 
 #[tokio::test]
@@ -146,4 +220,22 @@ async fn the_example_client_gets_a_shop_follows_it_and_lets_it_go() {
     let left =
         listed["instances"].as_array().unwrap().iter().filter(|one| one["state"] == "assigned").count();
     assert_eq!(left, 0, "{listed}");
+}
+
+#[tokio::test]
+async fn the_example_in_shell_gets_a_shop_and_lets_it_go() {
+    let host = Host::new();
+    let daemon = host.start(&[]).await;
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/try_it.sh");
+    let there = ["curl", "jq"].map(|tool| std::process::Command::new(tool).arg("--version").output().is_ok());
+    if there != [true, true] {
+        assert!(std::env::var("CI").is_err(), "this test needs curl and jq: install them");
+        return println!("skipped: needs curl and jq");
+    }
+    let mut command = tokio::process::Command::new(program);
+    command.arg(format!("http://{}", daemon.address)).env_remove("API_TOKEN");
+    let told = stdout(&command.output().await.unwrap());
+    assert!(told.contains("is yours until") && told.contains("it is assigned"), "{told}");
+    assert!(told.ends_with("released\n"), "{told}");
+    eventually("it has left", async || host.restore.running().is_empty().then_some(())).await;
 }

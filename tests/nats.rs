@@ -10,6 +10,10 @@ mod events;
 mod faults;
 #[path = "nats/server.rs"]
 mod server;
+#[path = "common/slow.rs"]
+mod slow;
+#[path = "nats/strain.rs"]
+mod strain;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -40,7 +40,9 @@ fn it_is_openapi_3_1_and_lists_what_the_readme_promises() {
     let listed: BTreeSet<String> = operations(&api).into_iter().map(|(name, _)| name).collect();
     let promised = [
         "delete /api/v1/demo/{id}",
+        "delete /api/v1/limits/{client}",
         "delete /api/v1/pool/drain",
+        "delete /api/v1/snapshots/{id}",
         "get /api/docs",
         "get /api/openapi.json",
         "get /api/v1/audit",
@@ -48,8 +50,16 @@ fn it_is_openapi_3_1_and_lists_what_the_readme_promises() {
         "get /api/v1/demo/{id}",
         "get /api/v1/demo/{id}/logs",
         "get /api/v1/demo/{id}/status",
+        "get /api/v1/events",
+        "get /api/v1/events/stream",
+        "get /api/v1/goldens",
+        "get /api/v1/history",
+        "get /api/v1/limits",
         "get /api/v1/pool/stats",
         "get /api/v1/pool/target",
+        "get /api/v1/snapshots",
+        "get /api/v1/tasks",
+        "get /api/v1/tasks/{number}",
         "get /api/v1/tls/ask",
         "get /health",
         "get /livez",
@@ -59,6 +69,10 @@ fn it_is_openapi_3_1_and_lists_what_the_readme_promises() {
         "post /api/v1/demo/acquire",
         "post /api/v1/demo/{id}/extend",
         "post /api/v1/pool/drain",
+        "post /api/v1/snapshots",
+        "post /api/v1/snapshots/prune",
+        "post /api/v1/snapshots/{id}/promote",
+        "post /api/v1/snapshots/{id}/verify",
         "put /api/v1/pool/target",
     ];
     assert_eq!(listed, promised.map(str::to_owned).into());

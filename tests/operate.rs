@@ -1,13 +1,16 @@
 //! What an operator does to a running daemon over the API: the pool's target, the
-//! drain, the list of instances, their logs.
+//! drain, the list of instances, their logs, what happened, who is near a limit.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Answer, Daemon, Host};
 use demo_multiplexer::testing::eventually;
 use http::Method;
+use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
 const TARGET: &str = "/api/v1/pool/target";
@@ -149,5 +152,107 @@ async fn only_the_operator_steers() {
         daemon.send(method, path, &[VISITOR], "").await.problem(403);
     }
     assert_eq!(daemon.get("/readyz").await.text(), "ready\n");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn what_happened_is_told_the_newest_first_and_as_it_comes() {
+    let host = Host::new();
+    let daemon = host.start(&[]).await;
+    let stream = common::send(
+        daemon.address,
+        http::Request::get("/api/v1/events/stream").header("host", "localhost:8080").body("".into()).unwrap(),
+    )
+    .await;
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    let mut stream = stream.into_body();
+    let id = daemon.acquire().await.id();
+    let mut told = String::new();
+    while !told.contains("\"happened\":\"assigned\"") {
+        let frame = tokio::time::timeout(Duration::from_secs(20), stream.frame()).await;
+        let frame = frame.expect("it is told in time").expect("the stream goes on").unwrap();
+        told.push_str(std::str::from_utf8(&frame.into_data().unwrap()).unwrap());
+    }
+    assert!(told.starts_with("retry: "), "{told}");
+    assert!(told.contains("event: sample\n") && told.contains("event: change\n"), "{told}");
+    let events = daemon.get("/api/v1/events?limit=2").await.json();
+    let events = events["events"].as_array().unwrap().clone();
+    assert_eq!(events.len(), 2);
+    assert_eq!((&events[0]["happened"], &events[0]["instance_id"]), (&json!("assigned"), &json!(id)));
+    assert_eq!(events[1]["happened"], "warming");
+    let last = format!("id: {}\n", events[0]["number"]);
+    assert!(told.contains(&last), "{told}");
+
+    // Who comes back is told what was missed, and no more.
+    let seen = events[1]["number"].to_string();
+    let again = http::Request::get("/api/v1/events/stream")
+        .header("host", "localhost:8080")
+        .header("last-event-id", seen)
+        .body("".into())
+        .unwrap();
+    let mut again = common::send(daemon.address, again).await.into_body();
+    let first = again.frame().await.unwrap().unwrap().into_data().unwrap();
+    let first = std::str::from_utf8(&first).unwrap();
+    assert!(first.contains(&last) && !first.contains("\"happened\":\"warming\""), "{first}");
+    daemon.get("/api/v1/events?limit=0").await.problem(400);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_stopped_daemon_ends_its_event_streams() {
+    let host = Host::new();
+    let daemon = host.start(&[]).await;
+    let stream = http::Request::get("/api/v1/events/stream").header("host", "localhost:8080");
+    let stream = common::send(daemon.address, stream.body("".into()).unwrap()).await.into_body();
+    let (whole, ()) = tokio::join!(stream.collect(), daemon.stop());
+    assert!(whole.is_ok(), "it ends as an answer does");
+}
+
+#[tokio::test]
+async fn the_history_has_what_acquires_took_and_how_the_host_is() {
+    let host = Host::new();
+    let daemon = host.start(&[]).await;
+    daemon.acquire().await.id();
+    let sample = eventually("a sample has the acquire", async || {
+        let history = daemon.get("/api/v1/history?minutes=5").await.json();
+        assert_eq!(history["every_seconds"], 5);
+        let samples = history["samples"].as_array().unwrap().clone();
+        samples.into_iter().find(|sample| sample["acquires"]["restore"]["count"] == 1)
+    })
+    .await;
+    assert_eq!((&sample["hit_ratio"], &sample["made"]), (&json!(0.0), &json!(1)));
+    assert!(sample["phases_ms"]["restore"].as_f64().unwrap() >= 1.0, "{sample}");
+    let number = |field: &str| sample[field].as_u64().unwrap();
+    assert!(number("memory_used_bytes") > 0 && number("memory_used_bytes") < number("memory_bytes"));
+    assert!(number("disk_bytes") > 0 && number("disk_used_bytes") <= number("disk_bytes"));
+    for wrong in ["?minutes=0", "?minutes=61", "?hours=1"] {
+        daemon.get(&format!("/api/v1/history{wrong}")).await.problem(400);
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_at_its_limit_is_seen_and_cleared() {
+    let host = Host::new();
+    let daemon = host.start(&[("RATE_LIMIT_HOURLY", "2")]).await;
+    let acquire = async |client: &str| {
+        daemon.send(Method::POST, "/api/v1/demo/acquire", &[("x-forwarded-for", client)], "").await.status
+    };
+    assert_eq!(acquire("203.0.113.9").await, 201);
+    for expected in [201, 201, 429] {
+        assert_eq!(acquire("203.0.113.5").await, expected);
+    }
+    let limits = daemon.get("/api/v1/limits").await.json();
+    assert_eq!((&limits["hourly"], &limits["clients"][0]["client"]), (&json!(2), &json!("ip:203.0.113.5")));
+    let first = &limits["clients"][0];
+    assert_eq!(
+        (&first["hour_left"], &first["refused"], &first["limited"]),
+        (&json!(0), &json!(1), &json!(true))
+    );
+    assert_eq!(limits["clients"][1]["limited"], false);
+    assert_eq!(daemon.delete("/api/v1/limits/ip:203.0.113.5").await.status, 204);
+    assert_eq!(acquire("203.0.113.5").await, 201, "it begins anew");
+    assert_eq!(daemon.delete("/api/v1/limits/ip:198.51.100.1").await.status, 204, "nobody is fine");
+    daemon.delete("/api/v1/limits/everybody").await.problem(400);
     daemon.stop().await;
 }

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod host;
+#[path = "common/slow.rs"]
+mod slow;
 
 use std::time::{Duration, Instant};
 
@@ -347,4 +349,60 @@ async fn doctor_tells_a_server_that_serves_from_one_that_does_not() {
     let (code, found) = finding(&with(&settings, &[])).await;
     assert_eq!((code, &found["status"]), (Some(1), &json!("fail")), "{found}");
     assert!(!found.to_string().contains("p@ss") && found.to_string().contains(ADMIN), "{found}");
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_told_of_and_all_answer_again_after_it() {
+    let Some((place, server)) = at("shared-hang", Kind::Host).await else { return };
+    let settings = server.settings();
+    let daemon = place.daemon(&with(&settings, &[("POOL_TARGET_SIZE", "1")])).await;
+    let shop = daemon.acquire_any().await;
+    daemon.pool_has(1).await;
+    server.pause();
+    eventually("the outage is known", 20, async || {
+        same(&daemon.get("/health").await.json()["dependencies"]["database"]["status"], &json!("down"))
+    })
+    .await;
+    let began = Instant::now();
+    let refused = daemon.try_acquire(&json!({})).await;
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
+    refused.problem(503);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    server.resume();
+    eventually("the shop answers again", 10, async || same(&shop.get("/").await.status, &200)).await;
+    eventually("instances are handed out again", 10, async || {
+        same(&daemon.try_acquire(&json!({ "idempotency_key": "after" })).await.status, &201)
+    })
+    .await;
+    daemon.stop().await;
+    only_templates_are_left(&server, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_server_makes_shops_slow_and_none_wrong() {
+    let Some((place, server)) = at("shared-slow", Kind::Host).await else { return };
+    // Shops are shown the directory that the socket is in.
+    let dir = server.socket().parent().unwrap().with_file_name("slow");
+    std::fs::create_dir_all(&dir).unwrap();
+    let begin = dir.join("mysqld.sock");
+    let slow = slow::SlowSocket::between(&begin, server.socket());
+    for path in [&dir, &begin] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    }
+    let settings = server.settings();
+    let url = settings[1].1.replace(server.socket().to_str().unwrap(), begin.to_str().unwrap());
+    let daemon = place.daemon(&with(&settings, &[("DATABASE_URL", &url)])).await;
+    let quick = daemon.acquire_any().await;
+    let began = Instant::now();
+    assert_eq!(quick.get("/").await.status, 200);
+    let before = began.elapsed();
+    slow.by(Duration::from_millis(20));
+    let late = daemon.acquire_any().await;
+    for shop in [&quick, &late] {
+        let began = Instant::now();
+        assert_eq!(shop.get("/").await.status, 200);
+        assert!(began.elapsed() > before, "{:?}, and {before:?} before", began.elapsed());
+    }
+    assert_eq!(daemon.get("/health").await.json()["dependencies"]["database"]["status"], "ok");
+    daemon.stop().await;
 }

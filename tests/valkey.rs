@@ -14,6 +14,10 @@ mod daemons;
 mod faults;
 #[path = "valkey/server.rs"]
 mod server;
+#[path = "common/slow.rs"]
+mod slow;
+#[path = "valkey/strain.rs"]
+mod strain;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -34,6 +34,14 @@ function one_click_check(string $login_path): void
     $_SERVER['REQUEST_URI'] = '/demo-login';
 }
 
+/** The module whose page the link is to lead to (&module=NAME), if it names one. Read before the shop is loaded. */
+function one_click_module(): ?string
+{
+    $module = is_string($_GET['module'] ?? null) ? $_GET['module'] : '';
+    unset($_GET['module'], $_REQUEST['module']);
+    return preg_match('/^[A-Za-z0-9_-]{1,64}$/D', $module) ? $module : null;
+}
+
 /** The page that points to the login form. */
 function one_click_refuse(string $login_path): never
 {

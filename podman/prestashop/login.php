@@ -4,6 +4,7 @@
 
 require '/golden/one-click.php';
 one_click_check('/admin-demo/');
+$module = one_click_module();
 const _PS_ADMIN_DIR_ = '/var/www/prestashop/admin-demo';
 const PS_ADMIN_DIR = _PS_ADMIN_DIR_;
 require '/var/www/prestashop/config/config.inc.php';
@@ -24,4 +25,8 @@ $cookie->remote_addr = $employee->remote_addr;
 $cookie->registerSession(new EmployeeSession());
 $cookie->last_activity = time();
 $cookie->write();
-one_click_go('/admin-demo/');
+if ($module === null || !Module::isInstalled($module)) {
+    one_click_go('/admin-demo/');
+}
+$query = ['controller' => 'AdminModules', 'configure' => $module, 'token' => Tools::getAdminTokenLite('AdminModules', $context)];
+one_click_go('/admin-demo/index.php?' . http_build_query($query));

@@ -85,6 +85,19 @@ const TABLE: &[(&str, Who)] = &[
     ("/api/v1/audit", Who::Operator),
     ("/api/v1/pool/target", Who::Operator),
     ("/api/v1/pool/drain", Who::Operator),
+    ("/api/v1/goldens", Who::Operator),
+    ("/api/v1/events", Who::Operator),
+    ("/api/v1/events/stream", Who::Operator),
+    ("/api/v1/history", Who::Operator),
+    ("/api/v1/snapshots", Who::Operator),
+    ("/api/v1/snapshots/prune", Who::Operator),
+    ("/api/v1/snapshots/{id}", Who::Operator),
+    ("/api/v1/snapshots/{id}/verify", Who::Operator),
+    ("/api/v1/snapshots/{id}/promote", Who::Operator),
+    ("/api/v1/tasks", Who::Operator),
+    ("/api/v1/tasks/{number}", Who::Operator),
+    ("/api/v1/limits", Who::Operator),
+    ("/api/v1/limits/{client}", Who::Operator),
     ("/metrics", Who::Watcher),
     // Asks by itself whether it is this host's own client.
     ("/api/v1/tls/ask", Who::Anybody),
@@ -244,7 +257,7 @@ fn is_of_a_page(headers: &HeaderMap) -> bool {
 }
 
 /// An address, or a name without a dot: nobody else can make those lead here.
-fn names_this_host(host: &str) -> bool {
+pub(crate) fn names_this_host(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,

@@ -55,6 +55,7 @@ pub(super) async fn acquire(
         ttl: ttl.map_err(AcquireError::from)?,
         idempotency_key: key(&headers, body.idempotency_key)?,
         client,
+        holder: None,
     };
     let acquired = api.provisioner.acquire(request).await?;
     let status = match acquired.handed {

@@ -101,6 +101,22 @@ impl<S: Send + Sync> FromRequestParts<S> for Asker {
     }
 }
 
+/// What the path names, other than an instance.
+#[derive(Debug)]
+pub(super) struct PathOf<T>(pub(super) T);
+
+impl<S: Send + Sync, T: std::str::FromStr> FromRequestParts<S> for PathOf<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let nothing = || Problem::not_found("the path names nothing that can be there");
+        let text = Path::<String>::from_request_parts(parts, state).await;
+        let Path(text) = text.map_err(|_| nothing())?;
+        // What cannot be a name is nobody's.
+        text.parse().map(Self).map_err(|_| nothing())
+    }
+}
+
 /// The instance that the path names.
 #[derive(Debug)]
 pub(super) struct PathId(pub(super) InstanceId);

@@ -10,23 +10,27 @@
 //!
 //! Not responsible for: the rules of handing out ([`crate::provision`]).
 
-mod access;
+pub(crate) mod access;
 mod audit;
+pub mod chronicle;
 mod cors;
 mod demo;
 mod dto;
 mod extract;
+mod goldens;
 mod health;
-mod instances;
+pub(crate) mod instances;
+mod limited;
 mod limits;
-mod logs;
+pub(crate) mod logs;
 mod openapi;
 mod pool;
 pub mod problem;
 mod request;
 mod sleep;
+mod snapshots;
 pub mod status;
-mod steer;
+pub(crate) mod steer;
 mod tls;
 
 use std::net::SocketAddr;
@@ -42,12 +46,14 @@ use utoipa_axum::routes;
 
 pub use self::access::{Access, Door};
 pub(crate) use self::audit::AuditAnswer;
+use self::chronicle::Chronicle;
 use self::problem::Problem;
 use self::status::StatusHub;
 use crate::client::TrustedProxies;
 use crate::config::Origins;
 use crate::nats::Link;
 use crate::pool::PoolStatus;
+use crate::promote::Desk;
 use crate::provision::Provisioner;
 use crate::provision::audit::Auditor;
 use crate::shutdown::Phase;
@@ -73,6 +79,10 @@ pub struct ApiState {
     pub base_domain: Arc<str>,
     /// Streams that watch an instance.
     pub status: Arc<StatusHub>,
+    /// The last changes and the last hour.
+    pub chronicle: Arc<Chronicle>,
+    /// Takes orders about snapshots.
+    pub desk: Desk,
     /// Whether NATS can be used; none when jobs stay in the process anyway.
     pub nats: Option<watch::Receiver<Link>>,
     /// Renders the metrics.
@@ -90,16 +100,18 @@ impl std::fmt::Debug for ApiState {
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
-/// The API as a service.
-pub fn router(state: ApiState) -> Router {
+/// The API as a service, and beside it `pages` for people, which see to it
+/// themselves who may ask for what.
+pub fn router(state: ApiState, pages: Router) -> Router {
     let (router, _) = routes().split_for_parts();
     router
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(state.clone(), access::check))
         .layer(from_fn_with_state(state.clone(), cors::around))
-        .layer(from_fn(request::around))
         .with_state(state)
+        .merge(pages)
+        .layer(from_fn(request::around))
 }
 
 /// The API as an OpenAPI 3.1 document.
@@ -125,6 +137,19 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(audit::look, audit::mend))
         .routes(routes!(steer::targets, steer::set_target))
         .routes(routes!(steer::drain, steer::undrain))
+        .routes(routes!(goldens::list))
+        .routes(routes!(chronicle::events))
+        .routes(routes!(chronicle::events_stream))
+        .routes(routes!(chronicle::history))
+        .routes(routes!(snapshots::list, snapshots::create))
+        .routes(routes!(snapshots::prune))
+        .routes(routes!(snapshots::remove))
+        .routes(routes!(snapshots::verify))
+        .routes(routes!(snapshots::promote))
+        .routes(routes!(snapshots::tasks))
+        .routes(routes!(snapshots::task))
+        .routes(routes!(limited::show))
+        .routes(routes!(limited::clear))
         .routes(routes!(tls::ask))
         .routes(routes!(health::health))
         .routes(routes!(health::livez))

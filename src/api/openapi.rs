@@ -20,7 +20,7 @@ use utoipa::{OpenApi as _, PartialSchema, ToSchema};
 use super::access;
 use super::dto::{CountdownEvent, ProblemAnswer, StatusEvent};
 use super::problem::Problem;
-use crate::instance;
+use crate::{instance, promote};
 
 const PROBLEM: &str = "application/problem+json";
 
@@ -35,6 +35,8 @@ const PROBLEM: &str = "application/problem+json";
     tags(
         (name = "demo", description = "Instances and their visitors"),
         (name = "pool", description = "What is kept ready"),
+        (name = "snapshots", description = "What the pool is restored from"),
+        (name = "limits", description = "Who acquires how often"),
         (name = "health", description = "For whoever watches the daemon"),
         (name = "document", description = "This document")
     ),
@@ -221,6 +223,34 @@ words!(
     Source,
     instance::Source::ALL.map(instance::Source::as_str).to_vec()
 );
+
+words!(
+    /// What a task does.
+    TaskKind,
+    promote::Kind::ALL.map(promote::Kind::as_str).to_vec()
+);
+
+words!(
+    /// How a task stands.
+    TaskState,
+    promote::Outcome::WORDS.to_vec()
+);
+
+/// A snapshot's name.
+#[derive(Debug)]
+pub(super) struct SnapshotName;
+
+impl ToSchema for SnapshotName {}
+
+impl PartialSchema for SnapshotName {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .pattern(Some("^[a-z0-9][a-z0-9-]{0,63}$"))
+            .examples(["wordpress-20260101t000000z-1f2e"])
+            .into()
+    }
+}
 
 /// An instance's name.
 #[derive(Debug)]

@@ -15,6 +15,7 @@ use super::extract::BODY_MAX;
 use super::limits;
 use super::status::StatusError;
 use crate::error::{Chain, ErrorKind};
+use crate::promote::DeskError;
 use crate::provision::errors::{AcquireError, LeaseError, ResetError, SleepError};
 use crate::provision::limits::{Standing, seconds};
 use crate::store::StoreError;
@@ -175,7 +176,7 @@ impl Problem {
     }
 
     /// There is no token, and this takes one.
-    pub(super) fn token_missing() -> Self {
+    pub(crate) fn token_missing() -> Self {
         Self::challenged("this takes a token".into(), Challenge::Missing)
     }
 
@@ -217,7 +218,7 @@ impl Problem {
     }
 
     /// Something only this host's own clients may ask.
-    pub(super) fn forbidden(detail: &'static str) -> Self {
+    pub(crate) fn forbidden(detail: &'static str) -> Self {
         Self::plain(StatusCode::FORBIDDEN, "forbidden", "Not for you", detail)
     }
 
@@ -253,6 +254,11 @@ impl Problem {
         self.status
     }
 
+    /// What is wrong, for the client.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// How it is logged.
     pub(super) fn severity(&self) -> Severity {
         match self.status {
@@ -262,9 +268,19 @@ impl Problem {
         }
     }
 
-    /// What is logged.
-    pub(super) fn log_text(&self) -> &str {
-        self.chain.as_deref().unwrap_or(&self.detail)
+    /// When it may be tried again, in seconds.
+    pub(crate) const fn retry_after(&self) -> Option<u32> {
+        self.retry_after
+    }
+
+    /// Writes it down, with all of its sources: once for each answer.
+    pub(crate) fn log(&self) {
+        let (status, error) = (self.status.as_u16(), self.chain.as_deref().unwrap_or(&self.detail));
+        match self.severity() {
+            Severity::Defect => tracing::error!(status, error, "request failed"),
+            Severity::Degraded => tracing::warn!(status, error, "request not served"),
+            Severity::Client => tracing::debug!(status, error, "request refused"),
+        }
     }
 
     /// The body.
@@ -335,6 +351,12 @@ impl From<LeaseError> for Problem {
 
 impl From<StatusError> for Problem {
     fn from(error: StatusError) -> Self {
+        Self::of(error.kind(), &error)
+    }
+}
+
+impl From<DeskError> for Problem {
+    fn from(error: DeskError) -> Self {
         Self::of(error.kind(), &error)
     }
 }

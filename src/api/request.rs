@@ -11,7 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tracing::Instrument as _;
 
-use super::problem::{Problem, Severity};
+use super::problem::Problem;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -31,7 +31,7 @@ pub(super) async fn around(request: Request, next: Next) -> Response {
     async move {
         let mut response = within(DEADLINE, next.run(request)).await;
         if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-            log(&problem, response.status().as_u16());
+            problem.log();
             *response.body_mut() = problem.body(&id);
             response.headers_mut().remove(header::CONTENT_LENGTH);
         }
@@ -52,15 +52,6 @@ pub(super) async fn around(request: Request, next: Next) -> Response {
 async fn within(deadline: Duration, answer: impl Future<Output = Response>) -> Response {
     let late = |_| Problem::hangs(format!("no answer within {} s", deadline.as_secs())).into_response();
     tokio::time::timeout(deadline, answer).await.unwrap_or_else(late)
-}
-
-fn log(problem: &Problem, status: u16) {
-    let error = problem.log_text();
-    match problem.severity() {
-        Severity::Defect => tracing::error!(status, error, "request failed"),
-        Severity::Degraded => tracing::warn!(status, error, "request not served"),
-        Severity::Client => tracing::debug!(status, error, "request refused"),
-    }
 }
 
 fn request_id(headers: &HeaderMap) -> String {

@@ -129,7 +129,8 @@ fn answer(api: &ApiState) -> TargetAnswer {
     (status = 200, description = "It is drained", body = DrainAnswer)
 ))]
 pub(super) async fn drain(State(api): State<ApiState>) -> Json<DrainAnswer> {
-    Json(set_drained(&api, true))
+    set_drained(&api, true);
+    Json(drained(&api))
 }
 
 /// Has the pool hand out and make instances again.
@@ -137,11 +138,12 @@ pub(super) async fn drain(State(api): State<ApiState>) -> Json<DrainAnswer> {
     (status = 200, description = "It is not drained", body = DrainAnswer)
 ))]
 pub(super) async fn undrain(State(api): State<ApiState>) -> Json<DrainAnswer> {
-    Json(set_drained(&api, false))
+    set_drained(&api, false);
+    Json(drained(&api))
 }
 
 /// Drains the pool, or ends that.
-pub(crate) fn set_drained(api: &ApiState, drained: bool) -> DrainAnswer {
+pub(crate) fn set_drained(api: &ApiState, drained: bool) {
     let lifecycle = api.provisioner.lifecycle();
     if drained {
         lifecycle.aim().drain(Timestamp::now());
@@ -150,6 +152,9 @@ pub(crate) fn set_drained(api: &ApiState, drained: bool) -> DrainAnswer {
         tracing::info!("operator has the pool filled again");
     }
     lifecycle.look_at_pool();
-    let since = lifecycle.aim().drained_since();
+}
+
+fn drained(api: &ApiState) -> DrainAnswer {
+    let since = api.provisioner.lifecycle().aim().drained_since();
     DrainAnswer { drained: since.is_some(), since: since.map(whole_ms) }
 }

@@ -83,7 +83,11 @@ impl Api {
         }
         let response = self.client.request(request).await;
         let response = response.with_context(|| {
-            format!("no answer from {}: does the daemon run? (API_URL, ADMIN_LISTEN, LISTEN)", self.base)
+            format!(
+                "no answer from {}: does the daemon run? Start it (`systemctl start demo-multiplexer`, or `serve`), \
+                 or set API_URL to where it listens",
+                self.base
+            )
         })?;
         let status = response.status();
         let bytes = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
@@ -94,9 +98,24 @@ impl Api {
         let answer: Value = serde_json::from_slice(&bytes)
             .with_context(|| format!("{url} answered {status} without JSON"))?;
         if status.is_client_error() || status.is_server_error() {
-            bail!("{} ({status})", answer["detail"].as_str().unwrap_or("the daemon refused"));
+            let detail = answer["detail"].as_str().unwrap_or("the daemon refused");
+            bail!("{detail} ({status}){}", next_step(status, self.authorization.is_some()));
         }
         Ok(answer)
+    }
+}
+
+/// What somebody without the right token does about it.
+const fn next_step(status: StatusCode, has_token: bool) -> &'static str {
+    match (status, has_token) {
+        (StatusCode::UNAUTHORIZED, false) => {
+            ": put it into API_TOKEN, or its file's path into API_TOKEN_FILE"
+        }
+        (StatusCode::UNAUTHORIZED, true) => {
+            ": look at API_TOKEN and API_TOKEN_FILE; an entry counts from the daemon's start"
+        }
+        (StatusCode::FORBIDDEN, true) => ": `token create` makes one",
+        _ => "",
     }
 }
 
@@ -132,10 +151,10 @@ pub(super) fn print_json(answer: &Value) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints named fields, one a line.
+/// Prints named fields, one a line; without those that the answer has not.
 pub(super) fn print_fields(answer: &Value, fields: &[(&str, &str)]) {
     let width = fields.iter().map(|(title, _)| title.len()).max().unwrap_or(0);
-    for (title, field) in fields {
+    for (title, field) in fields.iter().filter(|(_, field)| !answer[*field].is_null()) {
         println!("{title:<width$}  {}", text(answer, field));
     }
 }

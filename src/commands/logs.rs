@@ -1,5 +1,6 @@
 //! `logs ID`: the log files that the golden's recipe names, read from outside.
 
+use anyhow::Context as _;
 use http::Method;
 
 use super::client::{Api, text};
@@ -45,5 +46,8 @@ fn log_files(context: &Context, golden: &str) -> anyhow::Result<Vec<String>> {
     if let Some(manifest) = Catalog::of(&context.config)?.newest(&name, context.config.database_mode())? {
         return Ok(manifest.recipe.run.logs);
     }
-    Ok(Recipe::load(golden, &context.config.recipe_dir)?.1.run.logs)
+    let recipe = Recipe::load(golden, &context.config.recipe_dir);
+    let (_, recipe) = recipe
+        .with_context(|| format!("no snapshot of {golden} here: set SNAPSHOT_DIR as the daemon has it"))?;
+    Ok(recipe.run.logs)
 }

@@ -4,6 +4,7 @@
 //! [`SETTINGS`], so that the list stays in one place. One sub-command a file;
 //! to add one: its file, a variant of [`Command`], a line in [`Invocation::run`].
 
+mod advice;
 mod bench;
 mod bench_modes;
 mod client;
@@ -19,6 +20,7 @@ mod openapi;
 mod paint;
 mod pool;
 mod progress;
+mod promote;
 mod reap;
 mod serve;
 mod snapshot;
@@ -31,6 +33,7 @@ use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+pub use self::advice::next_step;
 pub use self::paint::error as print_error;
 use crate::config::{self, Config, ConfigError, ContainerMode, SETTINGS, Values};
 
@@ -193,6 +196,17 @@ impl Invocation {
     #[must_use]
     pub const fn serves(&self) -> bool {
         matches!(self.command, Command::Serve(_))
+    }
+
+    /// What is logged: what LOG_LEVEL says where it is set. What somebody types
+    /// answers by itself, so there only what is wrong.
+    #[must_use]
+    pub fn log_level<'a>(&self, context: &'a Context) -> &'a str {
+        let level = context.value("LOG_LEVEL");
+        let is_service = matches!(self.command, Command::Serve(_) | Command::Reap(_));
+        let default =
+            SETTINGS.iter().find(|setting| setting.name == "LOG_LEVEL").map(|setting| setting.default);
+        if is_service || Some(level) != default { level } else { "warn" }
     }
 
     /// Runs the command.

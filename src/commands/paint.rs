@@ -1,6 +1,7 @@
-//! Colours, for terminals alone: what goes elsewhere, or where NO_COLOR is set,
-//! has none.
+//! Colours, for terminals alone: what goes elsewhere has none. NO_COLOR, CLICOLOR
+//! and CLICOLOR_FORCE count as everywhere.
 
+use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, Color, Table};
@@ -28,7 +29,11 @@ impl Tone {
 
     /// A table's cell in it.
     pub(super) fn cell(self, text: impl Into<String>) -> Cell {
-        Cell::new(text.into()).fg(match self {
+        let cell = Cell::new(text.into());
+        if !colours() {
+            return cell;
+        }
+        cell.fg(match self {
             Self::Good => Color::Green,
             Self::Notice => Color::Yellow,
             Self::Bad => Color::Red,
@@ -36,11 +41,20 @@ impl Tone {
     }
 }
 
+/// Whether stdout is to have colours.
+fn colours() -> bool {
+    AutoStream::choice(&std::io::stdout()) != ColorChoice::Never
+}
+
 /// An empty table with these titles and no lines.
 pub(super) fn table<const N: usize>(titles: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_header(titles);
+    if colours() {
+        // The table itself asks only whether it is a terminal.
+        table.enforce_styling();
+    }
     table
 }
 

@@ -1,5 +1,7 @@
 //! `reap`: takes down what is over while no daemon runs.
 
+use std::io::IsTerminal as _;
+
 use serde_json::json;
 
 use super::client::print_json;
@@ -37,8 +39,8 @@ fn print(context: &Context, reaped: Reaped) -> anyhow::Result<()> {
     if context.output == Output::Json {
         return print_json(&json!({"ended": ended, "alive": alive}));
     }
-    // For the journal: silent when there was nothing to do.
-    if ended > 0 {
+    // For the journal: silent when there was nothing to do. Whoever has typed it is answered.
+    if ended > 0 || std::io::stdout().is_terminal() {
         println!("{ended} taken down, {alive} live on");
     }
     Ok(())

@@ -8,15 +8,18 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
-use crate::app::{App, OnExit, StateLock};
+use crate::app::{App, OnExit, StateLock, Stock};
 use crate::assemble::{self, Host};
+use crate::config::ContainerMode;
 use crate::egress::Egress;
 use crate::engine::ContainerEngine;
 use crate::error::Chain;
 use crate::host::slots::Slots;
 use crate::metrics;
+use crate::promote::Workshop;
 use crate::provision::GoldenRuntime;
 use crate::shutdown::Phase;
+use crate::workshop::HostWorkshop;
 
 /// `serve`
 #[derive(Debug, clap::Args)]
@@ -37,17 +40,24 @@ impl Serve {
         raise_open_files();
         let config = context.config;
         let lock = StateLock::take(&config)?;
-        let host = Host::open(&config).await?;
+        let host = Arc::new(Host::open(&config).await?);
         let shared = Arc::new(config.clone());
         let mut goldens = Vec::new();
         for name in &config.goldens {
             goldens.push(assemble::golden(name, &shared, &host).await?.runtime);
         }
         let engines: Vec<_> = goldens.iter().flat_map(GoldenRuntime::engines).collect();
+        let workshop = match config.container_mode {
+            ContainerMode::Podman => {
+                let workshop = HostWorkshop::new(shared, context.values, Arc::clone(&host));
+                Some(Arc::new(workshop) as Arc<dyn Workshop>)
+            }
+            ContainerMode::Docker => None,
+        };
         let on_exit = if self.ephemeral { OnExit::DestroyInstances } else { OnExit::KeepInstances };
         // It may wait for the store.
         let app = tokio::select! {
-            app = App::build(config, lock, goldens, on_exit) => app?,
+            app = App::build(config, lock, Stock { goldens, workshop }, on_exit) => app?,
             () = stop.cancelled() => return Ok(()),
         };
         let filling = tokio::spawn(fill(app.phase(), Arc::clone(&host.slots), engines.clone(), stop.clone()));

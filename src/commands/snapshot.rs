@@ -1,4 +1,5 @@
-//! `snapshot create|list|inspect|verify|prune`: the catalogue of snapshots.
+//! `snapshot create|list|inspect|verify|prune`: the catalogue of snapshots;
+//! `promote` and `refresh` ask the daemon ([`super::promote`]).
 
 use anyhow::Context as _;
 use comfy_table::Cell;
@@ -7,7 +8,7 @@ use serde_json::json;
 use super::client::print_json;
 use super::paint::{self, Tone};
 use super::progress::Progress;
-use super::{Context, Output, golden};
+use super::{Context, Output, golden, promote};
 use crate::checkpoint::{self, Checkpoint};
 use crate::database::{Server, Template};
 use crate::engine::criu::freeze::FrozenDir;
@@ -59,6 +60,16 @@ enum Verb {
     },
     /// Say where this host's public key lies, for other hosts to trust
     Key,
+    /// Have the running daemon try a snapshot and serve it
+    Promote {
+        /// Which
+        id: SnapshotId,
+    },
+    /// The same with the newest snapshot that was not refused
+    Refresh {
+        /// Of which golden; GOLDEN's first when left out
+        name: Option<String>,
+    },
     /// Remove old snapshots that no instance runs on, and what was prepared of them
     Prune {
         /// How many of each golden stay
@@ -95,6 +106,8 @@ impl Snapshot {
                     }
                 }
             }
+            Verb::Promote { id } => promote::promote(context, &id).await,
+            Verb::Refresh { name } => promote::refresh(context, name.as_deref()).await,
             Verb::Prune { keep } => prune(context, &catalog, keep).await,
         }
     }
@@ -164,7 +177,8 @@ fn mib(bytes: u64) -> String {
 
 fn verify(context: &Context, catalog: &Catalog, id: Option<SnapshotId>) -> anyhow::Result<()> {
     let ids = match id {
-        Some(id) => vec![id],
+        // One that is not there is not damaged.
+        Some(id) => vec![catalog.inspect(&id)?.id],
         None => catalog.list()?.into_iter().map(|entry| entry.id).collect(),
     };
     let mut broken = Vec::new();
@@ -195,11 +209,7 @@ async fn prune(context: &Context, catalog: &Catalog, keep: usize) -> anyhow::Res
     let mut lowers = mounts::lowers_in_use(&Parent::open(&context.config.cgroup_parent)?)?;
     let state_dir = &context.config.state_dir;
     // So do those that sleep, once they wake.
-    for id in FrozenDir::of(state_dir).snapshots()? {
-        if let Ok(source) = prepare::found(state_dir, &id, context.config.restore_deadline()) {
-            lowers.extend(source.lowers);
-        }
-    }
+    lowers.extend(FrozenDir::lowers(state_dir)?);
     let removed = catalog.prune(keep, &prepare::in_use(state_dir, &lowers))?;
     let kept: Vec<Manifest> = catalog.list()?.into_iter().filter_map(|entry| entry.manifest.ok()).collect();
     prepare::forget(state_dir, &kept.iter().collect::<Vec<_>>(), &lowers)?;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use http::{HeaderValue, Uri};
+use http::{HeaderName, HeaderValue, Uri, header};
 
 use super::{Reader, units};
 use crate::token::TokenSource;
@@ -26,6 +26,15 @@ pub enum Banner {
     On,
 }
 
+/// Whether visitors get instances on a page of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Landing {
+    /// There is no such page.
+    Off,
+    /// It is at `/` on BASE_DOMAIN.
+    On,
+}
+
 /// Whose pages may ask the API from a browser.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origins {
@@ -40,12 +49,16 @@ pub enum Origins {
 pub struct EdgeSettings {
     /// Where what is the operator's is answered, if not at LISTEN.
     pub admin_listen: Option<SocketAddr>,
+    /// Where a trusted proxy names the operator, if it does.
+    pub admin_auth_header: Option<HeaderName>,
     /// Where the list of tokens is.
     pub tokens: TokenSource,
     /// Who may acquire.
     pub acquire: Acquire,
     /// Whose pages may ask the API.
     pub cors_origins: Origins,
+    /// Whose pages may frame what is made for it.
+    pub embed_origins: Origins,
     /// Connections at once on each listener.
     pub max_connections: usize,
     /// The largest request body for a shop.
@@ -54,6 +67,8 @@ pub struct EdgeSettings {
     pub shop_timeout: Duration,
     /// Whether shops' pages show the time that is left.
     pub banner: Banner,
+    /// Whether visitors get instances on a page of ours.
+    pub landing: Landing,
 }
 
 impl EdgeSettings {
@@ -81,7 +96,11 @@ impl EdgeSettings {
                     .into(),
             );
         }
-        let cors_origins = origins(read);
+        // Who hands out tokens does not want everybody served beside it, unless they say so.
+        let unsaid = if acquire == Acquire::Open { Landing::On } else { Landing::Off };
+        let landing = read.choice("LANDING", &[("auto", unsaid), ("on", Landing::On), ("off", Landing::Off)]);
+        let cors_origins = origins(read, "CORS_ORIGINS");
+        let embed_origins = origins(read, "EMBED_ORIGINS");
         if (acquire, &cors_origins) == (Acquire::Token, &Origins::Any) {
             read.problems.push(
                 "CORS_ORIGINS=* with ACQUIRE=token: any site's pages would hold the token; list the origins"
@@ -90,13 +109,33 @@ impl EdgeSettings {
         }
         Self {
             admin_listen,
+            admin_auth_header: auth_header(read),
             tokens,
             acquire,
             cors_origins,
+            embed_origins,
             max_connections: read.number("MAX_CONNECTIONS", 16..=1_000_000),
             shop_body_max: size(read, "SHOP_BODY_MAX"),
             shop_timeout: read.duration("SHOP_TIMEOUT").unsigned_abs(),
             banner: read.choice("BANNER", &[("off", Banner::Off), ("on", Banner::On)]),
+            landing,
+        }
+    }
+}
+
+/// A header of its own: one that means something else would name whoever sends it.
+fn auth_header(read: &mut Reader<'_>) -> Option<HeaderName> {
+    let text = read.text("ADMIN_AUTH_HEADER");
+    if text.is_empty() {
+        return None;
+    }
+    let taken = [header::AUTHORIZATION, header::COOKIE, header::HOST, header::ORIGIN, header::USER_AGENT];
+    match text.parse::<HeaderName>() {
+        Ok(name) if !taken.contains(&name) => Some(name),
+        Ok(_) | Err(_) => {
+            let problem = "the name of a header that only the proxy in front sets, such as X-Forwarded-User";
+            read.problems.push(format!("ADMIN_AUTH_HEADER={text:?}: {problem}"));
+            None
         }
     }
 }
@@ -108,8 +147,8 @@ fn size(read: &mut Reader<'_>, name: &str) -> u64 {
     })
 }
 
-fn origins(read: &mut Reader<'_>) -> Origins {
-    let text = read.text("CORS_ORIGINS");
+fn origins(read: &mut Reader<'_>, name: &str) -> Origins {
+    let text = read.text(name);
     if text == "*" {
         return Origins::Any;
     }
@@ -118,7 +157,7 @@ fn origins(read: &mut Reader<'_>) -> Origins {
         match self::origin(origin) {
             Some(value) => listed.push(value),
             None => read.problems.push(format!(
-                "CORS_ORIGINS: {origin:?} is not an origin as a browser sends it, such as \
+                "{name}: {origin:?} is not an origin as a browser sends it, such as \
                  https://www.example.com (no path, no slash at the end, lower case); or * alone"
             )),
         }

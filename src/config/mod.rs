@@ -2,7 +2,7 @@
 //! TOML file and flags, in rising order; checked all at once; nothing is opened or bound here.
 //!
 //! [`SETTINGS`] is the one list of names, defaults and explanations: flags,
-//! `.env.example` and the README are checked against it.
+//! `.env.example` and docs/settings.md are checked against it.
 
 mod database;
 mod edges;
@@ -24,7 +24,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 
 pub use self::database::{DatabaseMode, DatabaseServer};
-pub use self::edges::{Acquire, Banner, EdgeSettings, Origins};
+pub use self::edges::{Acquire, Banner, EdgeSettings, Landing, Origins};
 pub use self::nats::{NatsConfig, NatsLogin};
 use self::reader::Reader;
 pub use self::router::{AdminAddress, Router};

@@ -7,7 +7,7 @@ pub struct Setting {
     pub name: &'static str,
     /// The value when nobody sets it.
     pub default: &'static str,
-    /// One sentence for `--help`, `.env.example` and the README.
+    /// One sentence for `--help`, `.env.example` and docs/settings.md.
     pub help: &'static str,
 }
 
@@ -84,6 +84,11 @@ pub const SETTINGS: &[Setting] = &[
         "Who may ask the API for more than instances: a file (mode 0600, its path begins with /) or a comma separated list of NAME:SCOPE[+SCOPE]:HASH, from the token command; empty lets this host's own clients",
     ),
     setting(
+        "ADMIN_AUTH_HEADER",
+        "",
+        "A header in which a proxy in front names the operator it has signed in, such as X-Forwarded-User; it counts for the console, and only from TRUSTED_PROXIES, which must take it from everybody else",
+    ),
+    setting(
         "ACQUIRE",
         "open",
         "open: anybody may acquire, within the limits; token: only holders of a token with the scope acquire",
@@ -101,6 +106,16 @@ pub const SETTINGS: &[Setting] = &[
     setting("SHOP_BODY_MAX", "64M", "The largest request body that is passed on to a shop"),
     setting("SHOP_TIMEOUT", "60s", "How long a shop may take until its answer begins"),
     setting("BANNER", "off", "on: the built-in proxy shows the time that is left on the shops' pages"),
+    setting(
+        "LANDING",
+        "auto",
+        "on: visitors get instances on a page at BASE_DOMAIN, without a token; off: there is none; auto: as ACQUIRE says",
+    ),
+    setting(
+        "EMBED_ORIGINS",
+        "*",
+        "Origins whose pages may show the page's button in a frame, such as https://www.example.com, comma separated; * is any",
+    ),
     setting(
         "ROUTER",
         "embedded",

@@ -28,6 +28,8 @@ pub(super) struct Doors {
     /// The key that this host signs snapshots with, and those it trusts; none
     /// when they were not looked at.
     pub(super) keys: Option<Vec<KeyFile>>,
+    /// What signs webhooks: how many receivers take it; none when there are none.
+    pub(super) webhooks: Tried<usize>,
 }
 
 /// A file with a key.
@@ -54,6 +56,10 @@ pub(super) fn probe(config: &Config, root: bool) -> Doors {
     Doors {
         tokens: root.then(|| tokens().map_err(|error| Chain(&error).to_string())),
         keys: root.then(|| keys(config)),
+        webhooks: config.webhooks.as_ref().filter(|_| root).map(|webhooks| {
+            let secret = webhooks.secret.load().map_err(|error| Chain(&error).to_string());
+            secret.map(|_| webhooks.urls.len())
+        }),
     }
 }
 
@@ -77,6 +83,7 @@ pub(super) fn judge(doors: &Doors, config: &Config) -> impl Iterator<Item = Find
         Some(trusted_proxies(config)),
         // Docker restores no snapshot, so no key matters.
         snapshot_keys(doors).filter(|_| !docker::is_mode(config)),
+        webhooks(doors),
     ]
     .into_iter()
     .flatten()
@@ -124,6 +131,14 @@ fn admin_listen(doors: &Doors, config: &Config) -> Option<Finding> {
         )
     } else {
         ok(name, format!("{address}: whoever reaches it reads metrics and health, the rest takes a token"))
+    })
+}
+
+fn webhooks(doors: &Doors) -> Option<Finding> {
+    let name = "webhooks";
+    Some(match doors.webhooks.as_ref()? {
+        Ok(count) => ok(name, format!("{count} in WEBHOOK_URLS; `demo-multiplexer webhook test` asks them")),
+        Err(why) => fail(name, why, "mend the file; the daemon does not start with it"),
     })
 }
 
@@ -214,7 +229,11 @@ mod tests {
             mode: Ok(*mode),
             secrecy: *secrecy,
         };
-        Doors { tokens: Some(tokens.map_err(str::to_owned)), keys: Some(keys.iter().map(key).collect()) }
+        Doors {
+            tokens: Some(tokens.map_err(str::to_owned)),
+            keys: Some(keys.iter().map(key).collect()),
+            webhooks: None,
+        }
     }
 
     /// Names and what is said of the findings that are not ok.
@@ -229,7 +248,11 @@ mod tests {
     #[test]
     fn nothing_is_said_against_the_defaults() {
         assert_eq!(found(&doors(Ok(false), &[]), &[]), NOTHING);
-        assert_eq!(judge(&Doors { tokens: None, keys: None }, &config(&[])).count(), 2, "not as root");
+        assert_eq!(
+            judge(&Doors { tokens: None, keys: None, webhooks: None }, &config(&[])).count(),
+            2,
+            "not as root"
+        );
     }
 
     #[test]
@@ -241,6 +264,18 @@ mod tests {
         let finding = judge(&doors(Ok(false), &[]), &config(&only)).next().unwrap();
         assert!(finding.seen.contains("nobody can acquire"), "{finding:?}");
         assert_eq!(found(&doors(Ok(true), &[]), &only), NOTHING);
+    }
+
+    #[test]
+    fn a_secret_for_webhooks_that_others_read_is_told_of_and_a_good_one_too() {
+        let of = |webhooks| Doors { webhooks: Some(webhooks), ..doors(Ok(false), &[]) };
+        assert_eq!(found(&of(Err("it has mode 0644".into())), &[]), [("webhooks", Status::Fail)]);
+        assert_eq!(found(&of(Ok(2)), &[]), NOTHING);
+        // What is looked at is the file that the daemon reads.
+        let urls = [("WEBHOOK_URLS", "https://a/"), ("WEBHOOK_SECRET_FILE", "/nowhere/secret")];
+        let seen = probe(&config(&urls), true).webhooks.unwrap().unwrap_err();
+        assert!(seen.contains("WEBHOOK_SECRET_FILE /nowhere/secret"), "{seen}");
+        assert!(probe(&config(&[]), true).webhooks.is_none());
     }
 
     #[test]
@@ -289,7 +324,7 @@ mod tests {
         }
         let absent =
             KeyFile { path: "/k".into(), mode: Err("it is not there".into()), secrecy: Secrecy::Public };
-        let doors = Doors { tokens: None, keys: Some(vec![absent]) };
+        let doors = Doors { tokens: None, keys: Some(vec![absent]), webhooks: None };
         assert_eq!(found(&doors, &[]), [("snapshot-keys", Status::Fail)]);
         assert_eq!(found(&doors, &[("CONTAINER_MODE", "docker")]), NOTHING);
     }

@@ -44,7 +44,7 @@ fn fit() -> Facts {
         nats: None,
         listen: Listen::Free,
         router: None,
-        doors: Doors { tokens: Some(Ok(false)), keys: Some(Vec::new()) },
+        doors: Doors { tokens: Some(Ok(false)), keys: Some(Vec::new()), webhooks: None },
         way_out: None,
         tools_missing: Vec::new(),
         recipes_unread: Vec::new(),

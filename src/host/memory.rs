@@ -1,6 +1,6 @@
 //! What memory processes take of the host.
 //!
-//! Called by the bench. A process's own account (`PSS`) divides what several
+//! Called by the bench, and for the host as a whole by the chronicle. A process's own account (`PSS`) divides what several
 //! share among them, but leaves out shared memory that none of them has touched
 //! since it was restored, and that takes as much: it is added here.
 
@@ -60,6 +60,18 @@ pub fn of(pids: &[i32]) -> io::Result<Memory> {
     }
     memory.unmapped = kept.values().sum::<u64>().saturating_sub(mapped);
     Ok(memory)
+}
+
+/// The host's memory: used, as far as it could not be had for something else,
+/// and all of it, in bytes.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn of_host() -> io::Result<(u64, u64)> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo")?;
+    let bytes = |name: &str| kib(&meminfo, name) * 1024;
+    let whole = bytes("MemTotal:");
+    Ok((whole.saturating_sub(bytes("MemAvailable:")), whole))
 }
 
 fn read(path: String) -> io::Result<Option<String>> {

@@ -1,6 +1,6 @@
 //! The one list of metric families: what `/metrics` may show, and what it means.
 //!
-//! The README's table is written from it; dashboards and alerts are checked
+//! docs/metrics.md has a table written from it; dashboards and alerts are checked
 //! against it.
 
 /// What a family's values are.
@@ -35,7 +35,7 @@ pub struct Family {
     pub kind: Kind,
     /// Its labels, which are closed sets and goldens.
     pub labels: &'static [&'static str],
-    /// One sentence, for `# HELP` and the README.
+    /// One sentence, for `# HELP` and docs/metrics.md.
     pub help: &'static str,
 }
 

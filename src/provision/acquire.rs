@@ -93,7 +93,8 @@ impl Provisioner {
         }
         let ttl = request.ttl.unwrap_or(self.terms.default_ttl);
         let client = request.client;
-        let key = request.idempotency_key.map(|key| format!("{} {key}", client.scope()));
+        let scope = request.holder.as_deref().unwrap_or_else(|| client.scope());
+        let key = request.idempotency_key.map(|key| key_of(scope, &key));
         Ok(Wish { golden, ttl, key, client })
     }
 
@@ -134,7 +135,10 @@ impl Provisioner {
                 metrics::acquired(&wish.golden.name, *source, took);
             }
             Ok(_) => {}
-            Err(_) => metrics::acquire_failed(&wish.golden.name),
+            Err(_) => {
+                metrics::acquire_failed(&wish.golden.name);
+                self.lifecycle.tally.turned_away();
+            }
         }
         let told = match failpoint::hit("acquire:before-answer") {
             Ok(()) => client.send(answer),
@@ -320,6 +324,11 @@ impl Provisioner {
             }
         }
     }
+}
+
+/// A client's key, within what is this client's alone.
+pub(super) fn key_of(scope: &str, key: &str) -> String {
+    format!("{scope} {key}")
 }
 
 /// What the key has already; a key is for one wish.

@@ -6,6 +6,7 @@ use super::limits::{Reached, Standing, seconds};
 use super::ttl::TtlError;
 use crate::engine::{DestroyError, FreezeError, LaunchError};
 use crate::error::{Chain, ErrorKind};
+use crate::golden::similar::did_you_mean;
 use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{EngineKind, State};
 use crate::route::RouteError;
@@ -100,7 +101,7 @@ impl EndError {
 #[derive(Debug, thiserror::Error)]
 pub enum AcquireError {
     /// No such golden is served.
-    #[error("golden {golden:?} is unknown; there are: {}", .known.join(", "))]
+    #[error("golden {golden:?} is unknown; there are: {}{}", .known.join(", "), did_you_mean(.golden, .known))]
     UnknownGolden {
         /// What was asked for.
         golden: String,

@@ -3,6 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::Provisioner;
+use super::acquire::key_of;
 use super::errors::{EndError, LeaseError};
 use crate::error::Chain;
 use crate::id::InstanceId;
@@ -33,6 +34,25 @@ impl Provisioner {
                 }
             },
         }
+    }
+
+    /// Reads the instance that a holder has under a key, if it lives at `now`.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn held(
+        &self,
+        holder: &str,
+        key: &str,
+        now: Timestamp,
+    ) -> Result<Option<Instance>, StoreError> {
+        self.lifecycle.store.held(&key_of(holder, key), now).await
+    }
+
+    /// Whether an instance was handed to that holder under that key.
+    #[must_use]
+    pub fn is_held_by(instance: &Instance, holder: &str, key: &str) -> bool {
+        instance.idempotency_key.as_deref() == Some(&key_of(holder, key))
     }
 
     /// Moves an instance's end `by` further; none takes DEFAULT_TTL.

@@ -187,7 +187,7 @@ impl Lifecycle {
             Err(error) => return Err(self.not_made(record, error).await),
         };
         metrics::made(order.golden, made.made_by, &made.phases);
-        self.tally.made(order.golden, made.made_by);
+        self.tally.made(order.golden, made.made_by, &made.phases);
         let upstream = SocketAddr::from((made.container.address, made.container.port));
         self.routes.ensure(&id, upstream);
         // If the router does not take it, its keeper tells and tries again; the

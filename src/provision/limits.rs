@@ -14,10 +14,11 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::Provisioner;
 use super::errors::AcquireError;
+use super::standing::Clients;
 use crate::client::{Client, ClientKey};
 use crate::error::Chain;
 use crate::metrics;
-use crate::store::{Admission, Allowance, Ticket, Window};
+use crate::store::{Admission, Allowance, StoreError, Ticket, Window};
 
 /// Acquires of one client at most; 0 is no limit.
 #[derive(Debug, Clone, Copy, Default)]
@@ -104,16 +105,35 @@ impl Provisioner {
         let admission = self.lifecycle.store.admit(client.as_str(), &windows, now).await;
         match admission.map_err(AcquireError::Store)? {
             Admission::Admitted { ticket, allowances } => {
-                Ok(Some(Counted { client: client.clone(), ticket, standings: stand(allowances) }))
+                let standings = stand(allowances);
+                self.clients.note(client, &standings, false, now);
+                Ok(Some(Counted { client: client.clone(), ticket, standings }))
             }
             Admission::Refused { retry_after, allowances } => {
                 let standings = stand(allowances);
+                self.clients.note(client, &standings, true, now);
                 for standing in full(&standings) {
                     metrics::rate_limited(standing.span.as_str());
                 }
                 Err(AcquireError::Limited { retry_after, standings })
             }
         }
+    }
+
+    /// The clients that were seen.
+    #[must_use]
+    pub const fn clients(&self) -> &Clients {
+        &self.clients
+    }
+
+    /// Has a client begin anew; one that is not known is fine.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn absolve(&self, client: &str) -> Result<(), StoreError> {
+        self.lifecycle.store.absolve(client).await?;
+        self.clients.forget(client);
+        Ok(())
     }
 
     /// Takes back what was counted for nothing.

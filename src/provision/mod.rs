@@ -31,8 +31,10 @@ mod ledger;
 mod lifecycle;
 pub mod limits;
 mod memory;
+pub mod pulse;
 mod reset;
 mod sleep;
+pub mod standing;
 mod steer;
 mod tally;
 #[cfg(test)]
@@ -53,6 +55,7 @@ pub use self::tally::{Failure, GoldenTally, Quantiles, Tally};
 use crate::client::Client;
 use crate::config::{ColdStart, Config};
 use crate::engine::ContainerEngine;
+use crate::golden::recipe::{About, Recipe};
 use crate::id::GoldenName;
 use crate::instance::{Instance, Source};
 use crate::restore::Make;
@@ -64,12 +67,37 @@ pub struct GoldenRuntime {
     pub name: GoldenName,
     /// Shown to people.
     pub title: String,
+    /// Told to people beside it.
+    pub about: GoldenAbout,
     /// How it is restored, or why it cannot be: no snapshot, or none that fits
     /// this host. In Docker mode, where nothing is restored and nothing is
     /// fallen back to, the one way to boot it.
     pub restore: Result<Arc<dyn Make>, String>,
     /// How it is booted from the image; none when that is not possible.
     pub cold: Option<Arc<dyn Make>>,
+}
+
+/// What people are told of a golden beside its title.
+#[derive(Debug, Clone, Default)]
+pub struct GoldenAbout {
+    /// Of the shop's software.
+    pub version: String,
+    /// The software's own name and the shop's language.
+    pub said: About,
+    /// Whether a login link can lead to a module's page.
+    pub opens_modules: bool,
+}
+
+impl GoldenAbout {
+    /// What a recipe says.
+    #[must_use]
+    pub fn of(recipe: &Recipe) -> Self {
+        Self {
+            version: recipe.version.clone(),
+            said: recipe.about.clone(),
+            opens_modules: recipe.admin.one_click_module,
+        }
+    }
 }
 
 impl GoldenRuntime {
@@ -116,6 +144,9 @@ pub struct AcquireRequest {
     pub idempotency_key: Option<String>,
     /// Who asks.
     pub client: Client,
+    /// Whose the key is, if not the client's: a visitor who is known by more than
+    /// an address. Never what a client may choose.
+    pub holder: Option<String>,
 }
 
 /// What a client gets.
@@ -178,6 +209,7 @@ pub struct Provisioner {
     lifecycle: Arc<Lifecycle>,
     terms: Terms,
     flights: flight::Flights,
+    clients: standing::Clients,
     stopping: AtomicBool,
 }
 
@@ -185,7 +217,8 @@ impl Provisioner {
     /// Puts the parts together; nothing is started.
     #[must_use]
     pub fn new(lifecycle: Arc<Lifecycle>, terms: Terms) -> Self {
-        Self { lifecycle, terms, flights: flight::Flights::default(), stopping: AtomicBool::new(false) }
+        let (flights, clients) = (flight::Flights::default(), standing::Clients::default());
+        Self { lifecycle, terms, flights, clients, stopping: AtomicBool::new(false) }
     }
 
     /// The procedures and what they stand on.

@@ -135,6 +135,7 @@ impl Lifecycle {
         });
         let made = made.map_err(ResetError::Launch)?;
         metrics::made(&before.golden, made.made_by, &made.phases);
+        self.tally.made(&before.golden, made.made_by, &made.phases);
         let engine = Arc::clone(maker.engine());
         let new = Left { engine, slot: slot.clone(), container: made.container.clone() };
         match self.replace(before, slot, made).await {

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use super::pulse::Pulse;
+use crate::engine::Phase;
 use crate::error::ErrorKind;
 use crate::id::GoldenName;
 use crate::instance::Source;
@@ -70,6 +72,7 @@ pub struct Quantiles {
 pub struct Tally {
     /// A std lock: held for a few map operations, never across an await.
     goldens: Mutex<HashMap<GoldenName, GoldenTally>>,
+    pulse: Pulse,
 }
 
 impl Tally {
@@ -79,6 +82,7 @@ impl Tally {
 
     /// Notes that a client got an instance.
     pub(super) fn handed_over(&self, golden: &GoldenName, source: Source, took: Duration) {
+        self.pulse.handed_over(source, took);
         let mut goldens = self.lock();
         let of_golden = goldens.entry(golden.clone()).or_default();
         *of_golden.handed_over.entry(source.as_str()).or_default() += 1;
@@ -91,6 +95,7 @@ impl Tally {
 
     /// Notes that an instance could not be made.
     pub(super) fn failed(&self, golden: &GoldenName, way: Source, kind: ErrorKind, error: String) {
+        self.pulse.failed();
         let no_room = matches!(kind, ErrorKind::Exhausted | ErrorKind::NoSpace);
         let mut goldens = self.lock();
         let of_golden = goldens.entry(golden.clone()).or_default();
@@ -99,8 +104,14 @@ impl Tally {
         of_golden.last_failure = Some(Failure { at: Timestamp::now(), error, clock: Instant::now() });
     }
 
-    /// Notes that one could.
-    pub(super) fn made(&self, golden: &GoldenName, way: Source) {
+    /// Notes that a client got none.
+    pub(super) fn turned_away(&self) {
+        self.pulse.turned_away();
+    }
+
+    /// Notes that one could, in these phases.
+    pub(super) fn made(&self, golden: &GoldenName, way: Source, phases: &[(Phase, Duration)]) {
+        self.pulse.made(phases);
         if way == Source::Restore {
             self.lock().entry(golden.clone()).or_default().failures_in_a_row = 0;
         }
@@ -113,6 +124,12 @@ impl Tally {
             of_golden.failures_in_a_row >= BROKEN_AFTER
                 && of_golden.last_failure.as_ref().is_some_and(|last| last.clock.elapsed() < BROKEN_FOR)
         })
+    }
+
+    /// What has happened since the last look.
+    #[must_use]
+    pub const fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// A golden's tally.
@@ -181,9 +198,9 @@ mod tests {
         assert!(!tally.is_broken(&shop), "the host's full disk is no fault of the golden");
         (0..BROKEN_AFTER).for_each(|_| fail(ErrorKind::Incompatible));
         assert!(tally.is_broken(&shop));
-        tally.made(&shop, Source::Cold);
+        tally.made(&shop, Source::Cold, &[]);
         assert!(tally.is_broken(&shop), "a cold start proves nothing about restores");
-        tally.made(&shop, Source::Restore);
+        tally.made(&shop, Source::Restore, &[]);
         assert!(!tally.is_broken(&shop), "one success mends it");
         assert_eq!(tally.of(&shop).failures, 6);
     }

@@ -41,11 +41,12 @@ use self::banner::Banner;
 use self::connect::Connector;
 pub use self::headers::PublicFace;
 use self::host::Host;
-use self::pages::Page;
+use self::pages::{Page, Reader};
 use self::upload::{Late, Upload};
 use crate::client::{TrustedProxies, hops};
 use crate::connections::Place;
 use crate::error::Chain;
+use crate::lang::Lang;
 use crate::metrics;
 use crate::provision::Provisioner;
 use crate::route::memory::{Lookup, MemoryRoutes, Route};
@@ -76,6 +77,9 @@ pub struct Parts {
     pub banner: Option<Arc<dyn Store>>,
     /// Who wakes shops that sleep; none where none ever sleeps.
     pub waker: Option<Arc<Provisioner>>,
+    /// The landing page's address, if there is one: where visitors get another
+    /// shop, and see to the one they have.
+    pub landing: Option<String>,
 }
 
 /// The proxy; clones share its connections.
@@ -88,6 +92,7 @@ pub struct Proxy {
     patience: Duration,
     banner: Option<Arc<Banner>>,
     waker: Option<Arc<Provisioner>>,
+    landing: Option<Arc<str>>,
     client: Client<Connector, Upload>,
 }
 
@@ -95,20 +100,25 @@ impl Proxy {
     /// Puts a proxy together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { routes, face, trusted, body_max, patience, banner, waker } = parts;
+        let Parts { routes, face, trusted, body_max, patience, banner, waker, landing } = parts;
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(IDLE_PER_SHOP)
             .set_host(false)
             .build(Connector::new(Arc::clone(&routes)));
-        let banner = banner.map(|store| Arc::new(Banner::new(store)));
-        Self { routes, face, trusted, body_max, patience, banner, waker, client }
+        let banner = banner.map(|store| Arc::new(Banner::new(store, landing.clone())));
+        let landing = landing.map(Into::into);
+        Self { routes, face, trusted, body_max, patience, banner, waker, landing, client }
     }
 
     /// Answers a request to the shop with this label.
     pub async fn handle(&self, request: Request<Body>, label: &str, host: &Host, peer: IpAddr) -> Response {
-        let response = self.answer(request, label, host, peer).await;
+        let lang = Lang::of(request.headers());
+        let response = match self.answer(request, label, host, peer).await {
+            Ok(response) => response,
+            Err(page) => page.answer(host.as_str(), self.reader(lang)),
+        };
         metrics::proxied(response.status().as_u16());
         response
     }
@@ -116,43 +126,48 @@ impl Proxy {
     /// Answers a request of which nobody knows for certain whose it is; what
     /// follows it on its connection may be as unclear.
     pub fn refuse(&self) -> Response {
-        let mut response = Page::BadRequest.answer("");
+        let mut response = Page::BadRequest.answer("", self.reader(Lang::En));
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         response
     }
 
-    async fn answer(&self, mut request: Request<Body>, label: &str, host: &Host, peer: IpAddr) -> Response {
-        let Ok(host_value) = HeaderValue::from_str(host.as_str()) else { return self.refuse() };
+    fn reader(&self, lang: Lang) -> Reader<'_> {
+        Reader { lang, landing: self.landing.as_deref() }
+    }
+
+    async fn answer(
+        &self,
+        mut request: Request<Body>,
+        label: &str,
+        host: &Host,
+        peer: IpAddr,
+    ) -> Result<Response, Page> {
+        let Ok(host_value) = HeaderValue::from_str(host.as_str()) else { return Ok(self.refuse()) };
         if request.method() == Method::CONNECT {
-            return self.refuse();
+            return Ok(self.refuse());
         }
-        let route = match self.route_of(label).await {
-            Ok(route) => route,
-            Err(page) => return page.answer(host.as_str()),
-        };
+        let route = self.route_of(label).await?;
         route.activity.touch();
         let path = request.uri().path().to_owned();
         if let Some(banner) = &self.banner
             && let Some(mut own) = banner.answer(request.method(), &path, &route.id).await
         {
             headers::hide_from_robots(own.headers_mut());
-            return own;
+            return Ok(own);
         }
         if upload::says_too_large(request.headers(), self.body_max) {
-            return Page::TooLarge.answer(host.as_str());
+            return Err(Page::TooLarge);
         }
+        let lang = Lang::of(request.headers());
         let method = request.method().clone();
         let with_banner =
             self.banner.as_ref().filter(|banner| banner.prepare(&method, request.headers_mut()));
         let visitor = self.made_the_shops(&mut request, &host_value, &route, peer);
-        let answer = match self.exchange(request, &route).await {
-            Ok(answer) => finish(answer, visitor, host),
-            Err(page) => return page.answer(host.as_str()),
-        };
-        match with_banner {
-            Some(banner) => banner.put_on(answer, &path, &route.id).await,
+        let answer = finish(self.exchange(request, &route).await?, visitor, host)?;
+        Ok(match with_banner {
+            Some(banner) => banner.put_on(answer, &path, &route.id, lang).await,
             None => answer,
-        }
+        })
     }
 
     /// Where a label leads; a shop that sleeps is woken first.
@@ -232,7 +247,7 @@ struct Visitor {
 }
 
 /// The shop's answer, made the visitor's.
-fn finish(mut response: Response, visitor: Option<Visitor>, host: &Host) -> Response {
+fn finish(mut response: Response, visitor: Option<Visitor>, host: &Host) -> Result<Response, Page> {
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     match (switching, visitor) {
         (true, Some(visitor)) => {
@@ -240,12 +255,12 @@ fn finish(mut response: Response, visitor: Option<Visitor>, host: &Host) -> Resp
             tokio::spawn(tunnel(visitor, shop));
         }
         // Nobody asked for it, so what follows on the wire is no HTTP.
-        (true, None) => return Page::Silent.answer(host.as_str()),
+        (true, None) => return Err(Page::Silent),
         (false, _) => {}
     }
     headers::to_visitor(response.headers_mut(), switching);
     own::keep_to(response.headers_mut(), host.name());
-    response
+    Ok(response)
 }
 
 /// Carries bytes both ways until either end is done.

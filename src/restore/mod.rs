@@ -16,6 +16,7 @@ pub mod logs;
 pub mod personalize;
 mod port;
 pub mod probe;
+mod switch;
 pub mod values;
 
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use secrecy::ExposeSecret as _;
 use tracing::Instrument as _;
 
 pub use self::port::{Make, Shop};
+pub use self::switch::{Served, Switch};
 use self::values::Values;
 use crate::config::Config;
 use crate::engine::{CleanupError, ContainerEngine, LaunchError, Launched, Phase};

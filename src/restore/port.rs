@@ -1,14 +1,14 @@
 //! What provisioning needs of whoever makes shops.
 //!
-//! Two implementations: [`Maker`], which launches, personalizes and probes, and
-//! the scripted one that tests drive.
+//! [`Maker`] launches, personalizes and probes; [`Switch`] stands around one and
+//! can be turned to another; tests drive a scripted one.
 
 use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{FirstPage, Made, Maker};
+use super::{FirstPage, Made, Maker, Switch};
 use crate::engine::{ContainerEngine, LaunchError};
 use crate::id::InstanceId;
 use crate::instance::Access;
@@ -51,6 +51,11 @@ pub trait Make: Send + Sync + fmt::Debug {
     /// The log files within a shop that its golden names.
     fn log_files(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Itself, when its snapshot can be changed.
+    fn switch(&self) -> Option<&Switch> {
+        None
     }
 }
 

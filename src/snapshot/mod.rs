@@ -26,8 +26,10 @@
 //!   manifest.json                         last: what has it is whole
 //! ```
 //!
+//! Which one is served, where an operator has said so: [`served`].
+//!
 //! [`manifest`] and [`compat`] are pure; [`archive`], [`catalog`],
-//! [`prepare`] and [`signature`] touch the disk.
+//! [`prepare`], [`served`] and [`signature`] touch the disk.
 
 pub mod archive;
 pub mod catalog;
@@ -35,4 +37,5 @@ pub mod compat;
 pub mod manifest;
 mod mapped;
 pub mod prepare;
+pub mod served;
 pub mod signature;

@@ -56,6 +56,7 @@ pub async fn suite(fixture: &dyn Fixture) {
     a_client_is_counted_in_all_windows_or_in_none(fixture).await;
     clients_at_once_get_what_the_limit_allows(fixture).await;
     what_came_to_nothing_is_forgiven(fixture).await;
+    a_client_that_is_absolved_begins_anew(fixture).await;
     a_lowered_limit_counts_what_was_admitted_before(fixture).await;
     a_clock_that_goes_back_loses_no_count(fixture).await;
     admissions_survive_with_the_next_change(fixture).await;
@@ -444,6 +445,18 @@ async fn what_came_to_nothing_is_forgiven(fixture: &dyn Fixture) {
     }
     admitted(&*store, "one", &windows, 1).await;
     assert_eq!(refused(&*store, "one", &windows, 1).await, 59, "one is forgiven, the other counts");
+}
+
+async fn a_client_that_is_absolved_begins_anew(fixture: &dyn Fixture) {
+    let (store, windows) = (fixture.fresh().await, [window(60, 2)]);
+    for client in ["one", "other"] {
+        admitted(&*store, client, &windows, 0).await;
+        admitted(&*store, client, &windows, 1).await;
+    }
+    store.absolve("one").await.expect("it is taken back");
+    store.absolve("nobody").await.expect("absent is fine");
+    admitted(&*store, "one", &windows, 2).await;
+    assert_eq!(refused(&*store, "other", &windows, 2).await, 58, "the other one's is still counted");
 }
 
 async fn a_lowered_limit_counts_what_was_admitted_before(fixture: &dyn Fixture) {

@@ -213,6 +213,10 @@ impl Store for KeptStore {
         self.inner.forgive(client, ticket).await
     }
 
+    async fn absolve(&self, client: &str) -> Result<(), StoreError> {
+        self.inner.absolve(client).await
+    }
+
     async fn ping(&self) -> Result<(), StoreError> {
         self.inner.ping().await
     }

@@ -109,6 +109,10 @@ impl Store for MeteredStore {
         metered("forgive", self.0.forgive(client, ticket)).await
     }
 
+    async fn absolve(&self, client: &str) -> Result<(), StoreError> {
+        metered("absolve", self.0.absolve(client)).await
+    }
+
     async fn ping(&self) -> Result<(), StoreError> {
         metered("ping", self.0.ping()).await
     }

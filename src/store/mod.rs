@@ -239,6 +239,9 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Takes back a counted acquire that came to nothing; absent is fine.
     async fn forgive(&self, client: &str, ticket: &Ticket) -> Result<(), StoreError>;
 
+    /// Takes back all that was counted of a client; absent is fine.
+    async fn absolve(&self, client: &str) -> Result<(), StoreError>;
+
     /// Answers when the store works.
     async fn ping(&self) -> Result<(), StoreError>;
 }

@@ -5,6 +5,7 @@
 //! engine on the same script is what a new daemon would have.
 
 pub mod fuzz;
+pub mod workshop;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -21,11 +22,11 @@ use crate::engine::{
     Phase, Then,
 };
 use crate::error::ErrorKind;
-use crate::id::InstanceId;
+use crate::id::{InstanceId, SnapshotId};
 use crate::instance::trace::{Depth, Kind, Trace};
 use crate::instance::{Access, Container, EngineKind, OneClick, Source};
-use crate::provision::GoldenRuntime;
-use crate::restore::{FirstPage, Made, Make, Shop};
+use crate::provision::{GoldenAbout, GoldenRuntime};
+use crate::restore::{FirstPage, Made, Make, Served, Shop, Switch};
 
 /// What the scripted host does and has.
 #[derive(Debug)]
@@ -102,7 +103,14 @@ impl Script {
     #[must_use]
     pub fn maker(self: &Arc<Self>) -> Arc<dyn Make> {
         let engine: Arc<dyn ContainerEngine> = Arc::new(ScriptedEngine(Arc::clone(self)));
-        Arc::new(ScriptedMaker { script: Arc::clone(self), engine })
+        Arc::new(ScriptedMaker { script: Arc::clone(self), engine, snapshot: None })
+    }
+
+    /// A maker on this host whose shops come from that snapshot.
+    #[must_use]
+    pub fn maker_of(self: &Arc<Self>, snapshot: &SnapshotId) -> Arc<dyn Make> {
+        let engine: Arc<dyn ContainerEngine> = Arc::new(ScriptedEngine(Arc::clone(self)));
+        Arc::new(ScriptedMaker { script: Arc::clone(self), engine, snapshot: Some(snapshot.clone()) })
     }
 
     /// Has makings wait in their restore until [`Script::let_go`].
@@ -349,6 +357,7 @@ impl ContainerEngine for ScriptedEngine {
 struct ScriptedMaker {
     script: Arc<Script>,
     engine: Arc<dyn ContainerEngine>,
+    snapshot: Option<SnapshotId>,
 }
 
 #[async_trait]
@@ -382,7 +391,7 @@ impl Make for ScriptedMaker {
                     key: format!("key-of-{id}").into(),
                 }),
             },
-            snapshot: launched.snapshot,
+            snapshot: self.snapshot.clone(),
             made_by: self.engine.source(),
             phases: launched.phases,
         })
@@ -391,6 +400,17 @@ impl Make for ScriptedMaker {
     fn engine(&self) -> &Arc<dyn ContainerEngine> {
         &self.engine
     }
+}
+
+/// A golden restored by one script from a snapshot that can be changed.
+///
+/// # Panics
+/// When a name is none.
+#[must_use]
+pub fn runtime_of(snapshot: &str, name: &str, restore: &Arc<Script>) -> GoldenRuntime {
+    let snapshot: SnapshotId = snapshot.parse().expect("a snapshot id");
+    let served = Served { maker: restore.maker_of(&snapshot), snapshot };
+    GoldenRuntime { restore: Ok(Arc::new(Switch::new(served))), ..runtime(name, restore, None) }
 }
 
 /// A golden restored by one script and, if given, booted by another.
@@ -402,6 +422,7 @@ pub fn runtime(name: &str, restore: &Arc<Script>, cold: Option<&Arc<Script>>) ->
     GoldenRuntime {
         name: name.parse().expect("a golden name"),
         title: format!("The {name} shop"),
+        about: GoldenAbout { version: "1.2".into(), opens_modules: true, ..GoldenAbout::default() },
         restore: Ok(restore.maker()),
         cold: cold.map(Script::maker),
     }

@@ -78,6 +78,7 @@ pub(crate) async fn front_with(wishes: Wishes) -> Front {
             patience: wishes.patience,
             banner: None,
             waker: None,
+            landing: None,
         }),
         base_domain: "demo.example".into(),
         door: Door::Only,

@@ -11,12 +11,14 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use bytes::Bytes;
-use demo_multiplexer::app::{App, AppError, OnExit, StateLock};
+use demo_multiplexer::app::{App, AppError, OnExit, StateLock, Stock};
 use demo_multiplexer::config::{Config, SETTINGS, Values};
 use demo_multiplexer::instance::EngineKind;
+use demo_multiplexer::promote::Workshop;
 use demo_multiplexer::provision::GoldenRuntime;
 use demo_multiplexer::shutdown::Phase;
-use demo_multiplexer::testing::{Script, runtime};
+use demo_multiplexer::testing::workshop::ScriptedWorkshop;
+use demo_multiplexer::testing::{Script, runtime, runtime_of};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -94,8 +96,25 @@ impl Host {
         self.start_with(changes, OnExit::KeepInstances).await
     }
 
+    /// A daemon that serves the golden `shop` from a snapshot of that workshop's.
+    pub(crate) async fn start_serving(
+        &self,
+        snapshot: &str,
+        workshop: &Arc<ScriptedWorkshop>,
+        changes: &[(&str, &str)],
+    ) -> Daemon {
+        let config = self.config(changes);
+        let lock = StateLock::take(&config).unwrap();
+        let goldens = vec![runtime_of(snapshot, "shop", &self.restore)];
+        let stock = Stock { goldens, workshop: Some(Arc::clone(workshop) as Arc<dyn Workshop>) };
+        Self::run(App::build(config, lock, stock, OnExit::KeepInstances).await.unwrap()).await
+    }
+
     pub(crate) async fn start_with(&self, changes: &[(&str, &str)], on_exit: OnExit) -> Daemon {
-        let app = self.build(changes, on_exit).await.unwrap();
+        Self::run(self.build(changes, on_exit).await.unwrap()).await
+    }
+
+    async fn run(app: App) -> Daemon {
         let (address, mut phase, stop) = (app.address().unwrap(), app.phase(), CancellationToken::new());
         let admin = app.admin_address().unwrap();
         let task = tokio::spawn(app.run(stop.clone()));

@@ -139,6 +139,20 @@ impl MariaDb {
         }
     }
 
+    /// Has it do nothing until [`MariaDb::resume`]; its sockets stay open.
+    pub(crate) fn pause(&self) {
+        self.signal(nix::sys::signal::Signal::SIGSTOP);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal(nix::sys::signal::Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = self.child.as_ref().expect("it runs").id();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), signal).unwrap();
+    }
+
     fn quietly(&self, program: &str, args: &[&str]) {
         drop(Command::new(program).args(args).output());
     }

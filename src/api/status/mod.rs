@@ -9,6 +9,7 @@ mod feed;
 mod hub;
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -25,6 +26,8 @@ use super::dto::ServerSentEvent;
 use super::extract::PathId;
 use super::openapi::Id;
 use super::problem::Problem;
+use crate::id::InstanceId;
+use crate::provision::Provisioner;
 
 /// The data of a `state` event.
 const EXAMPLE: &str = "{\"instance_id\":\"4irtg5lio2z5\",\"state\":\"assigned\",\"generation\":4,\
@@ -66,8 +69,18 @@ pub(super) async fn status(
     PathId(id): PathId,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let watching = api.status.watch(&id)?;
-    let instance = api.provisioner.show(&id, Timestamp::now()).await?;
+    open(&api.status, &api.provisioner, &id, &headers).await
+}
+
+/// Opens a stream, for whoever may watch that instance.
+pub(crate) async fn open(
+    hub: &Arc<StatusHub>,
+    provisioner: &Provisioner,
+    id: &InstanceId,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
+    let watching = hub.watch(id)?;
+    let instance = provisioner.show(id, Timestamp::now()).await?;
     watching.learn(&instance);
     // An id that is none of ours is a client that has seen nothing.
     let seen = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()?.trim().parse().ok());

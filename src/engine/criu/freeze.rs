@@ -128,12 +128,19 @@ impl FrozenDir {
         Ok(found)
     }
 
-    /// Snapshots that frozen shops stand on.
+    /// Directories that frozen shops of that daemon stand on, once they are thawed.
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn snapshots(&self) -> io::Result<Vec<SnapshotId>> {
-        Ok(self.list()?.iter().filter_map(|id| self.snapshot(id).ok()).collect())
+    pub fn lowers(state_dir: &Path) -> io::Result<Vec<PathBuf>> {
+        let dir = Self::of(state_dir);
+        let mut lowers = Vec::new();
+        for snapshot in dir.list()?.iter().filter_map(|id| dir.snapshot(id).ok()) {
+            // One that is not there any more holds nothing back.
+            let found = prepare::found(state_dir, &snapshot, DEADLINE);
+            lowers.extend(found.into_iter().flat_map(|source| source.lowers));
+        }
+        Ok(lowers)
     }
 
     /// Removes what is there of a frozen shop; absent is fine.

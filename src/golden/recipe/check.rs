@@ -40,6 +40,15 @@ impl Recipe {
                 );
             }
         }
+        if self.admin.one_click_module && !self.admin.one_click.as_ref().is_some_and(|it| it.contains('?')) {
+            return Err("admin.one_click_module needs an admin.one_click with a ? in it".into());
+        }
+        let language = self.about.language.as_deref().unwrap_or("en");
+        if !(2..=8).contains(&language.len())
+            || !language.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        {
+            return Err(format!("about.language = {language:?} is not a language such as en or pt-BR"));
+        }
         let paths =
             self.personalize.files.iter().map(|file| &file.path).chain(&self.personalize.remove.paths);
         let run = &self.run;

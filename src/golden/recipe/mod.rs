@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::network::NetworkAccess;
+use super::similar::did_you_mean;
 use crate::id::GoldenName;
 
 /// A golden's `golden.toml`.
@@ -30,6 +31,9 @@ pub struct Recipe {
     pub base: Option<Base>,
     /// The shop's own release, when it is not in the base's packages.
     pub source: Option<SourceArchive>,
+    /// What visitors are told of it, beside title and version.
+    #[serde(default, skip_serializing_if = "About::is_empty")]
+    pub about: About,
     /// How the container runs.
     pub run: Run,
     /// When it counts as up.
@@ -48,6 +52,24 @@ pub struct Recipe {
     /// What makes each clone its own.
     #[serde(default)]
     pub personalize: Personalize,
+}
+
+/// What visitors are told of a golden.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct About {
+    /// The shop's software by its own name, such as `PrestaShop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub software: Option<String>,
+    /// The language that the shop speaks, such as `en`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<String>,
+}
+
+impl About {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A base image made with mmdebstrap.
@@ -144,6 +166,10 @@ pub struct Admin {
     /// `[personalize]` gives it as `{login_key}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub one_click: Option<String>,
+    /// Whether a one-click link with `&module=NAME` at its end leads to that
+    /// module's page.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_click_module: bool,
 }
 
 /// One step of warming: either a page or a command.
@@ -255,7 +281,10 @@ pub struct PersonalRemove {
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
     /// Neither a folder nor a recipe's name.
-    #[error("golden {name:?} is unknown: no folder {}; there are: {}", .folder.display(), .known.join(", "))]
+    #[error(
+        "golden {name:?} is unknown: no folder {}; there are: {}{}", .folder.display(), .known.join(", "),
+        did_you_mean(.name, .known)
+    )]
     Unknown {
         /// What was asked for.
         name: String,

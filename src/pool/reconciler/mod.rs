@@ -136,17 +136,23 @@ impl Reconciler {
         }
     }
 
-    /// Asks for the end of the youngest. Those that were asked for before are
-    /// among them, so asking again changes nothing.
+    /// Asks for the end of those of a former snapshot, then of the youngest. Those
+    /// that were asked for before are among them, so asking again changes nothing.
     async fn retire(&self, golden: &GoldenName, surplus: usize) {
         let mut ready = match self.lifecycle.store().own().await {
             Ok(all) => all,
             Err(error) => return tracing::warn!(error = %Chain(&error), "surplus not looked at"),
         };
         ready.retain(|instance| instance.golden == *golden && instance.state == State::Ready);
-        ready.sort_by_key(|instance| std::cmp::Reverse(instance.created_at));
-        for youngest in ready.into_iter().take(surplus) {
-            self.jobs.ask(&Job::reap(&youngest, Why::Surplus)).await;
+        let restore = self.lifecycle.golden(golden).and_then(|golden| golden.restore.as_ref().ok());
+        let served = restore.and_then(|maker| Some(maker.switch()?.served()));
+        ready.sort_by_key(|instance| match served.is_some() && instance.snapshot != served {
+            // The oldest of them, which is the one that a refresh replaces next.
+            true => (false, instance.created_at.as_nanosecond()),
+            false => (true, -instance.created_at.as_nanosecond()),
+        });
+        for spare in ready.into_iter().take(surplus) {
+            self.jobs.ask(&Job::reap(&spare, Why::Surplus)).await;
         }
     }
 

@@ -4,6 +4,11 @@
 //! from the shop's own host; without the script (a policy forbids it, an old
 //! browser) the element's text says the same, without a countdown.
 //!
+//! The page it is on is the shop's, and its scripts are a stranger's. So the
+//! banner does nothing itself: more time and the end are links to the
+//! owner's page on the base domain, where the visitor's cookie
+//! counts and the shop's scripts reach nothing.
+//!
 //! ```text
 //! /.demo-multiplexer/banner.js   the script
 //! /.demo-multiplexer/status      {"seconds_left": 3541}
@@ -29,6 +34,7 @@ use jiff::Timestamp;
 use crate::error::Chain;
 use crate::id::InstanceId;
 use crate::instance::Instance;
+use crate::lang::Lang;
 use crate::store::Store;
 
 /// What no shop answers itself while the banner is on.
@@ -53,12 +59,13 @@ struct Lease {
 #[derive(Debug)]
 pub(super) struct Banner {
     store: Arc<dyn Store>,
+    landing: Option<String>,
     known: Mutex<HashMap<InstanceId, (Instant, Option<Lease>)>>,
 }
 
 impl Banner {
-    pub(super) fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, known: Mutex::default() }
+    pub(super) fn new(store: Arc<dyn Store>, landing: Option<String>) -> Self {
+        Self { store, landing, known: Mutex::default() }
     }
 
     /// The answer to a request that is the banner's own; none when it is the
@@ -91,13 +98,21 @@ impl Banner {
     }
 
     /// Puts the banner on the answer, if it is a page of the shop's front.
-    pub(super) async fn put_on(&self, response: Response, path: &str, id: &InstanceId) -> Response {
+    pub(super) async fn put_on(
+        &self,
+        response: Response,
+        path: &str,
+        id: &InstanceId,
+        lang: Lang,
+    ) -> Response {
         if !page::is_plain_page(&response) {
             return response;
         }
         match self.lease(id).await {
             Some(lease) if !is_below(path, lease.back_office.as_deref()) => {
-                page::put(response, lease.expires_at)
+                // Its name and no more: whose it is, the browser's cookie there says.
+                let manage = self.landing.as_ref().map(|landing| format!("{landing}demo/{id}"));
+                page::put(response, &page::Insert { until: lease.expires_at, lang, manage })
             }
             _ => response,
         }

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use jiff::Timestamp;
 
 use super::splice;
+use crate::lang::{Lang, fill, texts};
 
 const FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 const REQUESTED_WITH: HeaderName = HeaderName::from_static("x-requested-with");
@@ -47,16 +48,39 @@ pub(crate) fn is_plain_page(response: &Response) -> bool {
         && !headers.contains_key(CONTENT_DISPOSITION)
 }
 
+/// What the banner says.
+#[derive(Debug)]
+pub(crate) struct Insert {
+    /// When the shop's time is over.
+    pub(crate) until: Timestamp,
+    /// In which language.
+    pub(crate) lang: Lang,
+    /// The owner's page, if there is one.
+    pub(crate) manage: Option<String>,
+}
+
+texts! {
+    /// The banner's texts.
+    Texts {
+        until: "Demo shop, deleted at {}", "Boutique de démonstration, supprimée à {}";
+        left: "Demo shop, deleted in", "Boutique de démonstration, supprimée dans";
+        ended: "This demo shop has ended", "Cette démonstration est terminée";
+        more: "More time", "Plus de temps";
+        end: "End", "Terminer";
+        close: "Close", "Fermer";
+    }
+}
+
 /// The page with the banner on it.
-pub(crate) fn put(response: Response, expires_at: Timestamp) -> Response {
+pub(crate) fn put(response: Response, banner: &Insert) -> Response {
     let (mut parts, body) = response.into_parts();
-    let insert = markup(expires_at, lets_script_in(&parts.headers));
+    let insert = markup(banner, lets_script_in(&parts.headers));
     let headers = &mut parts.headers;
     headers.remove(CONTENT_LENGTH);
     headers.remove(ACCEPT_RANGES);
     weaken_etag(headers);
     // The same URL, asked for by a script, comes without.
-    headers.append(VARY, HeaderValue::from_static("Sec-Fetch-Dest"));
+    headers.append(VARY, HeaderValue::from_static("Sec-Fetch-Dest, Accept-Language"));
     Response::from_parts(parts, splice::spliced(body, insert))
 }
 
@@ -69,13 +93,29 @@ fn weaken_etag(headers: &mut HeaderMap) {
     };
 }
 
-/// The element and, where it may run, its script.
-fn markup(expires_at: Timestamp, script: bool) -> String {
-    let until = expires_at.strftime("%Y-%m-%d %H:%M UTC");
+/// The element and, where it may run, its script, which finds its words there.
+fn markup(banner: &Insert, script: bool) -> String {
+    let t = Texts::of(banner.lang);
+    let until = fill(t.until, &[&banner.until.strftime("%Y-%m-%d %H:%M UTC").to_string()]);
+    let manage = banner.manage.as_deref();
+    let (link, words) = match manage {
+        Some(manage) => (
+            format!(
+                " · <a href=\"{manage}\" target=\"_blank\" rel=\"noopener\" style=\"color:inherit\">{}</a>",
+                t.more
+            ),
+            format!(" data-manage=\"{manage}\" data-more=\"{}\" data-end=\"{}\"", t.more, t.end),
+        ),
+        None => (String::new(), String::new()),
+    };
     let element = format!(
-        "<demo-multiplexer-banner role=\"note\" style=\"position:fixed;left:12px;bottom:12px;z-index:2147483646;\
-         padding:6px 14px;border-radius:20px;font:14px/1.4 system-ui,sans-serif;color:#fff;background:#1d2733\">\
-         Demo shop, deleted at {until}</demo-multiplexer-banner>"
+        "<demo-multiplexer-banner role=\"note\" lang=\"{}\" data-left=\"{}\" data-ended=\"{}\" data-close=\"{}\"{words} \
+         style=\"position:fixed;left:12px;bottom:12px;z-index:2147483646;padding:6px 14px;border-radius:20px;\
+         font:14px/1.4 system-ui,sans-serif;color:#fff;background:#1d2733\">{until}{link}</demo-multiplexer-banner>",
+        banner.lang.code(),
+        t.left,
+        t.ended,
+        t.close
     );
     if !script {
         return element;
@@ -210,9 +250,23 @@ mod tests {
     #[test]
     fn the_text_says_until_when_and_the_script_comes_only_where_it_may() {
         let until: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
-        assert!(markup(until, false).contains("Demo shop, deleted at 2026-01-02 03:04 UTC</"));
-        assert!(!markup(until, false).contains("<script"));
-        assert!(markup(until, true).contains("<script src=\"/.demo-multiplexer/banner.js?v="));
+        let banner = Insert { until, lang: Lang::En, manage: None };
+        assert!(markup(&banner, false).contains("Demo shop, deleted at 2026-01-02 03:04 UTC</"));
+        assert!(!markup(&banner, false).contains("<script"));
+        assert!(!markup(&banner, true).contains("<a "), "there is no page to lead to");
+        assert!(markup(&banner, true).contains("<script src=\"/.demo-multiplexer/banner.js?v="));
+        let manage = "http://localhost/demo/abcdefghijkl";
+        let banner = Insert { until, lang: Lang::Fr, manage: Some(manage.into()) };
+        assert!(markup(&banner, false).contains(&format!("<a href=\"{manage}\"")));
+        assert!(markup(&banner, true).contains("data-more=\"Plus de temps\""));
+    }
+
+    #[test]
+    fn every_text_is_in_every_language_and_fits_an_attribute() {
+        crate::lang::assert_translated(Texts::ALL, &[]);
+        for (key, en, fr) in Texts::ALL {
+            assert!(!format!("{en}{fr}").contains(['"', '<', '&']), "{key}");
+        }
     }
 
     #[test]
@@ -225,10 +279,13 @@ mod tests {
             ("etag", "\"a\""),
             ("vary", "Cookie"),
         ]);
-        let headers = put(response, Timestamp::UNIX_EPOCH).into_parts().0.headers;
+        let headers = put(response, &Insert { until: Timestamp::UNIX_EPOCH, lang: Lang::En, manage: None })
+            .into_parts()
+            .0
+            .headers;
         assert!(!headers.contains_key("content-length") && !headers.contains_key("accept-ranges"));
         assert_eq!(headers["etag"], "W/\"a\"");
         let vary: Vec<_> = headers.get_all("vary").iter().collect();
-        assert_eq!(vary, ["Cookie", "Sec-Fetch-Dest"]);
+        assert_eq!(vary, ["Cookie", "Sec-Fetch-Dest, Accept-Language"]);
     }
 }

@@ -13,11 +13,12 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::config::{Config, DatabaseMode};
-use crate::error::ErrorKind;
+use crate::error::{Chain, ErrorKind};
 use crate::host::slots::make_private;
 use crate::id::{GoldenName, SnapshotId};
 use crate::snapshot::archive::{self, ArchiveError};
 use crate::snapshot::manifest::{Manifest, ManifestError, SIZE_MAX};
+use crate::snapshot::served::Choice;
 use crate::snapshot::signature::{KeyError, Keys, SignatureError};
 
 const MANIFEST: &str = "manifest.json";
@@ -27,7 +28,7 @@ const SIGNATURE: &str = "manifest.sig";
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     /// No such snapshot.
-    #[error("snapshot {id} is unknown")]
+    #[error("snapshot {id} is unknown: `snapshot list` shows those that are there")]
     Unknown {
         /// Which.
         id: SnapshotId,
@@ -250,6 +251,32 @@ impl Catalog {
             .max_by(|a, b| a.created_at.cmp(&b.created_at)))
     }
 
+    /// The snapshot that a golden is restored from: the one it was promoted to,
+    /// else the newest usable one that no canary refused.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn chosen(
+        &self,
+        golden: &GoldenName,
+        database: DatabaseMode,
+    ) -> Result<Option<Manifest>, CatalogError> {
+        let choice = Choice::read(&self.dir).unwrap_or_else(|error| {
+            tracing::warn!(error = %Chain(&error), "what was promoted is not known, the newest is served");
+            Choice::default()
+        });
+        let usable = self.list()?.into_iter().filter_map(|entry| entry.manifest.ok());
+        let fitting = usable.filter(|it| it.recipe.name == *golden && it.database == database);
+        let fitting: Vec<Manifest> = fitting.filter(|it| choice.refused(&it.id).is_none()).collect();
+        if let Some(promoted) = choice.promoted(golden) {
+            if let Some(manifest) = fitting.iter().find(|manifest| manifest.id == *promoted) {
+                return Ok(Some(manifest.clone()));
+            }
+            tracing::warn!(golden = %golden, snapshot_id = %promoted, "promoted snapshot cannot be used, the newest is served");
+        }
+        Ok(fitting.into_iter().max_by(|a, b| a.created_at.cmp(&b.created_at)))
+    }
+
     /// Why [`Catalog::newest`] found none: what is wrong with the newest one
     /// that is there; none when there is none at all.
     ///
@@ -302,16 +329,19 @@ impl Catalog {
     }
 
     /// Removes all but the newest `keep` snapshots of each golden and place of its database, those in
-    /// `in_use` aside; answers what was removed.
+    /// `in_use` and those promoted aside; answers what was removed.
     ///
     /// # Errors
     /// When one cannot be removed.
     pub fn prune(&self, keep: usize, in_use: &[SnapshotId]) -> Result<Vec<SnapshotId>, CatalogError> {
         let mut removed = Vec::new();
+        // Not known, it protects nothing; the start has told.
+        let choice = Choice::read(&self.dir).unwrap_or_default();
         let entries = self.list()?;
         for (position, entry) in entries.iter().enumerate() {
             let newer = entries[position + 1..].iter().filter(|other| other.kind() == entry.kind()).count();
-            if newer >= keep && !in_use.contains(&entry.id) {
+            let is_promoted = choice.all_promoted().any(|promoted| *promoted == entry.id);
+            if newer >= keep && !is_promoted && !in_use.contains(&entry.id) {
                 self.remove(&entry.id)?;
                 removed.push(entry.id.clone());
             }
@@ -320,7 +350,10 @@ impl Catalog {
     }
 
     /// Removes a snapshot: first from sight by a rename, then from disk.
-    fn remove(&self, id: &SnapshotId) -> Result<(), CatalogError> {
+    ///
+    /// # Errors
+    /// When it is not there, or cannot be removed.
+    pub fn remove(&self, id: &SnapshotId) -> Result<(), CatalogError> {
         let path = self.path(id);
         let hidden = self.dir.join(format!(".new-gone-{id}"));
         std::fs::rename(&path, &hidden).map_err(at("remove", &path))?;

@@ -137,6 +137,41 @@ fn pruning_keeps_the_newest_and_those_in_use() {
     assert_eq!(catalog.list().unwrap().len(), 3);
 }
 
+#[test]
+fn a_promoted_snapshot_is_chosen_and_never_pruned_and_a_refused_one_is_neither_newest() {
+    let host = catalog();
+    let made: Vec<Manifest> =
+        (1..=4).map(|day| write(&host.1, &format!("2026-01-0{day}T00:00:00Z"))).collect();
+    let catalog = again(&host);
+    let golden = made[0].recipe.name.clone();
+    let chosen = || catalog.chosen(&golden, DatabaseMode::Bundled).unwrap().map(|manifest| manifest.id);
+    assert_eq!(chosen(), Some(made[3].id.clone()), "the newest, while nobody has said another one");
+    let mut choice = Choice::default();
+    choice.refuse(made[3].id.clone(), "its front page does not come");
+    choice.write(&catalog.dir).unwrap();
+    assert_eq!(chosen(), Some(made[2].id.clone()));
+    choice.promote(golden.clone(), made[0].id.clone());
+    choice.write(&catalog.dir).unwrap();
+    assert_eq!(chosen(), Some(made[0].id.clone()));
+    assert_eq!(catalog.prune(2, &[]).unwrap(), [made[1].id.clone()]);
+    assert_eq!(chosen(), Some(made[0].id.clone()));
+    catalog.remove(&made[0].id).unwrap();
+    assert_eq!(chosen(), Some(made[2].id.clone()), "what is gone is served by nobody");
+    std::fs::write(catalog.dir.join(crate::snapshot::served::FILE), "nonsense").unwrap();
+    assert_eq!(chosen(), Some(made[3].id.clone()), "what cannot be read says nothing");
+}
+
+#[test]
+fn a_choice_half_written_does_not_stand_in_the_way_of_the_next_snapshot() {
+    let (_dir, catalog) = catalog();
+    std::fs::create_dir(catalog.dir.join("served.json")).unwrap();
+    let mut choice = Choice::default();
+    choice.promote(sample().recipe.name, sample().id);
+    choice.write(&catalog.dir).unwrap_err();
+    write(&catalog, "2026-01-01T00:00:00Z");
+    assert_eq!(catalog.list().unwrap().len(), 1);
+}
+
 /// A snapshot with its two archives, and its files' names.
 fn whole(host: &(tempfile::TempDir, Catalog)) -> (Manifest, [&'static str; 4]) {
     let mut manifest = sample();

@@ -93,6 +93,16 @@ impl Admissions {
         self.remove(&Entry { client: self.known(client), at, number });
     }
 
+    /// See [`Store::absolve`](crate::store::Store::absolve).
+    pub(super) fn absolve(&mut self, client: &str) {
+        let Some((client, log)) = self.clients.get_key_value(client) else { return };
+        let client = Arc::clone(client);
+        let entries: Vec<(Timestamp, u64)> = log.keys().copied().collect();
+        for (at, number) in entries {
+            self.remove(&Entry { client: Arc::clone(&client), at, number });
+        }
+    }
+
     /// What the file does not have yet.
     pub(super) const fn unwritten(&self) -> &BTreeMap<Entry, Option<Timestamp>> {
         &self.unwritten

@@ -301,6 +301,15 @@ impl Store for EmbeddedStore {
         .await
     }
 
+    async fn absolve(&self, client: &str) -> Result<(), StoreError> {
+        let client = client.to_owned();
+        self.run("clearing a client's count", move |table| {
+            table.admissions.absolve(&client);
+            Ok(())
+        })
+        .await
+    }
+
     /// Answers after an empty durable commit: the disk takes writes.
     async fn ping(&self) -> Result<(), StoreError> {
         self.run("writing to the disk", |table| {

@@ -60,6 +60,7 @@ struct Scripts {
     counts: Script,
     admit: Script,
     forgive: Script,
+    absolve: Script,
     layout: Script,
     ping: Script,
 }
@@ -87,6 +88,7 @@ impl Scripts {
             counts: script!("counts.lua"),
             admit: script!("admit.lua"),
             forgive: script!("forgive.lua"),
+            absolve: script!("absolve.lua"),
             layout: script!("layout.lua"),
             ping: script!("ping.lua"),
         }
@@ -301,6 +303,10 @@ impl Store for ValkeyStore {
                 Ok(Admission::Refused { retry_after: SignedDuration::from_micros(*retry_after), allowances })
             }
         }
+    }
+
+    async fn absolve(&self, client: &str) -> Result<(), StoreError> {
+        self.link.call("clearing a client's count", &self.scripts.absolve, &[client]).await.map(drop)
     }
 
     async fn forgive(&self, client: &str, ticket: &Ticket) -> Result<(), StoreError> {

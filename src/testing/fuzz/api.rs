@@ -12,6 +12,7 @@ use jiff::SignedDuration;
 use serde_json::Value;
 use tower::ServiceExt as _;
 
+use crate::api::chronicle::Chronicle;
 use crate::api::status::StatusHub;
 use crate::api::{Access, ApiState, Door, Peer, router};
 use crate::config::{Acquire, ColdStart, Origins};
@@ -19,6 +20,7 @@ use crate::instance::{EngineKind, State};
 use crate::jobs::dispatch::Dispatch;
 use crate::metrics;
 use crate::pool::{Nudge, PoolStatus};
+use crate::promote::Desk;
 use crate::provision::audit::Auditor;
 use crate::provision::limits::Limits;
 use crate::provision::{Lifecycle, Parts, Provisioner, Terms};
@@ -75,14 +77,17 @@ impl World {
         };
         let lifecycle = Arc::new(lifecycle);
         let auditor = Auditor::new(Arc::clone(&lifecycle), Arc::new(Dispatch::new(None)));
-        let provisioner = Arc::new(Provisioner::new(lifecycle, terms));
+        let provisioner = Arc::new(Provisioner::new(Arc::clone(&lifecycle), terms));
+        let pool = tokio::sync::watch::channel(PoolStatus::new()).1;
         let phase = PhaseSetter::default();
         phase.enter(Phase::Serving);
-        let router = router(ApiState {
+        let state = ApiState {
             status: StatusHub::new(Arc::clone(&provisioner), 4),
+            chronicle: Chronicle::new(Arc::clone(&provisioner), pool.clone(), dir.path().to_owned()),
+            desk: Desk::new(lifecycle, None),
             provisioner,
             auditor: Arc::new(auditor),
-            pool: tokio::sync::watch::channel(PoolStatus::new()).1,
+            pool,
             phase: phase.view(),
             trusted_proxies: "10.0.0.0/8".parse().expect("a network"),
             access: Access { tokens: Tokens::default(), acquire: Acquire::Open },
@@ -90,7 +95,8 @@ impl World {
             base_domain: "demo.example".into(),
             nats: None,
             metrics: metrics::install(),
-        });
+        };
+        let router = router(state, axum::Router::new());
         Self { router, store, ids: Vec::new(), _dir: dir }
     }
 

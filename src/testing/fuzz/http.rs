@@ -14,6 +14,7 @@ use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 
 use crate::client::{Client, TrustedProxies, hops};
+use crate::lang::Lang;
 use crate::proxy::PublicFace;
 use crate::proxy::banner::{page as banner, splice};
 use crate::proxy::headers::{to_upstream, to_visitor};
@@ -138,7 +139,9 @@ pub fn page(data: &[u8]) {
     let mut response = Response::new(Body::empty());
     *response.headers_mut() = headers;
     let _ = banner::is_plain_page(&response);
-    let with_banner = banner::put(response, Timestamp::UNIX_EPOCH);
+    let manage = Some("https://demo.example/demo/abcdefghijkl".to_owned());
+    let insert = banner::Insert { until: Timestamp::UNIX_EPOCH, lang: Lang::Fr, manage };
+    let with_banner = banner::put(response, &insert);
     assert!(!with_banner.headers().contains_key("content-length"));
 
     const MARK: &str = "<banner-of-the-test>";

@@ -1,0 +1,89 @@
+//! What promoting needs of whoever has the snapshots.
+//!
+//! Two implementations: the workshop of a host with Podman and CRIU, and the
+//! scripted one that tests drive.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use crate::error::ErrorKind;
+use crate::id::{GoldenName, SnapshotId};
+use crate::restore::Make;
+
+/// One snapshot of the catalogue.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// Its name.
+    pub id: SnapshotId,
+    /// Of which golden; none when its manifest cannot be used.
+    pub golden: Option<GoldenName>,
+    /// When it was taken.
+    pub created_at: Option<Timestamp>,
+    /// Compressed, in bytes.
+    pub bytes: u64,
+    /// Unpacked, in bytes.
+    pub raw_bytes: u64,
+    /// Why it cannot be used: damaged, of another version, or signed by nobody
+    /// who is trusted.
+    pub unusable: Option<String>,
+    /// Whether a restart would serve it because an operator said so.
+    pub promoted: bool,
+    /// Why a canary refused it.
+    pub refused: Option<String>,
+}
+
+/// What can be made of a snapshot.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// Of which golden.
+    pub golden: GoldenName,
+    /// By whom.
+    pub maker: Arc<dyn Make>,
+}
+
+/// The workshop could not.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing}")]
+pub struct WorkshopError {
+    /// What was asked for, as an imperative.
+    pub doing: String,
+    /// What the caller can do.
+    pub kind: ErrorKind,
+    /// Why not.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Is told each step of long work.
+pub type Say<'a> = &'a (dyn Fn(&str) + Send + Sync);
+
+/// The port. One call at a time changes anything; the desk sees to that.
+#[async_trait]
+pub trait Workshop: Send + Sync + fmt::Debug {
+    /// All snapshots, usable or not, sorted by name.
+    async fn list(&self) -> Result<Vec<Listed>, WorkshopError>;
+
+    /// Builds, boots, warms and freezes a golden. Not cancel-safe.
+    async fn create(&self, golden: &GoldenName, say: Say<'_>) -> Result<SnapshotId, WorkshopError>;
+
+    /// Digests a snapshot's archives.
+    async fn verify(&self, id: &SnapshotId) -> Result<(), WorkshopError>;
+
+    /// Prepares a snapshot; what can be made ahead is made.
+    async fn load(&self, id: &SnapshotId) -> Result<Loaded, WorkshopError>;
+
+    /// Writes down that a golden is restored from this snapshot from now on.
+    async fn promote(&self, golden: &GoldenName, id: &SnapshotId) -> Result<(), WorkshopError>;
+
+    /// Writes down that this snapshot is not to be served, and why.
+    async fn refuse(&self, id: &SnapshotId, why: &str) -> Result<(), WorkshopError>;
+
+    /// Removes one snapshot that is not in use.
+    async fn remove(&self, id: &SnapshotId, in_use: &[SnapshotId]) -> Result<(), WorkshopError>;
+
+    /// Removes all but the newest `keep` of each golden and those in use.
+    async fn prune(&self, keep: usize, in_use: &[SnapshotId]) -> Result<Vec<SnapshotId>, WorkshopError>;
+}

@@ -1,0 +1,227 @@
+//! Which snapshot each golden is restored from, where an operator has said so,
+//! and which were refused.
+//!
+//! ```text
+//! SNAPSHOT_DIR/served.json   {"version": 1,
+//!                             "promoted": {"<golden>": "<snapshot id>"},
+//!                             "refused": {"<snapshot id>": "<why>"}}
+//! ```
+//!
+//! A golden that is not named is restored from its newest usable snapshot. The
+//! file appears by one rename, when it is on the disk: whoever dies in between
+//! leaves the one before. Written by the daemon alone, which has one task at a
+//! time for it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::ErrorKind;
+use crate::id::{GoldenName, SnapshotId};
+
+/// The version this program writes.
+const VERSION: u16 = 1;
+
+/// The file's name.
+pub const FILE: &str = "served.json";
+
+/// The file half written; not named as a snapshot half written is, which others remove.
+const UNFINISHED: &str = ".served.json.new";
+
+/// A line a snapshot: some thousand of them.
+const SIZE_MAX: u64 = 1 << 20;
+
+/// What an operator has said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    version: u16,
+    #[serde(default)]
+    promoted: BTreeMap<GoldenName, SnapshotId>,
+    #[serde(default)]
+    refused: BTreeMap<SnapshotId, String>,
+}
+
+/// The file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ChoiceError {
+    /// The disk.
+    #[error("cannot {doing} {}", .path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Not of the form.
+    #[error("{} is not of this program's form: remove it, and promote again what shall be served", .path.display())]
+    Form {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Of a later program.
+    #[error("{} has version {found}, this program knows {VERSION}: use a newer one, or remove the file", .path.display())]
+    Version {
+        /// Which file.
+        path: PathBuf,
+        /// Its version.
+        found: u16,
+    },
+}
+
+impl ChoiceError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Io { source, .. } => crate::error::kind_of_io(source),
+            Self::Form { .. } | Self::Version { .. } => ErrorKind::Incompatible,
+        }
+    }
+}
+
+fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ChoiceError + 'a {
+    move |source| ChoiceError::Io { doing, path: path.to_owned(), source }
+}
+
+impl Choice {
+    /// Reads what was said; nothing when there is no file.
+    ///
+    /// # Errors
+    /// [`ChoiceError`]
+    pub fn read(snapshot_dir: &Path) -> Result<Self, ChoiceError> {
+        use io::Read as _;
+        let path = snapshot_dir.join(FILE);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            other => other.map_err(at("open", &path))?,
+        };
+        let mut bytes = Vec::new();
+        file.take(SIZE_MAX).read_to_end(&mut bytes).map_err(at("read", &path))?;
+        #[derive(Deserialize)]
+        struct Head {
+            version: u16,
+        }
+        // Its version first: a later form may be another one altogether.
+        let form = |source| ChoiceError::Form { path: path.clone(), source };
+        let Head { version } = serde_json::from_slice(&bytes).map_err(form)?;
+        if version != VERSION {
+            return Err(ChoiceError::Version { path, found: version });
+        }
+        serde_json::from_slice(&bytes).map_err(form)
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// [`ChoiceError::Io`]; what was said before counts then.
+    pub fn write(&self, snapshot_dir: &Path) -> Result<(), ChoiceError> {
+        let (path, new) = (snapshot_dir.join(FILE), snapshot_dir.join(UNFINISHED));
+        let written = Self { version: VERSION, ..self.clone() };
+        let bytes = serde_json::to_vec_pretty(&written).unwrap_or_default();
+        let open = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new);
+        let mut file = open.map_err(at("create", &new))?;
+        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(at("write", &new))?;
+        std::fs::rename(&new, &path).map_err(at("rename", &new))?;
+        File::open(snapshot_dir).and_then(|dir| dir.sync_all()).map_err(at("sync", snapshot_dir))
+    }
+
+    /// The snapshot that a golden was promoted to, if one was.
+    #[must_use]
+    pub fn promoted(&self, golden: &GoldenName) -> Option<&SnapshotId> {
+        self.promoted.get(golden)
+    }
+
+    /// All that were promoted.
+    pub fn all_promoted(&self) -> impl Iterator<Item = &SnapshotId> {
+        self.promoted.values()
+    }
+
+    /// Why a snapshot was refused, if it was.
+    #[must_use]
+    pub fn refused(&self, id: &SnapshotId) -> Option<&str> {
+        self.refused.get(id).map(String::as_str)
+    }
+
+    /// Has a golden restored from a snapshot, which is thereby no longer refused.
+    pub fn promote(&mut self, golden: GoldenName, id: SnapshotId) {
+        self.refused.remove(&id);
+        self.promoted.insert(golden, id);
+    }
+
+    /// Has a snapshot never be taken for the newest.
+    pub fn refuse(&mut self, id: SnapshotId, why: &str) {
+        self.refused.insert(id, why.to_owned());
+    }
+
+    /// Forgets all about a snapshot that is gone.
+    pub fn forget(&mut self, id: &SnapshotId) {
+        self.refused.remove(id);
+        self.promoted.retain(|_, promoted| promoted != id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn id(text: &str) -> SnapshotId {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_was_said_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Choice::read(dir.path()).unwrap(), Choice::default(), "nothing was said");
+        let mut choice = Choice::default();
+        let shop: GoldenName = "shop".parse().unwrap();
+        choice.refuse(id("shop-1-a"), "its front page does not come");
+        choice.promote(shop.clone(), id("shop-2-b"));
+        choice.write(dir.path()).unwrap();
+        let mode = std::fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let mut again = Choice::read(dir.path()).unwrap();
+        assert_eq!(again.promoted(&shop), Some(&id("shop-2-b")));
+        assert_eq!(again.refused(&id("shop-1-a")), Some("its front page does not come"));
+        again.promote(shop.clone(), id("shop-1-a"));
+        assert_eq!(again.refused(&id("shop-1-a")), None, "it was tried again, and works");
+        again.forget(&id("shop-1-a"));
+        assert_eq!(again.promoted(&shop), None);
+    }
+
+    #[test]
+    fn a_write_that_died_leaves_what_was_said_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut choice = Choice::default();
+        choice.promote("shop".parse().unwrap(), id("shop-1-a"));
+        choice.write(dir.path()).unwrap();
+        std::fs::write(dir.path().join(UNFINISHED), "{\"vers").unwrap();
+        assert_eq!(Choice::read(dir.path()).unwrap().all_promoted().count(), 1);
+        choice.promote("shop".parse().unwrap(), id("shop-2-b"));
+        choice.write(dir.path()).unwrap();
+        assert_eq!(Choice::read(dir.path()).unwrap().all_promoted().next(), Some(&id("shop-2-b")));
+    }
+
+    #[test]
+    fn a_file_of_a_later_program_or_of_none_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = |text: &str| {
+            std::fs::write(dir.path().join(FILE), text).unwrap();
+            Choice::read(dir.path()).unwrap_err().to_string()
+        };
+        assert!(told("{\"version\": 2, \"new\": []}").contains("has version 2, this program knows 1"));
+        assert!(told("{\"version\": 1, \"promoted\": {\"..\": \"x\"}}").contains("remove it"));
+        assert!(told("nonsense").contains("remove it"));
+    }
+}

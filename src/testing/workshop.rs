@@ -1,0 +1,171 @@
+//! A scripted workshop, for tests: snapshots without archives.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::Script;
+use crate::error::ErrorKind;
+use crate::id::{GoldenName, SnapshotId};
+use crate::promote::{Listed, Loaded, Say, Workshop, WorkshopError};
+
+/// What the workshop has and does.
+#[derive(Debug)]
+pub struct ScriptedWorkshop {
+    state: Mutex<ScriptedState>,
+    /// While true, taking a snapshot waits.
+    held: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct ScriptedState {
+    snapshots: BTreeMap<SnapshotId, Taken>,
+    promoted: BTreeMap<GoldenName, SnapshotId>,
+    taken: u32,
+}
+
+#[derive(Debug, Clone)]
+struct Taken {
+    golden: GoldenName,
+    script: Arc<Script>,
+    refused: Option<String>,
+    is_damaged: bool,
+}
+
+impl ScriptedWorkshop {
+    /// An empty one.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), held: watch::channel(false).0 })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ScriptedState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a snapshot there whose shops that script makes.
+    ///
+    /// # Panics
+    /// When a name is none.
+    pub fn add(&self, id: &str, golden: &str, script: &Arc<Script>) {
+        let golden = golden.parse().expect("a golden name");
+        let taken = Taken { golden, script: Arc::clone(script), refused: None, is_damaged: false };
+        self.lock().snapshots.insert(id.parse().expect("a snapshot id"), taken);
+    }
+
+    /// Damages a snapshot's archives.
+    pub fn damage(&self, id: &str) {
+        if let Some((_, taken)) = self.lock().snapshots.iter_mut().find(|(known, _)| known.as_str() == id) {
+            taken.is_damaged = true;
+        }
+    }
+
+    /// Has the taking of snapshots wait until [`ScriptedWorkshop::let_go`].
+    pub fn hold(&self) {
+        self.held.send_replace(true);
+    }
+
+    /// Ends [`ScriptedWorkshop::hold`].
+    pub fn let_go(&self) {
+        self.held.send_replace(false);
+    }
+
+    fn find(&self, id: &SnapshotId) -> Result<Taken, WorkshopError> {
+        let found = self.lock().snapshots.get(id).cloned();
+        found.ok_or_else(|| failure(ErrorKind::NotFound, "it is not there"))
+    }
+}
+
+fn failure(kind: ErrorKind, why: &'static str) -> WorkshopError {
+    WorkshopError { doing: "use the snapshot".into(), kind, source: why.into() }
+}
+
+#[async_trait]
+impl Workshop for ScriptedWorkshop {
+    async fn list(&self) -> Result<Vec<Listed>, WorkshopError> {
+        let state = self.lock();
+        let listed = |(id, taken): (&SnapshotId, &Taken)| Listed {
+            id: id.clone(),
+            golden: Some(taken.golden.clone()),
+            created_at: Some(Timestamp::UNIX_EPOCH),
+            bytes: 9 << 20,
+            raw_bytes: 95 << 20,
+            unusable: None,
+            promoted: state.promoted.get(&taken.golden) == Some(id),
+            refused: taken.refused.clone(),
+        };
+        Ok(state.snapshots.iter().map(listed).collect())
+    }
+
+    async fn create(&self, golden: &GoldenName, say: Say<'_>) -> Result<SnapshotId, WorkshopError> {
+        say("booting it");
+        let mut held = self.held.subscribe();
+        // The sender lives in the workshop, which outlives this borrow.
+        let _ = held.wait_for(|held| !held).await;
+        say("freezing it");
+        let mut state = self.lock();
+        state.taken += 1;
+        let script = state.snapshots.values().find(|taken| taken.golden == *golden);
+        let script = script.map(|taken| Arc::clone(&taken.script));
+        let script = script.ok_or_else(|| failure(ErrorKind::NotFound, "no recipe"))?;
+        let id = format!("{golden}-9-{:04x}", state.taken);
+        let id: SnapshotId = id.parse().map_err(|_| failure(ErrorKind::Bug, "no name"))?;
+        let taken = Taken { golden: golden.clone(), script, refused: None, is_damaged: false };
+        state.snapshots.insert(id.clone(), taken);
+        Ok(id)
+    }
+
+    async fn verify(&self, id: &SnapshotId) -> Result<(), WorkshopError> {
+        match self.find(id)?.is_damaged {
+            true => Err(failure(ErrorKind::Invalid, "memory.tar.zst is damaged")),
+            false => Ok(()),
+        }
+    }
+
+    async fn load(&self, id: &SnapshotId) -> Result<Loaded, WorkshopError> {
+        let taken = self.find(id)?;
+        if taken.is_damaged {
+            return Err(failure(ErrorKind::Invalid, "memory.tar.zst is damaged"));
+        }
+        Ok(Loaded { maker: taken.script.maker_of(id), golden: taken.golden })
+    }
+
+    async fn promote(&self, golden: &GoldenName, id: &SnapshotId) -> Result<(), WorkshopError> {
+        let mut state = self.lock();
+        if let Some(taken) = state.snapshots.get_mut(id) {
+            taken.refused = None;
+        }
+        state.promoted.insert(golden.clone(), id.clone());
+        Ok(())
+    }
+
+    async fn refuse(&self, id: &SnapshotId, why: &str) -> Result<(), WorkshopError> {
+        if let Some(taken) = self.lock().snapshots.get_mut(id) {
+            taken.refused = Some(why.to_owned());
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, id: &SnapshotId, _: &[SnapshotId]) -> Result<(), WorkshopError> {
+        self.lock().snapshots.remove(id);
+        Ok(())
+    }
+
+    async fn prune(&self, keep: usize, in_use: &[SnapshotId]) -> Result<Vec<SnapshotId>, WorkshopError> {
+        let mut state = self.lock();
+        let all: Vec<(SnapshotId, GoldenName)> =
+            state.snapshots.iter().map(|(id, taken)| (id.clone(), taken.golden.clone())).collect();
+        let mut removed = Vec::new();
+        for (position, (id, golden)) in all.iter().enumerate() {
+            let newer = all[position + 1..].iter().filter(|(_, other)| other == golden).count();
+            if newer >= keep && !in_use.contains(id) {
+                state.snapshots.remove(id);
+                removed.push(id.clone());
+            }
+        }
+        Ok(removed)
+    }
+}

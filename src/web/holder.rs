@@ -1,0 +1,292 @@
+//! `/demo/{id}`: everything about an instance, for the visitor who has it.
+//!
+//! The one page that shows the password, so only the cookie of the visitor it
+//! was handed to opens it: an instance's name alone, which is part of its
+//! address, does not. Its forms end in a redirect to the page, so that going
+//! back or loading it again does nothing twice.
+
+use std::time::Duration;
+
+use askama::Template;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse as _, Redirect, Response};
+use http::header::LOCATION;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use jiff::{SignedDuration, Timestamp};
+use secrecy::ExposeSecret as _;
+use serde::Deserialize;
+
+use super::assets::DEMO_JS;
+use super::message::{self, Say};
+use super::page::Shell;
+use super::visitor::{Took, Visitor};
+use super::wish::Module;
+use super::{WebState, login_link};
+use crate::api::problem::Problem;
+use crate::api::status;
+use crate::id::InstanceId;
+use crate::instance::{Instance, Source};
+use crate::lang::{fill, texts};
+
+texts! {
+    /// The page's texts.
+    Texts {
+        title: "Your {} is ready", "Votre {} est prête";
+        from_pool: "Taken ready from the pool", "Prise prête dans la réserve";
+        restored: "Restored for you from a snapshot", "Restaurée pour vous depuis un instantané";
+        booted: "Booted for you", "Démarrée pour vous";
+        in_time: "in {}", "en {}";
+        open_shop: "Open the shop", "Ouvrir la boutique";
+        open_admin: "Open the back office", "Ouvrir l’administration";
+        open_module: "Open {}", "Ouvrir {}";
+        signs_in: "The back office signs you in with one click. Both open in a new tab.", "L’administration vous connecte en un clic. Les deux s’ouvrent dans un nouvel onglet.";
+        both_open: "Both open in a new tab.", "Les deux s’ouvrent dans un nouvel onglet.";
+        time_left: "Time left", "Temps restant";
+        until: "It is deleted at", "Elle est supprimée à";
+        loaded: "As of {} UTC; load the page again for the present time.", "État à {} UTC ; rechargez la page pour l’heure actuelle.";
+        extend: "{} more", "{} de plus";
+        longest: "It lives as long as it may.", "Sa durée est maximale.";
+        access: "Addresses and login", "Adresses et connexion";
+        address: "Shop", "Boutique";
+        admin_address: "Back office", "Administration";
+        email: "E-mail", "E-mail";
+        password: "Password", "Mot de passe";
+        copy: "Copy", "Copier";
+        copied: "Copied", "Copié";
+        manage: "When you are done", "Quand vous avez terminé";
+        release: "End it now", "Terminer maintenant";
+        release_text: "The shop and everything in it is deleted at once. Nobody can get it back.", "La boutique et tout son contenu sont supprimés immédiatement. Personne ne pourra les récupérer.";
+        release_do: "Yes, delete it", "Oui, supprimer";
+        was_extended: "It has more time now.", "Elle dispose de plus de temps.";
+        keep: "Keep this page: it is how you come back to your demo. It is only shown in this browser.", "Gardez cette page : c’est par elle que vous revenez à votre démo. Elle ne s’affiche que dans ce navigateur.";
+    }
+}
+
+#[derive(Template)]
+#[template(path = "demo.html", config = ".askama.toml")]
+struct Page<'a> {
+    shell: Shell,
+    t: &'static Texts,
+    id: &'a InstanceId,
+    demo_js: String,
+    title: String,
+    how: String,
+    notice: &'static str,
+    access: Access<'a>,
+    time: Time,
+    extend: Option<String>,
+    module: String,
+    module_label: String,
+    signs_in: bool,
+}
+
+struct Access<'a> {
+    url: &'a str,
+    admin_url: &'a str,
+    email: &'a str,
+    password: &'a str,
+}
+
+struct Time {
+    left: String,
+    seconds: i64,
+    ends: String,
+    ends_iso: String,
+    loaded: String,
+}
+
+/// What the page's address says beside its instance.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Extra {
+    #[serde(default)]
+    module: String,
+    #[serde(default)]
+    done: String,
+}
+
+/// Shows the page.
+pub(super) async fn show(
+    State(web): State<WebState>,
+    Path(id): Path<String>,
+    Query(extra): Query<Extra>,
+    headers: HeaderMap,
+) -> Response {
+    let shell = Shell::of(&headers);
+    let now = Timestamp::now();
+    let instance = match own(&web, shell, &headers, &id, now).await {
+        Ok(instance) => instance,
+        Err(page) => return *page,
+    };
+    let Some(access) = &instance.access else {
+        return message::say(&web.site, shell, Say::NotHere);
+    };
+    let t = Texts::of(shell.lang);
+    let golden = web.provisioner.lifecycle().golden(&instance.golden);
+    let opens_modules = golden.is_some_and(|golden| golden.about.opens_modules);
+    let module = Module::parse(&extra.module).filter(|_| opens_modules);
+    let extend = more_time(&web, &instance).map(|by| fill(t.extend, &[&shell.lang.duration(by)]));
+    let name = golden.map_or(instance.golden.as_str(), |golden| golden.title.as_str());
+    let page = Page {
+        shell,
+        t,
+        id: &instance.id,
+        demo_js: DEMO_JS.href(),
+        title: fill(t.title, &[name]),
+        how: how(shell, t, &instance, Took::of(&headers, &web.site, &instance.id)),
+        notice: match extra.done.as_str() {
+            "extend" => t.was_extended,
+            _ => "",
+        },
+        access: Access {
+            url: &access.url,
+            admin_url: &access.admin_url,
+            email: &access.admin_email,
+            password: access.admin_password.expose_secret(),
+        },
+        time: time(shell, t, &instance, now),
+        extend,
+        module_label: module.as_ref().map_or_else(String::new, |it| fill(t.open_module, &[it.as_str()])),
+        module: module.map_or_else(String::new, |module| module.as_str().to_owned()),
+        signs_in: access.one_click.is_some(),
+    };
+    web.site.page(shell.lang, StatusCode::OK, &page)
+}
+
+/// How it came to be, in a sentence with its time.
+fn how(shell: Shell, t: &Texts, instance: &Instance, took: Option<Duration>) -> String {
+    let source = instance.source.unwrap_or(instance.made_by);
+    let said = match source {
+        Source::Pool => t.from_pool,
+        Source::Restore => t.restored,
+        Source::Cold => t.booted,
+    };
+    match took {
+        Some(took) => {
+            let took = shell.lang.ms(took.as_secs_f64() * 1000.0);
+            format!("{said} {}", fill(t.in_time, &[&took]))
+        }
+        None => said.to_owned(),
+    }
+}
+
+fn time(shell: Shell, t: &Texts, instance: &Instance, now: Timestamp) -> Time {
+    let ends = instance.expires_at.unwrap_or(now);
+    let left = ends.duration_since(now);
+    Time {
+        left: shell.lang.duration(left),
+        seconds: left.as_secs().max(0),
+        ends: ends.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+        ends_iso: ends.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        loaded: fill(t.loaded, &[&now.strftime("%H:%M:%S").to_string()]),
+    }
+}
+
+/// By how much it may be extended: by the usual time, or by what MAX_TTL leaves.
+fn more_time(web: &WebState, instance: &Instance) -> Option<SignedDuration> {
+    let terms = web.provisioner.terms();
+    let latest = instance.assigned_at? + terms.max_ttl;
+    let left = latest.duration_since(instance.expires_at?);
+    let by = SignedDuration::from_secs(left.min(terms.default_ttl).as_secs());
+    (by >= SignedDuration::from_secs(1)).then_some(by)
+}
+
+/// The instance of that name, if it lives and is this visitor's.
+async fn own(
+    web: &WebState,
+    shell: Shell,
+    headers: &HeaderMap,
+    id: &str,
+    now: Timestamp,
+) -> Result<Instance, Box<Response>> {
+    let said = |what| Box::new(message::say(&web.site, shell, what));
+    let id: InstanceId = id.parse().map_err(|_| said(Say::NotHere))?;
+    let instance = web.provisioner.show(&id, now).await;
+    let instance =
+        instance.map_err(|error| Box::new(message::problem(&web.site, shell, &error.into(), "/")))?;
+    match Visitor::of(headers, &web.site) {
+        Some(visitor) if visitor.holds(&instance) => Ok(instance),
+        _ => Err(said(Say::NotYours)),
+    }
+}
+
+/// What a form of the page asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Act {
+    /// More time.
+    Extend,
+    /// The end of it.
+    Release,
+    /// A link that signs in.
+    Login,
+}
+
+/// `POST /demo/{id}/{act}`
+pub(super) async fn act(
+    State(web): State<WebState>,
+    Path((id, act)): Path<(String, Act)>,
+    Query(extra): Query<Extra>,
+    headers: HeaderMap,
+) -> Response {
+    let shell = Shell::of(&headers);
+    let now = Timestamp::now();
+    let instance = match own(&web, shell, &headers, &id, now).await {
+        Ok(instance) => instance,
+        Err(page) => return *page,
+    };
+    let page = format!("/demo/{}", instance.id);
+    let done = match act {
+        Act::Login => return log_in(&instance, &extra, now),
+        Act::Extend => {
+            let by = more_time(&web, &instance).unwrap_or(SignedDuration::MAX);
+            let extended = web.provisioner.extend(&instance.id, Some(by), now).await;
+            extended.map(|_| format!("{page}?done=extend"))
+        }
+        Act::Release => {
+            let released = web.provisioner.release(&instance.id).await;
+            released.map(|()| "/?done=release".to_owned())
+        }
+    };
+    match done {
+        Ok(to) => Redirect::to(&to).into_response(),
+        Err(error) => message::problem(&web.site, shell, &Problem::from(error), &page),
+    }
+}
+
+/// A link that signs in, made at the last moment.
+fn log_in(instance: &Instance, extra: &Extra, now: Timestamp) -> Response {
+    let Some(access) = &instance.access else { return StatusCode::NOT_FOUND.into_response() };
+    let link = login_link(access, Module::parse(&extra.module).as_ref(), now);
+    let mut response = StatusCode::SEE_OTHER.into_response();
+    if let Ok(mut to) = HeaderValue::from_str(link.expose_secret()) {
+        to.set_sensitive(true);
+        response.headers_mut().insert(LOCATION, to);
+    }
+    response
+}
+
+/// `GET /demo/{id}/status`: the API's stream, opened by the cookie.
+pub(super) async fn watch(
+    State(web): State<WebState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let instance = match own(&web, Shell::of(&headers), &headers, &id, Timestamp::now()).await {
+        Ok(instance) => instance,
+        Err(page) => return *page,
+    };
+    match status::open(&web.status, &web.provisioner, &instance.id, &headers).await {
+        Ok(stream) => stream,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_text_is_in_every_language() {
+        crate::lang::assert_translated(Texts::ALL, &["email"]);
+    }
+}

@@ -1,0 +1,219 @@
+//! The snapshots of a running daemon on a host with Podman and CRIU.
+//!
+//! Called by the desk ([`crate::promote`]), one call at a time for whatever
+//! changes something; made by `serve`. It does what the commands of the same
+//! names do, beside a daemon that restores meanwhile: what is served, prepared
+//! or run on is left alone.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::assemble::{self, Host, LoadError};
+use crate::checkpoint::{self, Checkpoint};
+use crate::config::{Config, Values};
+use crate::database::{DatabaseError, Template};
+use crate::engine::criu::freeze::FrozenDir;
+use crate::error::{Chain, ErrorKind, kind_of_io};
+use crate::golden::build::{self, Build};
+use crate::golden::images::Images;
+use crate::golden::recipe::Recipe;
+use crate::host::mounts;
+use crate::id::{GoldenName, SnapshotId};
+use crate::promote::{Listed, Loaded, Say, Workshop, WorkshopError};
+use crate::snapshot::catalog::{Catalog, CatalogError, Entry};
+use crate::snapshot::manifest::{Archive, Manifest};
+use crate::snapshot::prepare::{self, PrepareError};
+use crate::snapshot::served::{Choice, ChoiceError};
+
+/// The workshop.
+pub struct HostWorkshop {
+    config: Arc<Config>,
+    /// The settings' raw values: where a recipe's sources lie.
+    values: Values,
+    host: Arc<Host>,
+}
+
+impl std::fmt::Debug for HostWorkshop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostWorkshop").field("dir", &self.config.snapshot_dir).finish_non_exhaustive()
+    }
+}
+
+/// An error of the workshop, from another one.
+fn at<E: std::error::Error + Send + Sync + 'static>(
+    doing: impl Into<String>,
+    kind: impl FnOnce(&E) -> ErrorKind,
+) -> impl FnOnce(E) -> WorkshopError {
+    let doing = doing.into();
+    move |source| WorkshopError { doing, kind: kind(&source), source: Box::new(source) }
+}
+
+/// As `at`, for what has no kind of its own.
+fn unavailable<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    doing: impl Into<String>,
+) -> impl FnOnce(E) -> WorkshopError {
+    let doing = doing.into();
+    move |source| WorkshopError { doing, kind: ErrorKind::Unavailable, source: source.into() }
+}
+
+impl HostWorkshop {
+    /// A workshop on this host; nothing is started.
+    #[must_use]
+    pub fn new(config: Arc<Config>, values: Values, host: Arc<Host>) -> Self {
+        Self { config, values, host }
+    }
+
+    fn catalog(&self) -> Result<Catalog, WorkshopError> {
+        Catalog::of(&self.config).map_err(at("open the catalogue", CatalogError::kind))
+    }
+
+    /// Reads what was said, changes it, writes it.
+    async fn choose(&self, change: impl FnOnce(&mut Choice) + Send + 'static) -> Result<(), WorkshopError> {
+        let dir = self.config.snapshot_dir.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let mut choice = Choice::read(&dir)?;
+            change(&mut choice);
+            choice.write(&dir)
+        });
+        let written = written.await.map_err(unavailable("write down what is served"))?;
+        written.map_err(at("write down what is served", ChoiceError::kind))
+    }
+
+    /// What instances run on, and what is kept of the snapshots that are left.
+    async fn forget(&self, catalog: &Catalog, lowers: &BTreeSet<PathBuf>) -> Result<(), WorkshopError> {
+        let kept: Vec<Manifest> =
+            listed(catalog)?.into_iter().filter_map(|entry| entry.manifest.ok()).collect();
+        let state_dir = &self.config.state_dir;
+        let forgotten = prepare::forget(state_dir, &kept.iter().collect::<Vec<_>>(), lowers);
+        forgotten.map_err(at("remove what was prepared", PrepareError::kind))?;
+        if let Some(server) = &self.host.database {
+            let ids: Vec<&SnapshotId> = kept.iter().map(|manifest| &manifest.id).collect();
+            let forgotten = Template::forget(server, &ids).await;
+            forgotten.map_err(at("remove databases", DatabaseError::kind))?;
+        }
+        Ok(())
+    }
+
+    fn lowers(&self) -> Result<BTreeSet<PathBuf>, WorkshopError> {
+        let see = "see what instances run on";
+        let mut lowers = mounts::lowers_in_use(self.host.slots.cgroups()).map_err(unavailable(see))?;
+        // So do those that sleep, once they wake.
+        lowers.extend(FrozenDir::lowers(&self.config.state_dir).map_err(unavailable(see))?);
+        Ok(lowers)
+    }
+}
+
+fn listed(catalog: &Catalog) -> Result<Vec<Entry>, WorkshopError> {
+    catalog.list().map_err(at("read the catalogue", CatalogError::kind))
+}
+
+#[async_trait]
+impl Workshop for HostWorkshop {
+    async fn list(&self) -> Result<Vec<Listed>, WorkshopError> {
+        let entries = listed(&self.catalog()?)?;
+        // Said wrongly, it says nothing; the start has told.
+        let choice = Choice::read(&self.config.snapshot_dir).unwrap_or_default();
+        let promoted: Vec<SnapshotId> = choice.all_promoted().cloned().collect();
+        let as_listed = |Entry { id, manifest }: Entry| {
+            let sum = |size: fn(&Archive) -> u64| match &manifest {
+                Ok(manifest) => manifest.archives.values().map(size).sum(),
+                Err(_) => 0,
+            };
+            Listed {
+                bytes: sum(|archive| archive.bytes),
+                raw_bytes: sum(|archive| archive.raw_bytes),
+                golden: manifest.as_ref().ok().map(|manifest| manifest.recipe.name.clone()),
+                created_at: manifest.as_ref().ok().map(|manifest| manifest.created_at),
+                unusable: manifest.as_ref().err().map(|error| Chain(error).to_string()),
+                promoted: promoted.contains(&id),
+                refused: choice.refused(&id).map(str::to_owned),
+                id,
+            }
+        };
+        Ok(entries.into_iter().map(as_listed).collect())
+    }
+
+    async fn create(&self, golden: &GoldenName, say: Say<'_>) -> Result<SnapshotId, WorkshopError> {
+        let doing = || format!("take a snapshot of {golden}");
+        let named = self.config.goldens.iter().find(|named| {
+            Recipe::load(named, &self.config.recipe_dir).is_ok_and(|(_, recipe)| recipe.name == *golden)
+        });
+        let named = named.map_or(golden.as_str(), String::as_str);
+        let (folder, recipe) = Recipe::load(named, &self.config.recipe_dir).map_err(unavailable(doing()))?;
+        let setting = recipe.source.as_ref().and_then(|source| self.values.get(&source.env));
+        let setting = setting.map_or("", |value| value.trim());
+        let images = Images::of(&self.config).map_err(unavailable(doing()))?;
+        let state_dir = &self.config.state_dir;
+        let build =
+            Build { folder: &folder, recipe: &recipe, source_setting: setting, state_dir, images: &images };
+        let image = build::build(&build, say).await.map_err(unavailable(doing()))?;
+        let catalog = self.catalog()?;
+        let server = self.host.database.as_ref();
+        let from = Checkpoint { recipe: &recipe, image: &image, catalog: &catalog, state_dir, server };
+        let manifest = checkpoint::create(&from, say).await.map_err(unavailable(doing()))?;
+        Ok(manifest.id)
+    }
+
+    async fn verify(&self, id: &SnapshotId) -> Result<(), WorkshopError> {
+        let (catalog, id) = (self.catalog()?, id.clone());
+        let doing = format!("use snapshot {id}");
+        let verified = tokio::task::spawn_blocking(move || catalog.verify(&id).map(drop)).await;
+        let verified = verified.map_err(unavailable(doing.clone()))?;
+        verified.map_err(at(doing, CatalogError::kind))
+    }
+
+    async fn load(&self, id: &SnapshotId) -> Result<Loaded, WorkshopError> {
+        let doing = || format!("load snapshot {id}");
+        let manifest = self.catalog()?.manifest(id);
+        let manifest = manifest.map_err(at(doing(), CatalogError::kind))?;
+        let golden = manifest.recipe.name.clone();
+        let maker = assemble::load(&manifest, &self.config, &self.host).await;
+        let maker = maker.map_err(at(doing(), LoadError::kind))?;
+        maker.engine().fill().await.map_err(at(doing(), kind_of_io))?;
+        Ok(Loaded { golden, maker })
+    }
+
+    async fn promote(&self, golden: &GoldenName, id: &SnapshotId) -> Result<(), WorkshopError> {
+        let (golden, id) = (golden.clone(), id.clone());
+        let manifest = self.catalog()?.manifest(&id);
+        self.choose(move |choice| choice.promote(golden, id)).await?;
+        // Its sizes are shown, if it can still be read.
+        manifest.iter().for_each(assemble::tell_size);
+        Ok(())
+    }
+
+    async fn refuse(&self, id: &SnapshotId, why: &str) -> Result<(), WorkshopError> {
+        let (id, why) = (id.clone(), why.to_owned());
+        self.choose(move |choice| choice.refuse(id, &why)).await
+    }
+
+    async fn remove(&self, id: &SnapshotId, in_use: &[SnapshotId]) -> Result<(), WorkshopError> {
+        let doing = || format!("remove snapshot {id}");
+        let lowers = self.lowers()?;
+        if in_use.contains(id) || prepare::in_use(&self.config.state_dir, &lowers).contains(id) {
+            let source = "shops are made of it, or run on its files".into();
+            return Err(WorkshopError { doing: doing(), kind: ErrorKind::Conflict, source });
+        }
+        let catalog = self.catalog()?;
+        catalog.remove(id).map_err(at(doing(), CatalogError::kind))?;
+        let gone = id.clone();
+        self.choose(move |choice| choice.forget(&gone)).await?;
+        self.forget(&catalog, &lowers).await
+    }
+
+    async fn prune(&self, keep: usize, in_use: &[SnapshotId]) -> Result<Vec<SnapshotId>, WorkshopError> {
+        let catalog = self.catalog()?;
+        let lowers = self.lowers()?;
+        let mut kept: Vec<SnapshotId> = in_use.to_vec();
+        kept.extend(prepare::in_use(&self.config.state_dir, &lowers));
+        let removed = catalog.prune(keep, &kept);
+        let removed = removed.map_err(at("remove old snapshots", CatalogError::kind))?;
+        let gone = removed.clone();
+        self.choose(move |choice| gone.iter().for_each(|id| choice.forget(id))).await?;
+        self.forget(&catalog, &lowers).await?;
+        Ok(removed)
+    }
+}
