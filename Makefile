@@ -105,6 +105,10 @@ test: ## all tests: lint, unit, the API's contract, integration with Podman and 
 test-vm: deb ## the package on a stock Debian 13 in an emulated machine; slow, so no part of `make test`
 	@tests/vm/run build/demo-multiplexer_*.deb
 
+.PHONY: soak
+soak: ## 2,000 visitors one after the other (SOAK_CYCLES): nothing may grow; part of no other target
+	@tests/run soak
+
 .PHONY: test-coverage
 test-coverage: ## the same tests with a report of lines covered (cargo-llvm-cov)
 	@command -v cargo-llvm-cov >/dev/null || $(CARGO) install --locked cargo-llvm-cov

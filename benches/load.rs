@@ -58,7 +58,7 @@ fn run(runtime: &Runtime, name: &str, changes: &[(&str, &str)]) -> anyhow::Resul
         let address = daemon.address;
         // Longer than all of it: taking down is another matter.
         let stay = length + Duration::from_secs(1);
-        let offer = Offer { address, authorization: None, rate, length, stay, browse: false };
+        let offer = Offer { address, authorization: None, rate, length, stay, pages: 0 };
         let report = load::run(offer).await?;
         daemon.stop().await;
         anyhow::Ok(report)

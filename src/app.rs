@@ -333,11 +333,8 @@ impl App {
         let routes = Arc::clone(self.lifecycle.routes());
         workers.spawn(route::keeper::keep(routes, stop_workers.clone()));
         workers.spawn(self.status.run(stop_workers.clone()));
-        workers.spawn(sleeper::keep(
-            Arc::clone(&self.provisioner),
-            hibernate_after(&self.config),
-            stop_workers.clone(),
-        ));
+        let (idle, provisioner) = (sleeper::after(&self.config), Arc::clone(&self.provisioner));
+        workers.spawn(sleeper::keep(provisioner, idle, stop_workers.clone()));
         workers.spawn(self.chronicle.run(stop_workers.clone()));
         let address = self.listener.local_addr();
         if let Some(admin) = self.admin {
@@ -430,22 +427,6 @@ async fn bind(
             TcpListener::from_std(inherited).map_err(AppError::Socket)
         }
         None => TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source }),
-    }
-}
-
-/// How long nobody may ask a shop until it sleeps, where that can be known.
-fn hibernate_after(config: &Config) -> Duration {
-    match config.router {
-        Router::Embedded => config.hibernate_after,
-        Router::Caddy(_) => {
-            if !config.hibernate_after.is_zero() {
-                tracing::warn!(
-                    "HIBERNATE_AFTER does nothing with ROUTER=caddy: Caddy leads visitors past the proxy, \
-                     so nobody knows who is asked; the API's hibernate works"
-                );
-            }
-            Duration::ZERO
-        }
     }
 }
 

@@ -326,6 +326,11 @@ impl From<AcquireError> for Problem {
             AcquireError::Limited { retry_after, standings } => {
                 Self { retry_after: Some(seconds(retry_after)), standings: standings.into(), ..problem }
             }
+            // When those before it are done.
+            AcquireError::Crowded { wait, most, .. } => {
+                let rest = wait.saturating_sub(most).as_secs() + 1;
+                Self { retry_after: Some(u32::try_from(rest).unwrap_or(u32::MAX)), ..problem }
+            }
             _ => problem,
         }
     }

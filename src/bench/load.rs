@@ -36,8 +36,8 @@ pub struct Offer {
     pub length: Duration,
     /// How long each stays.
     pub stay: Duration,
-    /// Whether they look at the front page.
-    pub browse: bool,
+    /// How many pages each looks at.
+    pub pages: u32,
 }
 
 /// How one kind of request went.
@@ -45,8 +45,12 @@ pub struct Offer {
 pub struct Answers {
     /// Answered well.
     pub ok: usize,
-    /// Refused, broken off, or too late.
+    /// Told at once to come back later: 503 with Retry-After.
+    pub refused: usize,
+    /// Refused in another way, broken off, or too late.
     pub failed: usize,
+    /// Percentiles in milliseconds, of those told to come back.
+    pub refused_ms: Percentiles,
     /// Percentiles in milliseconds, of those answered well.
     pub ms: Percentiles,
 }
@@ -106,18 +110,18 @@ impl LoadReport {
             self.sources.iter().map(|(name, count)| format!("{count} {name}")).collect();
         let mut out = format!(
             "{:.0} visitors a second offered, {:.0} came; instances: {}\n\n\
-             | request | ok | failed | p50 ms | p90 | p99 | p99.9 | max |\n\
-             | ------- | -- | ------ | ------ | --- | --- | ----- | --- |\n",
+             | request | ok | refused | failed | p50 ms | p90 | p99 | p99.9 | max |\n\
+             | ------- | -- | ------- | ------ | ------ | --- | --- | ----- | --- |\n",
             self.offered,
             self.came,
             sources.join(", ")
         );
         for (name, answers) in [("acquire", &self.acquire), ("page", &self.page), ("release", &self.release)]
         {
-            if answers.ok + answers.failed > 0 {
-                let Answers { ok, failed, ms } = answers;
+            if answers.ok + answers.refused + answers.failed > 0 {
+                let Answers { ok, refused, failed, ms, .. } = answers;
                 out += &format!(
-                    "| {name} | {ok} | {failed} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} |\n",
+                    "| {name} | {ok} | {refused} | {failed} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} |\n",
                     ms.p50, ms.p90, ms.p99, ms.p99_9, ms.max
                 );
             }
@@ -126,13 +130,38 @@ impl LoadReport {
     }
 }
 
-/// What one visitor saw; none for what it did not come to.
+/// Why there was no good answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missed {
+    Refused,
+    Failed,
+}
+
+/// How one request went, and how long it took.
+type Went = (Result<(), Missed>, Duration);
+
+/// What one visitor saw; nothing of what it did not come to.
 #[derive(Debug, Default)]
 struct Visit {
-    acquire: Option<Result<Duration, ()>>,
-    page: Option<Result<Duration, ()>>,
-    release: Option<Result<Duration, ()>>,
+    acquire: Vec<Went>,
+    pages: Vec<Went>,
+    release: Vec<Went>,
     source: Option<String>,
+}
+
+impl Answers {
+    fn of<'a>(went: impl Iterator<Item = &'a Went>) -> Self {
+        let (mut ok, mut refused, mut failed) = (Vec::new(), Vec::new(), 0);
+        for (how, took) in went {
+            match how {
+                Ok(()) => ok.push(*took),
+                Err(Missed::Refused) => refused.push(*took),
+                Err(Missed::Failed) => failed += 1,
+            }
+        }
+        let (ms, refused_ms) = (Percentiles::of(&ok), Percentiles::of(&refused));
+        Self { ok: ok.len(), refused: refused.len(), failed, ms, refused_ms }
+    }
 }
 
 type HttpClient = Client<HttpConnector, Full<Bytes>>;
@@ -158,11 +187,6 @@ pub async fn run(offer: Offer) -> std::io::Result<LoadReport> {
     }
     let took = begun.elapsed();
     let visits = visits.join_all().await;
-    let answers = |of: fn(&Visit) -> Option<Result<Duration, ()>>| {
-        let all: Vec<_> = visits.iter().filter_map(of).collect();
-        let ok: Vec<Duration> = all.iter().filter_map(|it| it.ok()).collect();
-        Answers { ok: ok.len(), failed: all.len() - ok.len(), ms: Percentiles::of(&ok) }
-    };
     let mut sources = std::collections::BTreeMap::new();
     for source in visits.iter().filter_map(|visit| visit.source.clone()) {
         *sources.entry(source).or_default() += 1;
@@ -170,9 +194,9 @@ pub async fn run(offer: Offer) -> std::io::Result<LoadReport> {
     Ok(LoadReport {
         offered: offer.rate,
         came: f64::from(visitors) / took.as_secs_f64(),
-        acquire: answers(|visit| visit.acquire),
-        page: answers(|visit| visit.page),
-        release: answers(|visit| visit.release),
+        acquire: Answers::of(visits.iter().flat_map(|visit| &visit.acquire)),
+        page: Answers::of(visits.iter().flat_map(|visit| &visit.pages)),
+        release: Answers::of(visits.iter().flat_map(|visit| &visit.release)),
         sources,
     })
 }
@@ -194,22 +218,23 @@ async fn visit(client: HttpClient, offer: Arc<Offer>, due: Instant) -> Visit {
     let mut visit = Visit::default();
     let api = offer.address.to_string();
     let answer = send(&client, &offer, Method::POST, &api, "/api/v1/demo/acquire").await;
-    visit.acquire = Some(answer.is_ok().then(|| due.elapsed()).ok_or(()));
+    visit.acquire.push((answer.as_ref().map(drop).map_err(|missed| *missed), due.elapsed()));
     let Ok(answer) = answer else { return visit };
     let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
     let text = |field: &str| answer[field].as_str().unwrap_or_default().to_owned();
     visit.source = Some(text("source"));
-    if offer.browse {
-        let (url, begun) = (text("url"), Instant::now());
-        // The host is the shop's, the address the daemon's.
-        let host = url.split('/').nth(2).unwrap_or_default().to_owned();
-        let page = send(&client, &offer, Method::GET, &host, "/").await;
-        visit.page = Some(page.map(|_| begun.elapsed()));
+    let url = text("url");
+    // The host is the shop's, the address the daemon's.
+    let host = url.split('/').nth(2).unwrap_or_default();
+    for _ in 0..offer.pages {
+        let begun = Instant::now();
+        let page = send(&client, &offer, Method::GET, host, "/").await;
+        visit.pages.push((page.map(drop), begun.elapsed()));
     }
     tokio::time::sleep(offer.stay).await;
     let (path, begun) = (format!("/api/v1/demo/{}", text("id")), Instant::now());
     let released = send(&client, &offer, Method::DELETE, &api, &path).await;
-    visit.release = Some(released.map(|_| begun.elapsed()));
+    visit.release.push((released.map(drop), begun.elapsed()));
     visit
 }
 
@@ -220,23 +245,28 @@ async fn send(
     method: Method,
     host: &str,
     path: &str,
-) -> Result<Bytes, ()> {
+) -> Result<Bytes, Missed> {
+    let failed = |_| Missed::Failed;
     let asked = async {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", offer.address))
             .header(header::HOST, host)
             .body(Full::new(Bytes::new()))
-            .map_err(drop)?;
+            .map_err(|_| Missed::Failed)?;
         if let Some(authorization) = offer.authorization.as_ref().filter(|_| path.starts_with("/api/")) {
             request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
         }
-        let response = client.request(request).await.map_err(drop)?;
-        let good = response.status().is_success() || response.status() == StatusCode::FOUND;
-        let body = response.into_body().collect().await.map_err(drop)?.to_bytes();
-        if good { Ok(body) } else { Err(()) }
+        let response = client.request(request).await.map_err(|_| Missed::Failed)?;
+        let (status, later) = (response.status(), response.headers().contains_key(header::RETRY_AFTER));
+        let body = response.into_body().collect().await.map_err(|_| Missed::Failed)?.to_bytes();
+        match status {
+            StatusCode::SERVICE_UNAVAILABLE if later => Err(Missed::Refused),
+            status if status.is_success() || status == StatusCode::FOUND => Ok(body),
+            _ => Err(Missed::Failed),
+        }
     };
-    tokio::time::timeout(PATIENCE, asked).await.map_err(drop)?
+    tokio::time::timeout(PATIENCE, asked).await.map_err(failed)?
 }
 
 #[cfg(test)]
@@ -277,10 +307,10 @@ mod tests {
             rate: 100.0,
             length: Duration::from_millis(200),
             stay: Duration::ZERO,
-            browse: true,
+            pages: 2,
         };
         let report = run(offer).await.unwrap();
-        assert_eq!((report.acquire.ok, report.page.ok, report.release.ok), (20, 20, 20));
+        assert_eq!((report.acquire.ok, report.page.ok, report.release.ok), (20, 40, 20));
         assert_eq!(report.sources["pool"], 20);
         // The last one is due after 190 ms and served after 400 ms at the earliest:
         // a closed loop would say 20 ms.

@@ -12,6 +12,7 @@
 
 pub mod criu_log;
 pub mod gate;
+pub mod knee;
 pub mod load;
 pub mod memory;
 pub mod plot;

@@ -16,7 +16,7 @@ use crate::assemble::{self, Host};
 use crate::bench::gate::{self, NUMBERS, TOLERATED, Verdict};
 use crate::bench::load::{self, Offer};
 use crate::bench::report::Report;
-use crate::bench::{plot, trace};
+use crate::bench::{knee, plot, trace};
 use crate::config::Config;
 use crate::engine::criu::CriuEngine;
 use crate::restore::Maker;
@@ -31,14 +31,17 @@ pub(super) struct Load {
     #[arg(long = "load", id = "rate", value_name = "RATE", value_parser = rate)]
     pub(super) rate: Option<f64>,
     /// For how long visitors come
-    #[arg(long = "for", value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    #[arg(long = "for", visible_alias = "duration", value_name = "DURATION", default_value = "10s", value_parser = duration)]
     length: Duration,
     /// How long each of them stays
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
     stay: Duration,
-    /// They do not look at the front page
-    #[arg(long)]
-    no_browse: bool,
+    /// How many pages each of them looks at
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    browse: u32,
+    /// Raise the rate step by step until the service cannot keep up, then offer it twice what it could, then half
+    #[arg(long, requires = "rate")]
+    knee: bool,
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -169,7 +172,17 @@ pub(super) async fn load(context: &Context, load: &Load, rate: f64) -> anyhow::R
         tokio::net::lookup_host(door).await.with_context(|| format!("cannot find {authority}"))?;
     let address = addresses.next().with_context(|| format!("{authority} has no address"))?;
     let offer =
-        Offer { address, authorization, rate, length: load.length, stay: load.stay, browse: !load.no_browse };
+        Offer { address, authorization, rate, length: load.length, stay: load.stay, pages: load.browse };
+    if load.knee {
+        let knee = knee::find(&offer).await.context("cannot keep time")?;
+        return match context.output {
+            Output::Json => print_json(&serde_json::to_value(&knee)?),
+            Output::Text => {
+                print!("{}", knee.to_text());
+                Ok(())
+            }
+        };
+    }
     let report = load::run(offer).await.context("cannot keep time")?;
     match context.output {
         Output::Json => print_json(&serde_json::to_value(&report)?),

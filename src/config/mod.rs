@@ -68,6 +68,8 @@ pub struct Config {
     pub max_instances: usize,
     /// How many restores run at once.
     pub restore_concurrency: usize,
+    /// How long a client may have to wait before its instance is begun with.
+    pub acquire_wait: Duration,
     /// How many slots are made ahead.
     pub slots_ahead: usize,
     /// Which engine runs the containers.
@@ -281,6 +283,7 @@ impl Config {
             pool_target_size: read.number("POOL_TARGET_SIZE", 0..=10_000),
             max_instances: read.number("MAX_INSTANCES", 1..=100_000),
             restore_concurrency: if concurrency == 0 { cores + 1 } else { concurrency },
+            acquire_wait: read.duration("ACQUIRE_WAIT").unsigned_abs(),
             slots_ahead: read.number("SLOTS_AHEAD", 0..=1_000),
             container_mode,
             docker_socket,

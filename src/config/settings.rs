@@ -27,6 +27,11 @@ pub const SETTINGS: &[Setting] = &[
     setting("MAX_INSTANCES", "64", "Instances of all states this host holds at most"),
     setting("RESTORE_CONCURRENCY", "0", "Restores that run at once; 0 takes one more than there are cores"),
     setting(
+        "ACQUIRE_WAIT",
+        "5s",
+        "How long a client may have to wait for others' restores; who would wait longer gets a 503 with Retry-After at once",
+    ),
+    setting(
         "SLOTS_AHEAD",
         "4",
         "Slots (address, network namespace, cgroup, directories) made before they are needed",

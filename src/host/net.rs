@@ -82,7 +82,7 @@ pub(super) fn netlink(step: &'static str) -> impl FnOnce(rtnetlink::Error) -> Ne
     move |error| NetError::Step { step, source: to_io(error) }
 }
 
-fn to_io(error: rtnetlink::Error) -> io::Error {
+pub(super) fn to_io(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         other => io::Error::other(other),
@@ -411,27 +411,36 @@ impl Network {
         self.handle.link().set(named).execute().await.map_err(to_io)
     }
 
-    /// All instances' ports of this bridge, by index; those of another daemon's
-    /// bridge are none of our business.
+    /// All instances' ports of this bridge, each with the number of the network
+    /// namespace that its other end is in, as this one counts them
+    /// ([`netns::number`]); those of another daemon's bridge are none of our business.
     ///
     /// # Errors
     /// When the interfaces cannot be listed.
-    pub async fn ports(&self) -> io::Result<Vec<(u32, InstanceId)>> {
+    pub async fn ports(&self) -> io::Result<Vec<(InstanceId, Option<i32>)>> {
         let mut links = self.handle.link().get().execute();
         let mut ports = Vec::new();
         while let Some(link) = links.try_next().await.map_err(to_io)? {
             if !link.attributes.contains(&LinkAttribute::Controller(self.bridge)) {
                 continue;
             }
+            let (mut id, mut other_end) = (None, None);
             for attribute in link.attributes {
-                if let LinkAttribute::IfName(name) = attribute
-                    && let Some(id) = name.strip_prefix("dm-").and_then(|id| id.parse().ok())
-                {
-                    ports.push((link.header.index, id));
+                match attribute {
+                    LinkAttribute::IfName(name) => {
+                        id = name.strip_prefix("dm-").and_then(|id| id.parse().ok());
+                    }
+                    LinkAttribute::LinkNetNsId(number) => other_end = Some(number),
+                    _ => {}
                 }
             }
+            ports.extend(id.map(|id| (id, other_end)));
         }
         Ok(ports)
+    }
+
+    pub(super) const fn handle(&self) -> &Handle {
+        &self.handle
     }
 
     /// Addresses that are in the firewall's sets and that no instance has.

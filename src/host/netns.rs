@@ -5,11 +5,15 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
+use futures_util::StreamExt as _;
+use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
-use super::net::{NetError, index_of, netlink, step};
+use super::net::{NetError, index_of, netlink, step, to_io};
 use super::process;
 
 /// The loopback interface's index in every namespace.
@@ -125,6 +129,34 @@ pub(super) fn configure_namespace(netns: OwnedFd, address: Ipv4Addr, prefix: u8)
         }
         Ok(())
     })
+}
+
+/// The number that this network namespace knows another one by; none when it has
+/// no interface with an end there.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) async fn number(handle: &Handle, netns: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    let mut question = NsidMessage::default();
+    // Looked up while the question is sent, among this process's descriptors.
+    question.attributes.push(NsidAttribute::Fd(netns.as_raw_fd().cast_unsigned()));
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(question));
+    request.header.flags = NLM_F_REQUEST;
+    let mut answers = handle.clone().request(request).map_err(to_io)?;
+    while let Some(answer) = answers.next().await {
+        match answer.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(told)) => {
+                return Ok(told.attributes.into_iter().find_map(|attribute| match attribute {
+                    // -1: none was given to it.
+                    NsidAttribute::Id(number) => Some(number).filter(|number| *number >= 0),
+                    _ => None,
+                }));
+            }
+            NetlinkPayload::Error(error) => return Err(error.to_io()),
+            _ => {}
+        }
+    }
+    Ok(None)
 }
 
 /// Gives the namespace of a process a way to everywhere, by `gateway`; again is

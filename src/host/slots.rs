@@ -435,7 +435,7 @@ impl Slots {
             let path = self.cgroups.of(&id);
             traces.push(Trace::of(id, Kind::Cgroup, path.display().to_string()));
         }
-        for (_, id) in self.network.ports().await? {
+        for (id, _) in self.network.ports().await? {
             let name = id.interface();
             traces.push(Trace::of(id, Kind::Veth, name));
         }
@@ -463,9 +463,10 @@ impl Slots {
             let pids = self.cgroups.processes(&id)?;
             members.push((id, pids));
         }
-        let ports = self.network.ports().await?.into_iter().collect();
+        let ports = self.network.ports().await?.into_iter();
+        let ports = ports.filter_map(|(id, other_end)| Some((other_end?, id))).collect();
         let (instances, real) = (self.instances.clone(), std::fs::canonicalize(&self.instances)?);
-        strays::find(strays::Search { instances, real, ports, members }).await
+        strays::find(strays::Search { instances, real, ports, members }, self.network.handle()).await
     }
 
     /// Ends what of an instance no name leads to: processes outside its cgroup,

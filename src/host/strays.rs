@@ -5,7 +5,7 @@
 //! instance is taken down of which nobody knows the first process. Looks at
 //! every process of the host; tells the instance's by what only its own have:
 //! its root (an overlay whose upper directory is the instance's), its cgroup, or
-//! a network namespace whose `eth0` is the other end of the instance's port.
+//! the network namespace that the other end of the instance's port is in.
 //!
 //! Invariant: a process that only *sees* an instance's mount, as one in another
 //! mount namespace may, is nobody's to end.
@@ -13,15 +13,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::Handle;
 
-use super::net::{NetError, index_of, netlink};
-use super::netns::{in_namespace, in_thread};
-use super::process;
+use super::{netns, process};
 use crate::id::InstanceId;
 use crate::instance::trace::{Kind, Trace};
 
@@ -78,8 +76,9 @@ pub(super) struct Search {
     pub(super) instances: PathBuf,
     /// The same without symbolic links, as the kernel names mount points.
     pub(super) real: PathBuf,
-    /// Their ports on the bridge, by index.
-    pub(super) ports: HashMap<u32, InstanceId>,
+    /// Those with a port on the bridge, by the number of the namespace that its
+    /// other end is in.
+    pub(super) ports: HashMap<i32, InstanceId>,
     /// What is in their cgroups.
     pub(super) members: Vec<(InstanceId, Vec<i32>)>,
 }
@@ -88,7 +87,7 @@ pub(super) struct Search {
 ///
 /// # Errors
 /// When the processes or mounts cannot be listed.
-pub(super) async fn find(search: Search) -> io::Result<Vec<Stray>> {
+pub(super) async fn find(search: Search, handle: &Handle) -> io::Result<Vec<Stray>> {
     let looked = tokio::task::spawn_blocking(move || look(&search).map(|found| (found, search.ports)));
     let ((mut strays, namespaces), ports) = looked.await.map_err(io::Error::other)??;
     if ports.is_empty() {
@@ -96,10 +95,9 @@ pub(super) async fn find(search: Search) -> io::Result<Vec<Stray>> {
     }
     for (name, held_by) in namespaces {
         let Some(first) = held_by.first() else { continue };
+        // One that has ended meanwhile holds nothing.
         let Ok(netns) = File::open(format!("/proc/{}/ns/net", first.pid)) else { continue };
-        // One that ended meanwhile, or whose namespace is not to be entered, hangs on no bridge of ours.
-        let Ok(Some(port)) = other_end(netns.into()).await else { continue };
-        if let Some(id) = ports.get(&port) {
+        if let Some(id) = netns::number(handle, netns.as_fd()).await?.and_then(|number| ports.get(&number)) {
             strays.push(Stray { id: id.clone(), thing: Thing::Netns { name, held_by } });
         }
     }
@@ -181,24 +179,6 @@ fn root_of(mountinfo: &str, instances: &Path) -> Option<InstanceId> {
 fn mounts_below(mountinfo: &str, instances: &Path) -> Vec<(InstanceId, PathBuf)> {
     let points = mountinfo.lines().rev().filter_map(mount_point);
     points.filter_map(|at| Some((instance_of(&at, instances)?, at))).collect()
-}
-
-/// The index, in the namespace it came from, of the other end of `eth0`.
-async fn other_end(netns: OwnedFd) -> Result<Option<u32>, NetError> {
-    in_thread(move || {
-        in_namespace(netns, async |handle| {
-            let Some(index) = index_of(&handle, "eth0").await? else { return Ok(None) };
-            let mut links = handle.link().get().match_index(index).execute();
-            let link = futures_util::TryStreamExt::try_next(&mut links).await;
-            let link = link.map_err(netlink("look at an interface"))?;
-            let attributes = link.map(|link| link.attributes).unwrap_or_default();
-            Ok(attributes.into_iter().find_map(|attribute| match attribute {
-                LinkAttribute::Link(peer) => Some(peer),
-                _ => None,
-            }))
-        })
-    })
-    .await
 }
 
 /// Ends one thing: processes are killed, a mount is detached.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::{Config, Router};
 use crate::error::Chain;
 use crate::id::InstanceId;
 use crate::instance::State;
@@ -23,6 +24,23 @@ const TICK_MAX: Duration = Duration::from_secs(10);
 
 /// The least time between two looks.
 const TICK_MIN: Duration = Duration::from_millis(200);
+
+/// How long nobody may ask a shop until it sleeps, where that can be known.
+#[must_use]
+pub fn after(config: &Config) -> Duration {
+    match config.router {
+        Router::Embedded => config.hibernate_after,
+        Router::Caddy(_) => {
+            if !config.hibernate_after.is_zero() {
+                tracing::warn!(
+                    "HIBERNATE_AFTER does nothing with ROUTER=caddy: Caddy leads visitors past the proxy, \
+                     so nobody knows who is asked; the API's hibernate works"
+                );
+            }
+            Duration::ZERO
+        }
+    }
+}
 
 /// Runs until `stop`; ends at once when no shop is to sleep.
 pub async fn keep(provisioner: Arc<Provisioner>, after: Duration, stop: CancellationToken) {

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::errors::{AcquireError, MakeError};
-use super::gate::Rank;
+use super::gate::{Permit, Rank};
 use super::lifecycle::Order;
 use super::limits::Counted;
 use super::{AcquireRequest, Acquired, GoldenRuntime, Handed, Provisioner};
@@ -17,6 +18,7 @@ use crate::client::Client;
 use crate::config::ColdStart;
 use crate::error::{Chain, ErrorKind};
 use crate::failpoint;
+use crate::id::GoldenName;
 use crate::instance::{Instance, Source, State};
 use crate::metrics;
 use crate::restore::{FirstPage, Make};
@@ -46,8 +48,8 @@ struct Given {
     counted: Option<Counted>,
 }
 
-/// Tells whether the client still waits.
-type Waits<'a> = &'a (dyn Fn() -> bool + Send + Sync);
+/// Cancelled when the client does not wait any more.
+type Gone<'a> = &'a CancellationToken;
 
 impl Provisioner {
     /// Gets an instance for a client.
@@ -64,9 +66,14 @@ impl Provisioner {
         }
         let wish = self.check(request)?;
         let (sender, receiver) = oneshot::channel();
+        let gone = CancellationToken::new();
+        // However this call ends.
+        let _hung_up = gone.clone().drop_guard();
         let span = tracing::info_span!("acquire", golden = %wish.golden.name);
         let this = Arc::clone(self);
-        self.lifecycle.tasks.spawn(async move { this.work(wish, began, sender).await }.instrument(span));
+        self.lifecycle
+            .tasks
+            .spawn(async move { this.work(wish, began, sender, gone).await }.instrument(span));
         match tokio::time::timeout(self.terms.patience, receiver).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(AcquireError::Lost),
@@ -104,16 +111,16 @@ impl Provisioner {
         wish: Wish,
         began: Instant,
         client: oneshot::Sender<Result<Acquired, AcquireError>>,
+        gone: CancellationToken,
     ) {
         let turn = match &wish.key {
             Some(key) => Some(self.flights.turn(key).await),
             None => None,
         };
-        let answer = if client.is_closed() {
+        if gone.is_cancelled() {
             return;
-        } else {
-            self.serve(&wish, &|| !client.is_closed()).await
-        };
+        }
+        let answer = self.serve(&wish, &gone).await;
         drop(turn);
         let took = began.elapsed();
         let (answer, counted) = match answer {
@@ -162,7 +169,7 @@ impl Provisioner {
     }
 
     /// Answers what the key has already, else counts and gets one.
-    async fn serve(&self, wish: &Wish, waits: Waits<'_>) -> Result<Given, AcquireError> {
+    async fn serve(&self, wish: &Wish, gone: Gone<'_>) -> Result<Given, AcquireError> {
         let now = Timestamp::now();
         if let Some(key) = &wish.key
             && let Some(held) = self.lifecycle.store.held(key, now).await.map_err(AcquireError::Store)?
@@ -174,7 +181,7 @@ impl Provisioner {
             return Err(AcquireError::Drained);
         }
         let counted = self.count(&wish.client, now).await?;
-        match self.obtain(wish, waits).await {
+        match self.obtain(wish, gone).await {
             Ok((instance, handed @ Handed::Now(_))) => Ok(Given { instance, handed, counted }),
             // Another daemon was quicker with the same key.
             Ok((instance, handed @ Handed::Before)) => {
@@ -189,7 +196,7 @@ impl Provisioner {
     }
 
     /// Takes the first way that works.
-    async fn obtain(&self, wish: &Wish, waits: Waits<'_>) -> Result<(Instance, Handed), AcquireError> {
+    async fn obtain(&self, wish: &Wish, gone: Gone<'_>) -> Result<(Instance, Handed), AcquireError> {
         if let Some((dependency, reason)) = wish.golden.outage() {
             // One from the pool would answer every page with an error.
             let golden = wish.golden.name.clone();
@@ -207,13 +214,13 @@ impl Provisioner {
             Err(reason) => Err(reason.clone()),
         };
         match (restore, self.cold(wish)) {
-            (Ok(maker), cold) => match (self.make(wish, maker, waits).await, cold) {
+            (Ok(maker), cold) => match (self.make(wish, maker, gone).await, cold) {
                 (Ok(got), _) => Ok(got),
                 (Err(Refusal::Make(error)), Some(cold)) if may_be_cured_by_cold(&error) => {
                     tracing::warn!(error = %Chain(&error), "restore failed, falling back to a cold start");
-                    match self.make(wish, cold, waits).await {
+                    match self.make(wish, cold, gone).await {
                         Ok(got) => Ok(got),
-                        Err(Refusal::Store(error)) => Err(error),
+                        Err(Refusal::Other(error)) => Err(error),
                         Err(Refusal::Make(cold)) => Err(AcquireError::Neither {
                             golden,
                             restore: Box::new(error),
@@ -225,7 +232,7 @@ impl Provisioner {
             },
             (Err(reason), Some(cold)) => {
                 tracing::warn!(reason, "no restore, falling back to a cold start");
-                self.make(wish, cold, waits).await.map_err(|refusal| refusal.into_error(golden))
+                self.make(wish, cold, gone).await.map_err(|refusal| refusal.into_error(golden))
             }
             (Err(reason), None) => Err(AcquireError::NoWay { golden, reason }),
         }
@@ -277,15 +284,15 @@ impl Provisioner {
         &self,
         wish: &Wish,
         maker: &Arc<dyn Make>,
-        waits: Waits<'_>,
+        gone: Gone<'_>,
     ) -> Result<(Instance, Handed), Refusal> {
         if self.lifecycle.room() == 0 {
             // At once: a place at the gate would not help.
             return Err(Refusal::Make(MakeError::Full { max: self.lifecycle.max_instances() }));
         }
-        let permit = self.lifecycle.gate.enter(Rank::Client).await;
+        let permit = self.enter(&wish.golden.name, gone).await?;
         if permit.waited
-            && let Some(got) = self.claim(wish).await.map_err(Refusal::Store)?
+            && let Some(got) = self.claim(wish).await.map_err(Refusal::Other)?
         {
             return Ok(got);
         }
@@ -296,14 +303,34 @@ impl Provisioner {
             idempotency_key: wish.key.clone(),
             permit,
         };
-        let made = self.lifecycle.make(order, |record| self.hand_over(record, wish, waits)).await;
+        let made = self.lifecycle.make(order, |record| self.hand_over(record, wish, gone)).await;
         let instance = made.map_err(Refusal::Make)?;
         let source = instance.made_by;
         Ok((instance, Handed::Now(source)))
     }
 
-    fn hand_over(&self, record: &mut Instance, wish: &Wish, waits: Waits<'_>) {
-        if waits() || wish.key.is_some() {
+    /// Takes a place at the gate, unless that takes too long.
+    async fn enter(&self, golden: &GoldenName, gone: Gone<'_>) -> Result<Permit, Refusal> {
+        let (gate, most) = (&self.lifecycle.gate, self.terms.wait);
+        let crowded = |wait| Refusal::Other(AcquireError::Crowded { golden: golden.clone(), wait, most });
+        let wait = gate.wait();
+        if wait > most {
+            return Err(crowded(wait));
+        }
+        tokio::select! {
+            biased;
+            // Its place is the next one's.
+            () = gone.cancelled() => Err(Refusal::Other(AcquireError::HungUp)),
+            // Who was let to wait is not sent away for an estimate that was somewhat off.
+            entered = tokio::time::timeout(most * 2, gate.enter(Rank::Client)) => {
+                // Makings have become far slower meanwhile.
+                entered.map_err(|_| crowded(gate.wait().max(most)))
+            }
+        }
+    }
+
+    fn hand_over(&self, record: &mut Instance, wish: &Wish, gone: Gone<'_>) {
+        if !gone.is_cancelled() || wish.key.is_some() {
             let now = Timestamp::now();
             record.state = State::Assigned;
             record.source = Some(record.made_by);
@@ -344,15 +371,15 @@ fn again(held: Instance, wish: &Wish) -> Result<(Instance, Handed), AcquireError
 enum Refusal {
     /// It could not be made.
     Make(MakeError),
-    /// The claim before it failed.
-    Store(AcquireError),
+    /// It came to nothing before that.
+    Other(AcquireError),
 }
 
 impl Refusal {
-    fn into_error(self, golden: crate::id::GoldenName) -> AcquireError {
+    fn into_error(self, golden: GoldenName) -> AcquireError {
         match self {
             Self::Make(source) => AcquireError::Make { golden, source },
-            Self::Store(error) => error,
+            Self::Other(error) => error,
         }
     }
 }

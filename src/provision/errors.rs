@@ -173,6 +173,22 @@ pub enum AcquireError {
     /// The store refused.
     #[error("cannot claim an instance")]
     Store(#[source] StoreError),
+    /// So many wait already that this one would wait too long.
+    #[error(
+        "no instance of {golden} is ready, and so many wait for one that it would take {:.0} s to begin with another \
+         (ACQUIRE_WAIT is {:.0} s)", .wait.as_secs_f64(), .most.as_secs_f64()
+    )]
+    Crowded {
+        /// Of which golden.
+        golden: GoldenName,
+        /// How long it would wait.
+        wait: std::time::Duration,
+        /// ACQUIRE_WAIT.
+        most: std::time::Duration,
+    },
+    /// The client has gone before its turn came.
+    #[error("the client hung up while it waited")]
+    HungUp,
     /// It takes longer than a client waits.
     #[error("no instance was there after {} s", .after.as_secs())]
     TooSlow {
@@ -199,7 +215,9 @@ impl AcquireError {
             Self::Ttl(error) => error.kind(),
             Self::KeyReused { .. } => ErrorKind::Conflict,
             Self::Limited { .. } => ErrorKind::Limited,
-            Self::NoWay { .. }
+            Self::Crowded { .. } => ErrorKind::Exhausted,
+            Self::HungUp
+            | Self::NoWay { .. }
             | Self::Outage { .. }
             | Self::TooSlow { .. }
             | Self::Stopping

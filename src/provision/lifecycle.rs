@@ -201,7 +201,7 @@ impl Lifecycle {
         let stored = self.finish(&record).instrument(Phase::Record.span()).await;
         // Not before: a client that waited at the gate claims first, and shall
         // find this one.
-        drop(order.permit);
+        order.permit.made();
         match stored {
             Ok(record) => {
                 self.ledger.lives(&id);

@@ -13,8 +13,13 @@
 //! cold     -> booted while the client waits, if COLD_START allows
 //! ```
 //!
+//! Who would have to wait for others longer than ACQUIRE_WAIT is refused at once,
+//! and who hangs up before its instance is begun with gives its place to the next
+//! ([`gate`]): else a service that is offered more than it can make would make
+//! shops for clients that have left, and nobody would get an answer any more.
+//!
 //! Invariants: an instance is handed out once; never more than MAX_INSTANCES;
-//! work goes on when its client hangs up, and what it made then goes to the
+//! work that was begun goes on when its client hangs up, and what it made then goes to the
 //! pool (restored, not yet handed out), is kept for the client's return (it gave
 //! an idempotency key), or is released.
 //!
@@ -180,6 +185,8 @@ pub struct Terms {
     pub max_ttl: SignedDuration,
     /// Whether a cold start is an acceptable last resort.
     pub cold_start: ColdStart,
+    /// How long a client may have to wait for others before its instance is made.
+    pub wait: Duration,
     /// How long a client waits at most; the work goes on after it.
     pub patience: Duration,
     /// How often one client may acquire.
@@ -197,6 +204,7 @@ impl Terms {
             default_ttl: config.default_ttl,
             max_ttl: config.max_ttl,
             cold_start: config.cold_start,
+            wait: config.acquire_wait,
             patience: config.restore_deadline() * 2,
             limits: Limits { hourly: config.rate_limit_hourly, daily: config.rate_limit_daily },
         }

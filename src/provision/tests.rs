@@ -47,6 +47,7 @@ fn world(max_instances: usize, cold_start: ColdStart) -> World {
         default_ttl: MINUTE,
         max_ttl: MINUTE * 60,
         cold_start,
+        wait: Duration::from_secs(5),
         patience: Duration::from_secs(10),
         limits: Limits { hourly: 2, daily: 0 },
     };

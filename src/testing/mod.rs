@@ -53,6 +53,8 @@ struct ScriptState {
     thaws: usize,
     /// Why what all shops stand on does not answer.
     outage: Option<String>,
+    /// How long a launch takes.
+    takes: Duration,
     attempts: usize,
     at_once: usize,
     most_at_once: usize,
@@ -79,6 +81,7 @@ impl Script {
             frozen: BTreeSet::new(),
             thaws: 0,
             outage: None,
+            takes: Duration::ZERO,
             attempts: 0,
             at_once: 0,
             most_at_once: 0,
@@ -121,6 +124,11 @@ impl Script {
     /// Ends [`Script::hold`].
     pub fn let_go(&self) {
         self.held.send_replace(false);
+    }
+
+    /// Has every launch take so long.
+    pub fn takes(&self, long: Duration) {
+        self.lock().takes = long;
     }
 
     /// Has every making fail in a phase; none lets them succeed again.
@@ -275,6 +283,10 @@ impl ContainerEngine for ScriptedEngine {
         let mut held = self.0.held.subscribe();
         // The sender lives in the script, which outlives this borrow.
         let _ = held.wait_for(|held| !held).await;
+        let takes = self.0.lock().takes;
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
         let failing = self.0.lock().fail_make;
         if let Some((phase @ (Phase::Slot | Phase::Restore | Phase::Adopt), kind)) = failing {
             return Err(self.0.failure(id, phase, kind));

@@ -262,6 +262,7 @@ mod tests {
             default_ttl: SignedDuration::from_hours(1),
             max_ttl: SignedDuration::from_hours(2),
             cold_start: ColdStart::Refused,
+            wait: Duration::from_secs(5),
             patience: Duration::from_secs(10),
             limits: Limits::default(),
         };

@@ -57,6 +57,7 @@ fn daemon(dir: &Path, script: &Arc<Script>, max_instances: usize) -> World {
         default_ttl: SignedDuration::from_mins(1),
         max_ttl: SignedDuration::from_hours(1),
         cold_start: ColdStart::Refused,
+        wait: Duration::from_secs(5),
         patience: Duration::from_secs(10),
         limits: Limits::default(),
     };

@@ -72,6 +72,7 @@ impl World {
             default_ttl: SignedDuration::from_mins(30),
             max_ttl: MAX_TTL,
             cold_start: ColdStart::Refused,
+            wait: Duration::from_secs(5),
             patience: Duration::ZERO,
             limits: Limits { hourly: 0, daily: 0 },
         };
