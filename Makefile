@@ -101,6 +101,14 @@ fuzz: ## look for inputs that break a promise, each target for FUZZ_SECONDS (60)
 test: ## all tests: lint, unit, the API's contract, integration with Podman and CRIU, the promise of 500 ms
 	@tests/run lint unit contract lab integration promise
 
+.PHONY: test-browser
+test-browser: ## what people see, in Chromium on a real golden; not yet part of `make test`
+	@tests/run browser
+
+.PHONY: screenshots
+screenshots: ## docs/screenshots: the pages as they are now, in a real browser on a real golden
+	@tests/run screenshots
+
 .PHONY: test-vm
 test-vm: deb ## the package on a stock Debian 13 in an emulated machine; slow, so no part of `make test`
 	@tests/vm/run build/demo-multiplexer_*.deb

@@ -369,17 +369,21 @@ async fn a_client_that_was_told_it_takes_too_long_is_not_counted() {
     let terms = Terms { patience: Duration::from_millis(50), ..world.provisioner.terms() };
     let hasty = Arc::new(Provisioner::new(Arc::clone(world.provisioner.lifecycle()), terms));
     world.restore.hold();
-    // On a busy machine the work may not have begun within its patience.
+    // On a busy machine the work may not have begun within its patience, and one
+    // that never began is forgiven a moment later.
     while world.restore.attempts() < 2 {
         let error = hasty.acquire(remote()).await.unwrap_err();
-        assert!(matches!(error, AcquireError::TooSlow { .. }), "{error}");
+        assert!(matches!(error, AcquireError::TooSlow { .. } | AcquireError::Limited { .. }), "{error}");
+        tokio::task::yield_now().await;
     }
     world.restore.let_go();
-    eventually("they go to the pool", async || {
-        let all = world.store.list().await.unwrap();
-        (all.iter().filter(|it| it.state == State::Ready).count() == 2).then_some(())
-    })
-    .await;
+    // What each acquire leaves to be done is done: an instance is ready a moment
+    // before its client is forgiven.
+    let tasks = world.provisioner.lifecycle().tasks();
+    tasks.close();
+    tasks.wait().await;
+    let all = world.store.list().await.unwrap();
+    assert_eq!(all.iter().filter(|it| it.state == State::Ready).count(), 2, "they go to the pool");
     for _ in 0..2 {
         world.provisioner.acquire(remote()).await.unwrap();
     }
