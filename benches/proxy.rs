@@ -117,6 +117,7 @@ impl World {
                 body_max: 64 << 20,
                 patience: Duration::from_secs(60),
                 banner: None,
+                waker: None,
                 landing: None,
             }),
             base_domain: "demo.example".into(),

@@ -124,6 +124,7 @@ impl World {
                 body_max: u64::MAX,
                 patience: Duration::from_secs(60),
                 banner: None,
+                waker: None,
                 landing: None,
             }),
             base_domain: "localhost".into(),

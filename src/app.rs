@@ -39,6 +39,7 @@ use crate::open_store::{Opened, StoreOpenError, open_store};
 use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::reconciler::Reconciler;
+use crate::pool::sleeper;
 use crate::pool::{Nudge, PoolStatus, Target};
 use crate::promote::Desk;
 pub use crate::promote::Stock;
@@ -259,6 +260,7 @@ impl App {
                 body_max: config.edges.shop_body_max,
                 patience: config.edges.shop_timeout,
                 banner: (config.edges.banner == Banner::On).then_some(store),
+                waker: Some(Arc::clone(&provisioner)),
                 landing,
             }),
             base_domain: config.base_domain.as_str().into(),
@@ -331,6 +333,8 @@ impl App {
         let routes = Arc::clone(self.lifecycle.routes());
         workers.spawn(route::keeper::keep(routes, stop_workers.clone()));
         workers.spawn(self.status.run(stop_workers.clone()));
+        let (idle, provisioner) = (sleeper::after(&self.config), Arc::clone(&self.provisioner));
+        workers.spawn(sleeper::keep(provisioner, idle, stop_workers.clone()));
         workers.spawn(self.chronicle.run(stop_workers.clone()));
         let address = self.listener.local_addr();
         if let Some(admin) = self.admin {

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::app::{self, StateLock};
 use crate::config::{ColdStart, Config};
 use crate::database::Server;
+use crate::engine::criu::freeze::FrozenDir;
 use crate::engine::{
     self, CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase, podman,
 };
@@ -40,7 +41,7 @@ use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::{Nudge, Target};
 use crate::provision::audit::{Audit, Auditor};
 use crate::provision::{GoldenAbout, GoldenRuntime, Lifecycle, Parts};
-use crate::restore::{FirstPage, Made, Make};
+use crate::restore::{FirstPage, Made, Make, Shop};
 use crate::route;
 
 /// What is taken down.
@@ -201,8 +202,8 @@ struct StandIn {
 
 #[async_trait]
 impl Make for StandIn {
-    async fn make(&self, id: &InstanceId, _: FirstPage) -> Result<Made, LaunchError> {
-        Err(makes_nothing(id))
+    async fn make(&self, shop: Shop<'_>, _: FirstPage) -> Result<Made, LaunchError> {
+        Err(makes_nothing(shop.slot))
     }
 
     fn engine(&self) -> &Arc<dyn ContainerEngine> {
@@ -254,6 +255,15 @@ impl ContainerEngine for Driver {
 
     async fn launch(&self, id: &InstanceId) -> Result<Launched, LaunchError> {
         Err(makes_nothing(id))
+    }
+
+    async fn forget(&self, id: &InstanceId) -> io::Result<()> {
+        let (dir, id) = (FrozenDir::of(self.slots.state_dir()), id.clone());
+        tokio::task::spawn_blocking(move || dir.remove(&id)).await.map_err(io::Error::other)?
+    }
+
+    async fn frozen(&self) -> io::Result<Vec<InstanceId>> {
+        FrozenDir::of(self.slots.state_dir()).list()
     }
 
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {

@@ -227,6 +227,7 @@ mod tests {
                 body_max: 1000,
                 patience: HEADERS_DEADLINE,
                 banner: None,
+                waker: None,
                 landing: None,
             }),
             base_domain: "localhost".into(),

@@ -15,6 +15,7 @@ use crate::assemble::{self, Host, LoadError};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Config, Values};
 use crate::database::{DatabaseError, Template};
+use crate::engine::criu::freeze::FrozenDir;
 use crate::error::{Chain, ErrorKind, kind_of_io};
 use crate::golden::build::{self, Build};
 use crate::golden::images::Images;
@@ -97,7 +98,11 @@ impl HostWorkshop {
     }
 
     fn lowers(&self) -> Result<BTreeSet<PathBuf>, WorkshopError> {
-        mounts::lowers_in_use(self.host.slots.cgroups()).map_err(unavailable("see what instances run on"))
+        let see = "see what instances run on";
+        let mut lowers = mounts::lowers_in_use(self.host.slots.cgroups()).map_err(unavailable(see))?;
+        // So do those that sleep, once they wake.
+        lowers.extend(FrozenDir::lowers(&self.config.state_dir).map_err(unavailable(see))?);
+        Ok(lowers)
     }
 }
 

@@ -57,6 +57,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("console", 3),
     ("pool::reconciler", 3),
     ("pool::reaper", 3),
+    ("pool::sleeper", 3),
     ("pool::adopt", 3),
     ("jobs::worker", 3),
     ("events", 3),

@@ -1,4 +1,5 @@
-//! `/api/v1/demo`: acquire, show, extend, release; the list is [`super::instances`]'s.
+//! `/api/v1/demo`: acquire, show, extend, reset, release; the list is
+//! [`super::instances`]'s.
 
 use axum::Json;
 use axum::extract::State;
@@ -140,6 +141,33 @@ fn extension(given: &Value, max: SignedDuration) -> Result<SignedDuration, TtlEr
         Err(TtlError::TooLong { .. }) => Ok(SignedDuration::MAX),
         other => other,
     }
+}
+
+/// Makes an instance anew: the golden's content at the same address, with the same
+/// credentials and for the same time.
+///
+/// The shop that is there serves until the new one answers; whoever is connected
+/// then is not any more. Sessions end, the login stays.
+#[utoipa::path(
+    post, path = "/api/v1/demo/{id}/reset", tag = "demo", operation_id = "reset_instance",
+    params(("id" = inline(Id), Path)),
+    responses(
+        (status = 200, description = "The instance, as new", body = InstanceAnswer),
+        (status = 404, description = "The instance is unknown, or its end is long past"),
+        (status = 409, description = "It is nobody's, it is being changed, or another node's"),
+        (status = 410, description = "Its time is over"),
+        (status = 500, description = "Its record cannot be read, or the golden has a defect"),
+        (status = 503, description = "The golden cannot be made now, or something does not answer"),
+        (status = 507, description = "No disk or memory is left for another shop")
+    )
+)]
+pub(super) async fn reset(
+    State(api): State<ApiState>,
+    PathId(id): PathId,
+) -> Result<Json<InstanceAnswer>, Problem> {
+    let now = Timestamp::now();
+    let instance = api.provisioner.reset(&id, now).await?;
+    Ok(Json(InstanceAnswer::of(&instance, now)))
 }
 
 /// Ends an instance; one that is not there is fine.

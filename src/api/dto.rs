@@ -100,6 +100,9 @@ pub(super) struct InstanceAnswer {
     golden: String,
     /// The daemon that runs it.
     node: String,
+    /// What its cgroup and directory on that host are named.
+    #[schema(value_type = Id)]
+    slot: String,
     #[schema(value_type = State)]
     state: &'static str,
     #[schema(required)]
@@ -134,6 +137,7 @@ impl InstanceAnswer {
             id: instance.id.to_string(),
             golden: instance.golden.to_string(),
             node: instance.node.to_string(),
+            slot: instance.slot().to_string(),
             state: instance.state.as_str(),
             url: access.map(|access| access.url.clone()),
             admin_url: access.map(|access| access.admin_url.clone()),

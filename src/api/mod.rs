@@ -27,6 +27,7 @@ mod openapi;
 mod pool;
 pub mod problem;
 mod request;
+mod sleep;
 mod snapshots;
 pub mod status;
 pub(crate) mod steer;
@@ -127,6 +128,9 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(demo::acquire))
         .routes(routes!(demo::show, demo::release))
         .routes(routes!(demo::extend))
+        .routes(routes!(demo::reset))
+        .routes(routes!(sleep::hibernate))
+        .routes(routes!(sleep::wake))
         .routes(routes!(status::status))
         .routes(routes!(logs::show))
         .routes(routes!(pool::stats))

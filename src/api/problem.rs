@@ -16,7 +16,7 @@ use super::limits;
 use super::status::StatusError;
 use crate::error::{Chain, ErrorKind};
 use crate::promote::DeskError;
-use crate::provision::errors::{AcquireError, LeaseError};
+use crate::provision::errors::{AcquireError, LeaseError, ResetError, SleepError};
 use crate::provision::limits::{Standing, seconds};
 use crate::store::StoreError;
 use crate::token::Scope;
@@ -333,6 +333,18 @@ impl From<AcquireError> for Problem {
             }
             _ => problem,
         }
+    }
+}
+
+impl From<ResetError> for Problem {
+    fn from(error: ResetError) -> Self {
+        Self::of(error.kind(), &error)
+    }
+}
+
+impl From<SleepError> for Problem {
+    fn from(error: SleepError) -> Self {
+        Self::of(error.kind(), &error)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::golden::recipe::Ready;
 use crate::host::slots::Slots;
 use crate::id::InstanceId;
 use crate::instance::Container;
-use crate::restore::{FirstPage, Make, probe};
+use crate::restore::{FirstPage, Make, Shop, probe};
 
 /// One page of a clone.
 const PAGE_DEADLINE: Duration = Duration::from_secs(30);
@@ -84,7 +84,7 @@ impl Direct {
     pub async fn make(&self, maker: &dyn Make) -> Result<Vec<(Phase, Duration)>, BenchError> {
         self.fill().await?;
         let id = self.engine.next_id();
-        let made = maker.make(&id, FirstPage::Fetched).await?;
+        let made = maker.make(Shop::new(&id), FirstPage::Fetched).await?;
         self.engine.destroy(&id, Some(&made.container)).await?;
         Ok(made.phases)
     }

@@ -19,7 +19,7 @@ use super::svg::{Anchor, Area, Bar, Labels, Scale, Svg};
 use crate::engine::criu::LOG_FILE;
 use crate::host::slots::Slots;
 use crate::id::InstanceId;
-use crate::restore::{FirstPage, Make};
+use crate::restore::{FirstPage, Make, Shop};
 
 /// Wider than a plot: a restore has hundreds of steps.
 const WIDTH: f64 = 1200.0;
@@ -57,7 +57,7 @@ pub struct Trace {
 pub async fn take(maker: &dyn Make, slots: &Slots, id: &InstanceId) -> Result<Trace, BenchError> {
     let recorder = Recorder::default();
     let subscriber = tracing_subscriber::registry().with(recorder.clone());
-    let made = maker.make(id, FirstPage::Fetched).with_subscriber(subscriber).await?;
+    let made = maker.make(Shop::new(id), FirstPage::Fetched).with_subscriber(subscriber).await?;
     let log = std::fs::read(slots.dirs(id).criu.join(LOG_FILE));
     maker.engine().destroy(id, Some(&made.container)).await?;
     let log = log.map_err(|source| BenchError::Io { doing: "read CRIU's log", source })?;

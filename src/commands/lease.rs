@@ -1,4 +1,4 @@
-//! `acquire`, `extend`, `release`: what a client does with an instance.
+//! `acquire`, `extend`, `reset`, `hibernate`, `wake`, `release`: what a client does with an instance.
 
 use http::Method;
 use serde_json::{Map, Value, json};
@@ -67,6 +67,26 @@ impl Extend {
         match context.output {
             Output::Json => print_json(&answer)?,
             Output::Text => print_fields(&answer, &[("Id", "id"), ("Until", "expires_at")]),
+        }
+        Ok(())
+    }
+}
+
+/// `reset ID`, `hibernate ID`, `wake ID`: what takes an instance and answers it.
+#[derive(Debug, clap::Args)]
+pub(super) struct Change {
+    /// Which instance
+    id: InstanceId,
+}
+
+impl Change {
+    pub(super) async fn run(self, what: &str, context: &Context) -> anyhow::Result<()> {
+        let path = format!("/api/v1/demo/{}/{what}", self.id);
+        let answer = Api::of(context)?.call(Method::POST, &path, None).await?;
+        let fields = [("Shop", "url"), ("Id", "id"), ("State", "state"), ("Until", "expires_at")];
+        match context.output {
+            Output::Json => print_json(&answer)?,
+            Output::Text => print_fields(&answer, &fields),
         }
         Ok(())
     }

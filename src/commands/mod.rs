@@ -61,6 +61,12 @@ enum Command {
     Ls(list::Ls),
     /// Give an instance more time
     Extend(lease::Extend),
+    /// Make an instance anew: as the golden is, at the same address
+    Reset(lease::Change),
+    /// Have an instance give its memory back until somebody asks for it
+    Hibernate(lease::Change),
+    /// Wake an instance that sleeps
+    Wake(lease::Change),
     /// Change what the pool keeps ready, or drain it
     Pool(pool::Pool),
     /// Build goldens
@@ -214,6 +220,9 @@ impl Invocation {
             Command::Release(release) => release.run(&context).await?,
             Command::Ls(ls) => ls.run(&context).await?,
             Command::Extend(extend) => extend.run(&context).await?,
+            Command::Reset(change) => change.run("reset", &context).await?,
+            Command::Hibernate(change) => change.run("hibernate", &context).await?,
+            Command::Wake(change) => change.run("wake", &context).await?,
             Command::Pool(pool) => pool.run(&context).await?,
             Command::Golden(golden) => golden.run(&context).await?,
             Command::Snapshot(snapshot) => snapshot.run(&context).await?,

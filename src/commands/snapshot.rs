@@ -11,6 +11,7 @@ use super::progress::Progress;
 use super::{Context, Output, golden, promote};
 use crate::checkpoint::{self, Checkpoint};
 use crate::database::{Server, Template};
+use crate::engine::criu::freeze::FrozenDir;
 use crate::error::Chain;
 use crate::golden::recipe::Recipe;
 use crate::host::cgroup::Parent;
@@ -205,8 +206,10 @@ async fn prune(context: &Context, catalog: &Catalog, keep: usize) -> anyhow::Res
     let lock =
         crate::app::StateLock::take(&context.config).context("nothing is pruned while the daemon runs")?;
     // Instances outlive the daemon, and run on the files of what they were restored from.
-    let lowers = mounts::lowers_in_use(&Parent::open(&context.config.cgroup_parent)?)?;
+    let mut lowers = mounts::lowers_in_use(&Parent::open(&context.config.cgroup_parent)?)?;
     let state_dir = &context.config.state_dir;
+    // So do those that sleep, once they wake.
+    lowers.extend(FrozenDir::lowers(state_dir)?);
     let removed = catalog.prune(keep, &prepare::in_use(state_dir, &lowers))?;
     let kept: Vec<Manifest> = catalog.list()?.into_iter().filter_map(|entry| entry.manifest.ok()).collect();
     prepare::forget(state_dir, &kept.iter().collect::<Vec<_>>(), &lowers)?;

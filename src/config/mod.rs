@@ -128,6 +128,8 @@ pub struct Config {
     pub default_ttl: SignedDuration,
     /// The longest time an instance may live after it was handed out.
     pub max_ttl: SignedDuration,
+    /// How long nobody may ask a shop until it sleeps; zero: for ever.
+    pub hibernate_after: Duration,
     /// The collector that traces are sent to.
     pub otlp_url: Option<String>,
     /// How many status streams are open at once at most.
@@ -187,6 +189,7 @@ impl Config {
         if default_ttl > max_ttl {
             read.problems.push(format!("DEFAULT_TTL={default_ttl:#} is longer than MAX_TTL={max_ttl:#}"));
         }
+        let hibernate_after = read.duration_or_none("HIBERNATE_AFTER");
         let trusted_proxies = read.text("TRUSTED_PROXIES").parse().unwrap_or_else(|problem| {
             read.problems.push(format!("TRUSTED_PROXIES: {problem}; further ones after a comma"));
             TrustedProxies::default()
@@ -309,6 +312,7 @@ impl Config {
             egress_refresh,
             cgroup_parent,
             default_ttl,
+            hibernate_after,
             max_ttl,
             otlp_url: read.http_url("OTLP_URL"),
             sse_max_clients: read.number("SSE_MAX_CLIENTS", 1..=1_000_000),

@@ -59,6 +59,19 @@ impl Reader<'_> {
         }
     }
 
+    /// As [`Self::duration`]; zero is a time, too.
+    pub(super) fn duration_or_none(&mut self, name: &str) -> std::time::Duration {
+        let text = self.text(name);
+        match text.parse::<SignedDuration>() {
+            Ok(duration) if !duration.is_negative() && duration <= DURATION_MAX => duration.unsigned_abs(),
+            _ => {
+                let rule = "a time such as 90s, 30m or 2h, ten years at most; 0s: never";
+                self.problems.push(format!("{name}={text:?}: {rule}"));
+                std::time::Duration::ZERO
+            }
+        }
+    }
+
     pub(super) fn http_url(&mut self, name: &str) -> Option<String> {
         let text = Some(self.text(name)).filter(|text| !text.is_empty())?;
         let uri = text.parse::<http::Uri>().ok();

@@ -208,6 +208,11 @@ pub const SETTINGS: &[Setting] = &[
     setting("DEFAULT_TTL", "1h", "An instance's time when the client names none"),
     setting("MAX_TTL", "24h", "The longest time an instance may live after it was handed out"),
     setting(
+        "HIBERNATE_AFTER",
+        "0s",
+        "How long nobody may ask a shop until it sleeps and gives its memory back; 0s: none sleeps by itself",
+    ),
+    setting(
         "API_URL",
         "",
         "Where the acquire, release, ls and extend commands find the daemon; empty takes LISTEN",

@@ -10,7 +10,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::Egress;
-use crate::engine::{CleanupError, ContainerEngine, Dependency, DestroyError, LaunchError, Launched, Phase};
+use crate::engine::{
+    CleanupError, ContainerEngine, Dependency, DestroyError, Freeze, FreezeError, LaunchError, Launched,
+    Phase,
+};
 use crate::error::{Chain, ErrorKind};
 use crate::golden::network::Destination;
 use crate::id::InstanceId;
@@ -32,6 +35,24 @@ impl WayOutEngine {
         allowed: Arc<[Destination]>,
     ) -> Self {
         Self { inner, egress, allowed }
+    }
+
+    /// Opens the way of a shop that runs, or takes it down.
+    async fn let_out(&self, id: &InstanceId, launched: Launched) -> Result<Launched, LaunchError> {
+        let Err(error) = self.egress.open(&launched.container, &self.allowed).await else {
+            return Ok(launched);
+        };
+        let cleanup = match self.destroy(id, Some(&launched.container)).await {
+            Ok(()) => Vec::new(),
+            Err(error) => error.cleanup,
+        };
+        Err(LaunchError {
+            id: id.clone(),
+            phase: Phase::Slot,
+            kind: ErrorKind::Unavailable,
+            source: Box::new(error),
+            cleanup,
+        })
     }
 }
 
@@ -71,20 +92,28 @@ impl ContainerEngine for WayOutEngine {
 
     async fn launch(&self, id: &InstanceId) -> Result<Launched, LaunchError> {
         let launched = self.inner.launch(id).await?;
-        let Err(error) = self.egress.open(&launched.container, &self.allowed).await else {
-            return Ok(launched);
-        };
-        let cleanup = match self.destroy(id, Some(&launched.container)).await {
-            Ok(()) => Vec::new(),
-            Err(error) => error.cleanup,
-        };
-        Err(LaunchError {
-            id: id.clone(),
-            phase: Phase::Slot,
-            kind: ErrorKind::Unavailable,
-            source: Box::new(error),
-            cleanup,
-        })
+        self.let_out(id, launched).await
+    }
+
+    async fn freeze(&self, freeze: Freeze<'_>) -> Result<(), FreezeError> {
+        self.inner.freeze(freeze).await
+    }
+
+    fn next_bare_id(&self) -> InstanceId {
+        self.inner.next_bare_id()
+    }
+
+    async fn thaw(&self, slot: &InstanceId, from: &InstanceId) -> Result<Launched, LaunchError> {
+        let launched = self.inner.thaw(slot, from).await?;
+        self.let_out(slot, launched).await
+    }
+
+    async fn forget(&self, id: &InstanceId) -> io::Result<()> {
+        self.inner.forget(id).await
+    }
+
+    async fn frozen(&self) -> io::Result<Vec<InstanceId>> {
+        self.inner.frozen().await
     }
 
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {

@@ -150,6 +150,78 @@ pub struct CleanupError {
     pub source: std::io::Error,
 }
 
+/// What becomes of a shop that was frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// It ends.
+    Stop,
+    /// It goes on.
+    GoOn,
+}
+
+/// A shop to be frozen.
+#[derive(Debug, Clone, Copy)]
+pub struct Freeze<'a> {
+    /// Under which name it is kept.
+    pub id: &'a InstanceId,
+    /// What its things on the host are named.
+    pub slot: &'a InstanceId,
+    /// What runs.
+    pub container: &'a Container,
+    /// The snapshot that it came from.
+    pub snapshot: Option<&'a SnapshotId>,
+    /// What becomes of it.
+    pub then: Then,
+}
+
+/// A shop could not be frozen; it goes on, and nothing is kept.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    /// Shops of this kind cannot.
+    #[error("{why}")]
+    Unsupported {
+        /// Why not.
+        why: &'static str,
+    },
+    /// The kernel or the disk said no.
+    #[error("cannot {step}")]
+    Io {
+        /// What was being done.
+        step: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// CRIU said no.
+    #[error("CRIU did not freeze it{}", if .log.is_empty() { String::new() } else { format!("; its log ends:\n{}\n", .log) })]
+    Criu {
+        /// The log's tail.
+        log: String,
+        /// CRIU's answer.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It took too long.
+    #[error("it was not frozen within {} s", .deadline.as_secs())]
+    Deadline {
+        /// How long it had.
+        deadline: std::time::Duration,
+    },
+}
+
+impl FreezeError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unsupported { .. } => ErrorKind::Conflict,
+            Self::Io { source, .. } => crate::error::kind_of_io(source),
+            Self::Criu { log, .. } if log.contains("No space left on device") => ErrorKind::NoSpace,
+            Self::Criu { .. } | Self::Deadline { .. } => ErrorKind::Unavailable,
+        }
+    }
+}
+
 /// An instance could not be taken down completely.
 #[derive(Debug, thiserror::Error)]
 #[error("instance {id} was not taken down completely{}", leftovers(.cleanup))]
@@ -258,6 +330,50 @@ pub trait ContainerEngine: Send + Sync + fmt::Debug {
 
     /// Returns when the container's first process has ended.
     async fn ended(&self, container: &Container);
+
+    /// Freezes a running container: its memory and files are kept under a name, from
+    /// their one moment. What was kept under it before is replaced.
+    ///
+    /// # Errors
+    /// [`FreezeError`]; it goes on.
+    async fn freeze(&self, _freeze: Freeze<'_>) -> Result<(), FreezeError> {
+        Err(FreezeError::Unsupported { why: "only shops that were restored can be frozen" })
+    }
+
+    /// Names a slot for [`ContainerEngine::thaw`].
+    fn next_bare_id(&self) -> InstanceId {
+        InstanceId::random()
+    }
+
+    /// Starts what is kept under a name, in a slot; it stays kept.
+    ///
+    /// # Errors
+    /// [`LaunchError`]; nothing is left of it but what is kept.
+    async fn thaw(&self, slot: &InstanceId, _from: &InstanceId) -> Result<Launched, LaunchError> {
+        Err(LaunchError {
+            id: slot.clone(),
+            phase: Phase::Restore,
+            kind: ErrorKind::Incompatible,
+            source: "only shops that were restored can be thawed".into(),
+            cleanup: Vec::new(),
+        })
+    }
+
+    /// Removes what is kept under a name; absent is fine.
+    ///
+    /// # Errors
+    /// When it cannot be removed; call again later.
+    async fn forget(&self, _id: &InstanceId) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    /// Names under which something is kept, whatever the store says.
+    ///
+    /// # Errors
+    /// When the host cannot be searched.
+    async fn frozen(&self) -> std::io::Result<Vec<InstanceId>> {
+        Ok(Vec::new())
+    }
 
     /// What this driver finds of instances on the host, whatever the store says;
     /// without what it has made ahead.

@@ -21,3 +21,4 @@ pub mod quota;
 mod seccomp;
 pub mod slots;
 mod strays;
+pub mod tree;

@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use super::net::{Lease, NetError, Network};
 use super::process;
 use super::quota::{self, Quota};
-use super::{cgroup, devices, strays};
+use super::{cgroup, devices, strays, tree};
 use crate::error::ErrorKind;
 use crate::failpoint;
 use crate::id::InstanceId;
@@ -399,10 +399,7 @@ impl Slots {
         step("remove the network interface", self.network.remove_interface(id).await);
         step("remove the instance's directory", failpoint::hit("destroy:after-network"));
         let top = self.dirs(id).top;
-        let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(top) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        });
+        let removed = tokio::task::spawn_blocking(move || tree::remove(&top));
         step(
             "remove the instance's directory",
             removed.await.unwrap_or_else(|error| Err(io::Error::other(error))),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bcrypt::Version;
 use rand::RngExt as _;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::{Mutex, mpsc};
 
 use self::keys::{KeyPair, KeyPairError, Urgency};
@@ -127,9 +127,23 @@ impl Supply {
 }
 
 fn make() -> Option<Credentials> {
-    let password = text(PASSWORD_ALPHABET, PASSWORD_LEN);
-    let bcrypt = bcrypt::hash_with_result(&password, BCRYPT_COST).ok()?.format_for_version(Version::TwoY);
-    Some(Credentials { password: password.into(), bcrypt: bcrypt.into() })
+    hashed(text(PASSWORD_ALPHABET, PASSWORD_LEN).into())
+}
+
+fn hashed(password: SecretString) -> Option<Credentials> {
+    let bcrypt = bcrypt::hash_with_result(password.expose_secret(), BCRYPT_COST).ok()?;
+    Some(Credentials { password, bcrypt: bcrypt.format_for_version(Version::TwoY).into() })
+}
+
+impl Credentials {
+    /// Those of a password that is known already.
+    ///
+    /// # Errors
+    /// When it cannot be hashed.
+    pub async fn of(password: SecretString) -> Result<Self, SupplyError> {
+        let made = tokio::task::spawn_blocking(move || hashed(password)).await;
+        made.ok().flatten().ok_or(SupplyError::Credentials)
+    }
 }
 
 /// Draws a random text.
@@ -180,8 +194,6 @@ fn hexadecimal(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::ExposeSecret as _;
-
     use super::*;
 
     #[tokio::test]
@@ -193,6 +205,13 @@ mod tests {
         assert!(one.bcrypt.expose_secret().starts_with("$2y$10$"));
         assert!(bcrypt::verify(one.password.expose_secret(), one.bcrypt.expose_secret()).unwrap());
         assert!(!format!("{one:?}").contains(one.password.expose_secret()), "not in debug output");
+    }
+
+    #[tokio::test]
+    async fn a_known_password_gets_a_hash_of_its_own() {
+        let known = Credentials::of("as before".to_owned().into()).await.unwrap();
+        assert_eq!(known.password.expose_secret(), "as before");
+        assert!(bcrypt::verify("as before", known.bcrypt.expose_secret()).unwrap());
     }
 
     #[test]

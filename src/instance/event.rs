@@ -25,10 +25,14 @@ pub enum Happened {
     Assigned,
     /// Its time was moved further.
     Extended,
+    /// It is its visitor's still, and as it was when it was handed out.
+    Reset,
     /// Its time is over, or it was released.
     Expired,
     /// It sleeps; its visitor may wake it.
     Hibernated,
+    /// It slept, and is its visitor's as before.
+    Woken,
     /// It died, or could not be made.
     Failed,
     /// Nothing of it is left.
@@ -44,8 +48,10 @@ impl Happened {
             Self::Ready => "ready",
             Self::Assigned => "assigned",
             Self::Extended => "extended",
+            Self::Reset => "reset",
             Self::Expired => "expired",
             Self::Hibernated => "hibernated",
+            Self::Woken => "woken",
             Self::Failed => "failed",
             Self::Gone => "gone",
         }

@@ -13,7 +13,8 @@
 //! Invariants: `ready -> assigned` happens once in an instance's life, in one
 //! atomic store operation, so nobody gets an instance that was somebody's
 //! before; `generation` grows by one with every stored change; an `assigned`
-//! instance has `expires_at`.
+//! instance has `expires_at`; its id and address stay the same when what runs for
+//! it is made anew, in another slot.
 
 pub mod event;
 mod record;
@@ -158,6 +159,10 @@ pub struct Instance {
     pub expires_at: Option<Timestamp>,
     /// Its processes; none while it is being made.
     pub container: Option<Container>,
+    /// What its things on the host are named, since version 3; none: as itself.
+    /// One that was made anew has a slot of another name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<InstanceId>,
     /// Its address and credentials; none while it is being made.
     pub access: Option<Access>,
     /// The client's key: the same key gets the same instance.
@@ -182,9 +187,22 @@ impl Instance {
             assigned_at: None,
             expires_at: None,
             container: None,
+            slot: None,
             access: None,
             idempotency_key: None,
         }
+    }
+
+    /// What its things on the host are named.
+    #[must_use]
+    pub fn slot(&self) -> &InstanceId {
+        self.slot.as_ref().unwrap_or(&self.id)
+    }
+
+    /// Whether things of that name on the host are its: one that sleeps has none.
+    #[must_use]
+    pub fn is_in(&self, slot: &InstanceId) -> bool {
+        self.state != State::Hibernated && self.slot() == slot
     }
 
     /// Whether it is the live instance of the client with that key.

@@ -3,6 +3,7 @@
 //! ```text
 //! 1   no "node": one daemon, one store
 //! 2   "node": the daemon that made it
+//! 3   "slot": what its things on the host are named, if not as itself
 //! ```
 //!
 //! Pure. Called by the stores.
@@ -14,7 +15,7 @@ use super::Instance;
 use crate::id::NodeName;
 
 /// The version this program writes into instance records.
-pub const RECORD_VERSION: u16 = 2;
+pub const RECORD_VERSION: u16 = 3;
 
 /// Why a record cannot be understood.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +79,7 @@ mod tests {
     const SAMPLES: [&str; RECORD_VERSION as usize] = [
         include_str!("../../tests/samples/records/v1.json"),
         include_str!("../../tests/samples/records/v2.json"),
+        include_str!("../../tests/samples/records/v3.json"),
     ];
     const VERSION_1: &str = SAMPLES[0];
 
@@ -125,8 +127,8 @@ mod tests {
 
     #[test]
     fn a_later_programs_record_is_told_from_a_broken_one() {
-        let later = Instance::from_record(br#"{"version":3,"other":"fields"}"#, &own());
-        assert!(matches!(later, Err(RecordError::TooNew { found: 3 })), "{later:?}");
+        let later = Instance::from_record(br#"{"version":4,"other":"fields"}"#, &own());
+        assert!(matches!(later, Err(RecordError::TooNew { found: 4 })), "{later:?}");
         for broken in ["", "{}", "[]", r#"{"version":1}"#, r#"{"version":"1"}"#] {
             let error = Instance::from_record(broken.as_bytes(), &own());
             assert!(matches!(error, Err(RecordError::Form(_))), "{broken}: {error:?}");

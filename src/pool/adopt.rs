@@ -9,7 +9,8 @@
 //! ready of a golden no longer served           failed: nobody would claim it
 //!                   else                         failed (ended meanwhile) or expired (due)
 //! warming                                        failed: its maker is gone
-//! hibernated                                     kept
+//! hibernated    and frozen, not due              asleep again
+//!                   else                         failed, or expired
 //! expired, failed                                as they are
 //! ```
 //!
@@ -55,14 +56,14 @@ async fn lives_on(lifecycle: &Arc<Lifecycle>, instance: &Instance, now: Timestam
     match instance.state {
         State::Ready if lifecycle.golden(&instance.golden).is_none() => return false,
         State::Ready | State::Assigned => {}
-        State::Hibernated => return true,
+        State::Hibernated => return !instance.is_due_at(now) && lifecycle.is_frozen(&instance.id).await,
         State::Warming | State::Expired | State::Failed => return false,
     }
     if instance.is_due_at(now) {
         return false;
     }
     match (&instance.container, lifecycle.engine_of(instance)) {
-        (Some(container), Some(engine)) => engine.adopt(&instance.id, container).await,
+        (Some(container), Some(engine)) => engine.adopt(instance.slot(), container).await,
         _ => false,
     }
 }

@@ -3,6 +3,7 @@
 //! "Warm" means restored, personalized, first page fetched, nobody's. Three
 //! parts: [`policy`] decides (pure), [`reconciler`] asks for warm instances,
 //! [`reaper`] for the end of what is over; both ask by jobs ([`crate::jobs`]).
+//! [`sleeper`] has shops sleep that nobody asks.
 //! This file has only what others need to wake them and to read their status,
 //! so that provisioning need not know them.
 
@@ -12,6 +13,7 @@ pub mod backoff;
 pub mod policy;
 pub mod reaper;
 pub mod reconciler;
+pub mod sleeper;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -5,8 +5,9 @@
 //! in the same way. What counts as somebody's:
 //!
 //! ```text
-//! processes, mounts, netns, veth, cgroup, directory,   a record in the store, or
-//! container, database, route, job                      somebody is making or ending it
+//! processes, mounts, netns, veth, cgroup, directory,   a record in the store names it as its
+//! container, database                                  slot, or somebody is making or ending it
+//! route, job                                           a record in the store, or as above
 //! address in the firewall                              an instance has it
 //! record                                               see [`over`]
 //! ```
@@ -80,6 +81,8 @@ impl Audit {
 pub fn over(state: State, doing: Option<Doing>, died: impl FnOnce() -> bool) -> Option<Why> {
     match state {
         State::Ready | State::Assigned if doing == Some(Doing::Unwanted) => Some(Why::Unwanted),
+        // What ends then is what it no longer needs.
+        State::Ready | State::Assigned if doing == Some(Doing::Changing) => None,
         State::Ready | State::Assigned => died().then_some(Why::Died),
         State::Warming => (doing != Some(Doing::Making)).then_some(Why::Abandoned),
         State::Expired | State::Failed => (doing != Some(Doing::Ending)).then_some(Why::LeftOver),
@@ -113,12 +116,40 @@ impl Auditor {
             found.extend(self.routes(&mut look.not_searched).await);
             found.extend(self.queued(&mut look.not_searched).await.into_iter().map(|(_, _, trace)| trace));
         }
-        let found = trace::by_owner(found);
-        let known = self.known(found.keys(), &mut look.not_searched).await;
-        look.unowned = trace::unowned(found, &known);
+        // An instance's route and jobs have its name; its things here have its slot's.
+        let (names, things): (Vec<Trace>, Vec<Trace>) =
+            found.into_iter().partition(|trace| matches!(trace.kind, Kind::Route | Kind::Job));
+        let (names, things) = (trace::by_owner(names), trace::by_owner(things));
+        let slots = self.slots_known(things.keys(), &mut look.not_searched).await;
+        let known = self.known(names.keys(), &mut look.not_searched).await;
+        look.unowned = trace::unowned(things, &slots);
+        for (owner, traces) in trace::unowned(names, &known) {
+            look.unowned.entry(owner).or_default().extend(traces);
+        }
         look.not_searched.sort();
         look.not_searched.dedup();
         look
+    }
+
+    /// Those that are an instance's slot, or at which somebody is; what cannot be
+    /// asked about counts as known.
+    async fn slots_known(
+        &self,
+        owners: impl Iterator<Item = &Owner>,
+        not_searched: &mut Vec<String>,
+    ) -> BTreeSet<Owner> {
+        let mut known = BTreeSet::new();
+        for owner in owners {
+            let Owner::Instance(slot) = owner else { continue };
+            let is_known = self.lifecycle.is_somebodys(slot).await.unwrap_or_else(|error| {
+                not_searched.push(format!("the store: {}", Chain(&error)));
+                true
+            });
+            if is_known {
+                known.insert(owner.clone());
+            }
+        }
+        known
     }
 
     /// Those of whom there is a record, or at whom somebody is; who cannot be
@@ -224,7 +255,9 @@ impl Auditor {
         }
         let mut ignored = Vec::new();
         for (queue, job, trace) in self.queued(&mut ignored).await {
+            let is_held = trace.instance().is_some_and(|id| self.lifecycle.doing(id).is_some());
             if look.unowned.contains_key(&trace.owner)
+                && !is_held
                 && let Err(error) = queue.discard(&job).await
             {
                 tracing::warn!(job_id = job.id, error = %Chain(&error), "job not taken out of the queue");
@@ -247,7 +280,10 @@ impl Auditor {
         let mut failed = false;
         match owner {
             Owner::Instance(id) => {
-                if let Err(error) = self.lifecycle.routes().withdraw(id).await {
+                // It may be a slot that an instance of that name has left.
+                if self.lifecycle.doing(id).is_none()
+                    && let Err(error) = self.lifecycle.routes().withdraw(id).await
+                {
                     failed = true;
                     tracing::warn!(instance_id = %id, error = %Chain(&error), "orphan's route not removed");
                 }

@@ -4,10 +4,10 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::limits::{Reached, Standing, seconds};
 use super::ttl::TtlError;
-use crate::engine::{DestroyError, LaunchError};
+use crate::engine::{DestroyError, FreezeError, LaunchError};
 use crate::error::{Chain, ErrorKind};
 use crate::golden::similar::did_you_mean;
-use crate::id::{GoldenName, InstanceId};
+use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{EngineKind, State};
 use crate::route::RouteError;
 use crate::store::StoreError;
@@ -55,6 +55,15 @@ pub enum EndError {
     /// The driver left something behind.
     #[error(transparent)]
     Destroy(DestroyError),
+    /// What was kept of it while it slept.
+    #[error("cannot remove what is kept of instance {id}")]
+    Frozen {
+        /// Which.
+        id: InstanceId,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The router may still lead to it.
     #[error("cannot remove the route of instance {id}")]
     Route {
@@ -82,7 +91,7 @@ impl EndError {
         match self {
             // Not before the daemon is started with other settings.
             Self::NoDriver { .. } => ErrorKind::Incompatible,
-            Self::Destroy(_) | Self::Route { .. } => ErrorKind::Unavailable,
+            Self::Destroy(_) | Self::Route { .. } | Self::Frozen { .. } => ErrorKind::Unavailable,
             Self::Store { source, .. } => source.kind(),
         }
     }
@@ -296,6 +305,179 @@ impl LeaseError {
             Self::Ttl(error) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::Route(error) => error.kind(),
+        }
+    }
+}
+
+/// An instance was not made anew.
+#[derive(Debug, thiserror::Error)]
+pub enum ResetError {
+    /// It cannot be read, or is no more.
+    #[error(transparent)]
+    Lease(LeaseError),
+    /// It is nobody's, so it is as the golden is already.
+    #[error("instance {id} is {}, not assigned", .state.as_str())]
+    NotAssigned {
+        /// Which.
+        id: InstanceId,
+        /// Its state.
+        state: State,
+    },
+    /// Its daemon is another one.
+    #[error("instance {id} runs on node {node}: ask that node's daemon")]
+    Elsewhere {
+        /// Which.
+        id: InstanceId,
+        /// Who made it.
+        node: NodeName,
+    },
+    /// Somebody is changing or ending it.
+    #[error("instance {id} is being changed already")]
+    Busy {
+        /// Which.
+        id: InstanceId,
+    },
+    /// It ended meanwhile.
+    #[error("the time of instance {id} is over")]
+    Gone {
+        /// Which.
+        id: InstanceId,
+    },
+    /// Its golden cannot be made now.
+    #[error("{golden} cannot be made anew: {reason}")]
+    NoWay {
+        /// Which golden.
+        golden: GoldenName,
+        /// Why.
+        reason: String,
+    },
+    /// The new shop could not be made; the old one goes on.
+    #[error("the new shop could not be made, the old one goes on")]
+    Launch(#[source] LaunchError),
+    /// The store refused; the old shop goes on.
+    #[error("cannot write the new shop down, the old one goes on")]
+    Store(#[source] StoreError),
+    /// It takes longer than a client waits; the work goes on.
+    #[error("the shop was not made anew within {} s", .after.as_secs())]
+    TooSlow {
+        /// How long was waited.
+        after: std::time::Duration,
+    },
+    /// The daemon is being stopped.
+    #[error("the service is being stopped")]
+    Stopping,
+    /// The work ended without an answer.
+    #[error("the work on this request ended without an answer")]
+    Lost,
+}
+
+impl ResetError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Lease(error) => error.kind(),
+            Self::NotAssigned { .. } | Self::Busy { .. } | Self::Elsewhere { .. } => ErrorKind::Conflict,
+            Self::Gone { .. } => ErrorKind::Gone,
+            Self::NoWay { .. } | Self::TooSlow { .. } | Self::Stopping => ErrorKind::Unavailable,
+            Self::Launch(error) => of_making(error.kind),
+            Self::Store(error) => of_making(error.kind()),
+            Self::Lost => ErrorKind::Bug,
+        }
+    }
+}
+
+/// An instance was not put to sleep, or not woken.
+#[derive(Debug, thiserror::Error)]
+pub enum SleepError {
+    /// It cannot be read, or is no more.
+    #[error(transparent)]
+    Lease(LeaseError),
+    /// It is nobody's.
+    #[error("instance {id} is {}: only an assigned one can sleep", .state.as_str())]
+    NotAssigned {
+        /// Which.
+        id: InstanceId,
+        /// Its state.
+        state: State,
+    },
+    /// Its daemon is another one.
+    #[error("instance {id} runs on node {node}: ask that node's daemon")]
+    Elsewhere {
+        /// Which.
+        id: InstanceId,
+        /// Who made it.
+        node: NodeName,
+    },
+    /// Somebody is changing or ending it.
+    #[error("instance {id} is being changed already")]
+    Busy {
+        /// Which.
+        id: InstanceId,
+    },
+    /// It ended meanwhile.
+    #[error("the time of instance {id} is over")]
+    Gone {
+        /// Which.
+        id: InstanceId,
+    },
+    /// No place is left for one more that is awake.
+    #[error("all {max} places of this host are taken")]
+    Full {
+        /// MAX_INSTANCES.
+        max: usize,
+    },
+    /// The router may still lead to it.
+    #[error("visitors may still be led past the one who would wake it")]
+    Route(#[source] RouteError),
+    /// It could not be frozen, and goes on.
+    #[error("it cannot be put to sleep and goes on")]
+    Freeze(#[source] FreezeError),
+    /// No driver of this daemon can wake it.
+    #[error("no driver is there to wake instance {id}: its golden is not served any more")]
+    NoDriver {
+        /// Which.
+        id: InstanceId,
+    },
+    /// It could not be woken, and sleeps on.
+    #[error("it cannot be woken")]
+    Thaw(#[source] LaunchError),
+    /// The store refused.
+    #[error("cannot write down that it sleeps or is awake")]
+    Store(#[source] StoreError),
+    /// It takes longer than a client waits; the work goes on.
+    #[error("it was not done within {} s", .after.as_secs())]
+    TooSlow {
+        /// How long was waited.
+        after: std::time::Duration,
+    },
+    /// The daemon is being stopped.
+    #[error("the service is being stopped")]
+    Stopping,
+    /// The work ended without an answer.
+    #[error("the work on this request ended without an answer")]
+    Lost,
+}
+
+impl SleepError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Lease(error) => error.kind(),
+            Self::NotAssigned { .. } | Self::Busy { .. } | Self::Elsewhere { .. } => ErrorKind::Conflict,
+            Self::Gone { .. } => ErrorKind::Gone,
+            Self::Full { .. } => ErrorKind::Exhausted,
+            Self::Route(error) => error.kind(),
+            Self::Freeze(error) => match error.kind() {
+                // Its kind of shop cannot; whatever else is the host's.
+                ErrorKind::Conflict => ErrorKind::Conflict,
+                other => of_making(other),
+            },
+            Self::Thaw(error) => of_making(error.kind),
+            Self::Store(error) => of_making(error.kind()),
+            Self::NoDriver { .. } | Self::TooSlow { .. } | Self::Stopping => ErrorKind::Unavailable,
+            Self::Lost => ErrorKind::Bug,
         }
     }
 }

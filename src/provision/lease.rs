@@ -29,7 +29,9 @@ impl Provisioner {
             Some(instance) => Ok(instance),
             None => match self.lifecycle.routes.lookup(id.as_str()) {
                 Lookup::Gone => Err(LeaseError::Gone { id: id.clone() }),
-                Lookup::Found(_) | Lookup::Unknown => Err(LeaseError::Unknown { id: id.to_string() }),
+                Lookup::Found(_) | Lookup::Asleep(_) | Lookup::Unknown => {
+                    Err(LeaseError::Unknown { id: id.to_string() })
+                }
             },
         }
     }
@@ -110,7 +112,7 @@ impl Provisioner {
         let marked = self.lifecycle.mark(instance, State::Expired, |_| true).await;
         let marked = marked.map_err(|error| match error {
             EndError::Store { source, .. } => LeaseError::Store(source),
-            EndError::NoDriver { id, .. } => LeaseError::Busy { id },
+            EndError::NoDriver { id, .. } | EndError::Frozen { id, .. } => LeaseError::Busy { id },
             EndError::Route { source, .. } => LeaseError::Route(source),
             EndError::Destroy(error) => LeaseError::Busy { id: error.id },
         })?;

@@ -7,10 +7,13 @@
 //! this instance at the moment (so that nothing is ended twice at once, and a
 //! warming record without a maker is known as abandoned).
 //!
+//! It also knows the slots that are no instance's at the moment though somebody is
+//! at them: made for an instance that is made anew, or left by one.
+//!
 //! It also keeps each instance's last known record: a store can lose what it was
 //! told, an instance that lives must not be lost with it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::id::InstanceId;
@@ -23,10 +26,23 @@ pub enum Doing {
     Making,
     /// Nothing: it is there.
     Living,
+    /// It lives, and what runs for it is being replaced.
+    Changing,
+    /// Nothing: it sleeps, and takes no place.
+    Asleep,
     /// It is being taken down.
     Ending,
     /// Nothing: it is there, nobody got it, and it could not be taken down yet.
     Unwanted,
+}
+
+/// Why a sleeping instance may not be woken now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoWake {
+    /// All places are taken.
+    Full,
+    /// Somebody is at it.
+    Busy,
 }
 
 /// One instance of this host.
@@ -36,6 +52,19 @@ struct Held {
     /// The latest record that the store is known to have had; none before the
     /// instance is whole.
     known: Option<Instance>,
+    /// How often in a row it could not be woken.
+    not_woken: u32,
+}
+
+impl Held {
+    const fn new(doing: Doing) -> Self {
+        Self { doing, known: None, not_woken: 0 }
+    }
+}
+
+/// How many places are taken.
+fn places(held: &HashMap<InstanceId, Held>) -> usize {
+    held.values().filter(|held| held.doing != Doing::Asleep).count()
 }
 
 /// Every instance of this host.
@@ -44,11 +73,13 @@ pub(super) struct Ledger {
     max: usize,
     /// A std lock: held for one map operation, never across an await.
     held: Mutex<HashMap<InstanceId, Held>>,
+    /// Slots that somebody is at and that no record names. As above.
+    between: Mutex<HashSet<InstanceId>>,
 }
 
 impl Ledger {
     pub(super) fn new(max: usize) -> Self {
-        Self { max, held: Mutex::default() }
+        Self { max, held: Mutex::default(), between: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, Held>> {
@@ -58,10 +89,10 @@ impl Ledger {
     /// Takes a place for an instance about to be made; false when none is left.
     pub(super) fn try_begin(&self, id: &InstanceId) -> bool {
         let mut held = self.lock();
-        if held.len() >= self.max {
+        if places(&held) >= self.max {
             return false;
         }
-        held.insert(id.clone(), Held { doing: Doing::Making, known: None });
+        held.insert(id.clone(), Held::new(Doing::Making));
         true
     }
 
@@ -75,19 +106,102 @@ impl Ledger {
         self.set(id, Doing::Unwanted);
     }
 
-    /// Takes the right to end an instance; false when somebody has it already.
+    /// Takes the right to end an instance; false when somebody has it already, or
+    /// is replacing what runs for it.
     pub(super) fn try_end(&self, id: &InstanceId) -> bool {
-        self.set(id, Doing::Ending) != Some(Doing::Ending)
+        let mut held = self.lock();
+        let of = held.entry(id.clone()).or_insert_with(|| Held::new(Doing::Living));
+        let free = !matches!(of.doing, Doing::Ending | Doing::Changing);
+        if free {
+            of.doing = Doing::Ending;
+        }
+        free
     }
 
-    /// Answers what was being done with it before.
-    fn set(&self, id: &InstanceId, doing: Doing) -> Option<Doing> {
+    /// Takes the right to replace what runs for an instance that lives; false when
+    /// somebody is at it.
+    pub(super) fn try_change(&self, id: &InstanceId) -> bool {
         let mut held = self.lock();
-        let Some(of) = held.get_mut(id) else {
-            held.insert(id.clone(), Held { doing, known: None });
-            return None;
+        let of = held.get_mut(id).filter(|of| of.doing == Doing::Living);
+        of.is_some_and(|of| {
+            of.doing = Doing::Changing;
+            true
+        })
+    }
+
+    /// Gives that right back.
+    pub(super) fn changed(&self, id: &InstanceId) {
+        if let Some(of) = self.lock().get_mut(id).filter(|of| of.doing == Doing::Changing) {
+            of.doing = Doing::Living;
+        }
+    }
+
+    /// Notes that an instance sleeps.
+    pub(super) fn asleep(&self, id: &InstanceId) {
+        self.set(id, Doing::Asleep);
+    }
+
+    /// Takes a place, and the right to change it, for one that sleeps.
+    pub(super) fn try_wake(&self, id: &InstanceId) -> Result<(), NoWake> {
+        let mut held = self.lock();
+        let full = places(&held) >= self.max;
+        match held.get_mut(id).filter(|of| of.doing == Doing::Asleep) {
+            Some(_) if full => Err(NoWake::Full),
+            Some(of) => {
+                of.doing = Doing::Changing;
+                Ok(())
+            }
+            None => Err(NoWake::Busy),
+        }
+    }
+
+    /// Counts a failure to wake one; answers how many in a row there were.
+    pub(super) fn wake_failed(&self, id: &InstanceId) -> u32 {
+        let mut held = self.lock();
+        held.get_mut(id).map_or(0, |of| {
+            of.not_woken += 1;
+            of.not_woken
+        })
+    }
+
+    /// Ends that count.
+    pub(super) fn woken(&self, id: &InstanceId) {
+        if let Some(of) = self.lock().get_mut(id) {
+            of.not_woken = 0;
+        }
+    }
+
+    fn between(&self) -> MutexGuard<'_, HashSet<InstanceId>> {
+        self.between.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that somebody is at a slot that no record names.
+    pub(super) fn begin_slot(&self, slot: &InstanceId) {
+        self.between().insert(slot.clone());
+    }
+
+    /// Notes that nobody is at it any more, or that a record names it.
+    pub(super) fn end_slot(&self, slot: &InstanceId) {
+        self.between().remove(slot);
+    }
+
+    /// Whether somebody is at something of that name that no record names.
+    pub(super) fn is_between(&self, slot: &InstanceId) -> bool {
+        self.between().contains(slot)
+    }
+
+    /// Whether a slot is an instance's that is held here, or somebody is at it.
+    pub(super) fn has_slot(&self, slot: &InstanceId) -> bool {
+        let of = |(id, held): (&InstanceId, &Held)| match &held.known {
+            Some(known) => known.is_in(slot),
+            None => id == slot,
         };
-        Some(std::mem::replace(&mut of.doing, doing))
+        self.is_between(slot) || self.lock().iter().any(of)
+    }
+
+    fn set(&self, id: &InstanceId, doing: Doing) {
+        let mut held = self.lock();
+        held.entry(id.clone()).or_insert_with(|| Held::new(doing)).doing = doing;
     }
 
     /// Notes a record that the store has, if it is the latest of an instance
@@ -108,7 +222,9 @@ impl Ledger {
     /// The latest known records of all that is there and that nobody is at.
     pub(super) fn all_known(&self) -> Vec<(Doing, Instance)> {
         let held = self.lock();
-        let there = held.values().filter(|held| matches!(held.doing, Doing::Living | Doing::Unwanted));
+        let there = held
+            .values()
+            .filter(|held| matches!(held.doing, Doing::Living | Doing::Unwanted | Doing::Asleep));
         there.filter_map(|held| Some((held.doing, held.known.clone()?))).collect()
     }
 
@@ -124,7 +240,7 @@ impl Ledger {
 
     /// How many places are taken.
     pub(super) fn len(&self) -> usize {
-        self.lock().len()
+        places(&self.lock())
     }
 
     /// How many places are left.

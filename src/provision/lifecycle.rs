@@ -44,7 +44,7 @@ use crate::instance::{Instance, State};
 use crate::metrics;
 use crate::pool::Nudge;
 use crate::pool::aim::Aim;
-use crate::restore::{FirstPage, Make};
+use crate::restore::{FirstPage, Make, Shop};
 use crate::route::Routes;
 use crate::store::{Store, StoreError};
 
@@ -182,7 +182,7 @@ impl Lifecycle {
             }
         };
         self.events.changed(&record);
-        let made = match order.maker.make(&id, order.first_page).await {
+        let made = match order.maker.make(Shop::new(&id), order.first_page).await {
             Ok(made) => made,
             Err(error) => return Err(self.not_made(record, error).await),
         };
@@ -373,7 +373,9 @@ impl Lifecycle {
             return Err(EndError::NoDriver { id: instance.id.clone(), engine });
         }
         for engine in engines {
-            engine.destroy(&instance.id, instance.container.as_ref()).await.map_err(EndError::Destroy)?;
+            engine.destroy(instance.slot(), instance.container.as_ref()).await.map_err(EndError::Destroy)?;
+            let forgotten = engine.forget(&instance.id).await;
+            forgotten.map_err(|source| EndError::Frozen { id: instance.id.clone(), source })?;
         }
         let removed = self.store.remove(&instance.id).await;
         removed.map_err(|source| EndError::Store { id: instance.id.clone(), source })
@@ -412,15 +414,6 @@ impl Lifecycle {
     pub fn engine_of(&self, instance: &Instance) -> Option<Arc<dyn ContainerEngine>> {
         instance.container.as_ref()?;
         self.engines_of(instance).into_iter().next()
-    }
-
-    /// Takes over an instance of a former daemon that still runs.
-    pub fn adopted(&self, instance: &Instance) {
-        self.ledger.lives(&instance.id);
-        self.ledger.note(instance);
-        if let Some(container) = &instance.container {
-            self.routes.ensure(&instance.id, SocketAddr::from((container.address, container.port)));
-        }
     }
 
     /// Has nobody reach an instance any more.

@@ -10,6 +10,7 @@
 //! and never handed out a second time.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 
 use super::Doing;
 use super::lifecycle::Lifecycle;
@@ -23,6 +24,19 @@ impl Lifecycle {
     #[must_use]
     pub fn is_own(&self, instance: &Instance) -> bool {
         instance.node == *self.store.node()
+    }
+
+    /// Takes over an instance of a former daemon that still runs, or sleeps.
+    pub fn adopted(&self, instance: &Instance) {
+        self.ledger.lives(&instance.id);
+        self.ledger.note(instance);
+        if instance.state == State::Hibernated {
+            self.ledger.asleep(&instance.id);
+            self.routes.sleep(&instance.id);
+        }
+        if let Some(container) = &instance.container {
+            self.routes.ensure(&instance.id, SocketAddr::from((container.address, container.port)));
+        }
     }
 
     /// Takes note of a record that the store has.

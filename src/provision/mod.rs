@@ -1,4 +1,4 @@
-//! Handing instances out and taking them back: acquire, show, extend, release.
+//! Handing instances out and taking them back: acquire, show, extend, reset, release.
 //!
 //! Called by the API. An acquire takes the first of these that works, and the
 //! answer, the metrics and the log say which one it was:
@@ -37,6 +37,8 @@ mod lifecycle;
 pub mod limits;
 mod memory;
 pub mod pulse;
+mod reset;
+mod sleep;
 pub mod standing;
 mod steer;
 mod tally;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use jiff::Timestamp;
 
-use super::errors::{AcquireError, LeaseError};
+use super::errors::{AcquireError, LeaseError, ResetError};
 use super::*;
 use crate::engine::Phase;
 use crate::error::ErrorKind;
@@ -387,4 +387,87 @@ async fn a_client_that_was_told_it_takes_too_long_is_not_counted() {
     for _ in 0..2 {
         world.provisioner.acquire(remote()).await.unwrap();
     }
+}
+
+fn route_of(world: &World, id: &InstanceId) -> crate::route::memory::Route {
+    match world.routes.lookup(id.as_str()) {
+        Lookup::Found(route) => route,
+        other => panic!("no route: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_reset_shop_is_another_one_under_the_same_name_with_the_same_password() {
+    let world = world(1, ColdStart::Refused);
+    let before = world.acquire().await.unwrap().instance;
+    let (route, mut events) = (route_of(&world, &before.id), world.provisioner.lifecycle().events().listen());
+    let after = world.provisioner.reset(&before.id, Timestamp::now()).await.unwrap();
+    assert_eq!((&after.id, after.expires_at, after.state), (&before.id, before.expires_at, State::Assigned));
+    assert!(after.generation > before.generation && after.slot() != before.slot());
+    let password = |record: &Instance| {
+        use secrecy::ExposeSecret as _;
+        record.access.as_ref().unwrap().admin_password.expose_secret().to_owned()
+    };
+    assert_eq!(password(&after), password(&before));
+    assert!(route.gone.is_cancelled() && route_of(&world, &before.id).epoch != route.epoch);
+    assert_eq!(events.recv().await.unwrap().happened, crate::instance::event::Happened::Reset);
+    eventually("the old shop is gone", async || {
+        (world.restore.traces() == [after.slot().clone()]).then_some(())
+    })
+    .await;
+    world.provisioner.release(&before.id).await.unwrap();
+    eventually("all of it is gone", async || world.restore.traces().is_empty().then_some(())).await;
+    eventually("and its record", async || world.store.list().await.unwrap().is_empty().then_some(())).await;
+    world.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn a_reset_that_fails_in_any_phase_leaves_the_old_shop_and_nothing_else() {
+    let world = world(2, ColdStart::Allowed);
+    let before = world.acquire().await.unwrap().instance;
+    let route = route_of(&world, &before.id);
+    for phase in [Phase::Slot, Phase::Restore, Phase::Adopt, Phase::Personalize, Phase::Probe] {
+        world.restore.fail_make(Some((phase, ErrorKind::Unavailable)));
+        let error = world.provisioner.reset(&before.id, Timestamp::now()).await.unwrap_err();
+        assert!(matches!(error, ResetError::Launch(_)), "{phase}: {error}");
+        assert_eq!(world.restore.traces(), [before.slot().clone()], "{phase}");
+        assert!(!route.gone.is_cancelled(), "{phase}: it serves");
+        assert_eq!(world.store.get(&before.id).await.unwrap().unwrap().generation, before.generation);
+    }
+    world.restore.fail_make(None);
+    world.provisioner.reset(&before.id, Timestamp::now()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_shop_that_is_released_while_it_is_reset_ends_whole() {
+    let world = world(2, ColdStart::Refused);
+    let shop = world.acquire().await.unwrap().instance;
+    world.restore.hold();
+    let provisioner = Arc::clone(&world.provisioner);
+    let id = shop.id.clone();
+    let reset = tokio::spawn(async move { provisioner.reset(&id, Timestamp::now()).await });
+    eventually("it is being made", async || (world.restore.traces().len() == 2).then_some(())).await;
+    let again = world.provisioner.reset(&shop.id, Timestamp::now()).await.unwrap_err();
+    assert!(matches!(again, ResetError::Busy { .. }), "{again}");
+    world.provisioner.release(&shop.id).await.unwrap();
+    assert!(matches!(world.routes.lookup(shop.id.as_str()), Lookup::Gone), "nobody reaches it");
+    world.restore.let_go();
+    assert!(matches!(reset.await.unwrap(), Err(ResetError::Gone { .. })));
+    eventually("the new shop is gone", async || (world.restore.traces() == [shop.id.clone()]).then_some(()))
+        .await;
+    // What the reaper does with it.
+    let record = world.store.get(&shop.id).await.unwrap().unwrap();
+    let ended = world.provisioner.lifecycle().end(record, State::Expired, |_| true).await.unwrap();
+    assert_eq!(ended, Ended::Gone);
+    world.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn a_shop_that_is_nobodys_is_not_reset() {
+    let world = world(2, ColdStart::Refused);
+    let warm = world.warm().await;
+    let error = world.provisioner.reset(&warm.id, Timestamp::now()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    let error = world.provisioner.reset(&InstanceId::random(), Timestamp::now()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
 }

@@ -1,11 +1,12 @@
 //! Connections to instances, which end with their instance.
 //!
 //! The client's pool keys connections by the URI's authority. Here that is the
-//! instance id, never an address: ids are not used twice, so a connection kept
-//! alive to a shop that is gone is never taken for the next shop at the same
-//! address. Each connection holds its route's `gone` token; when that is
+//! instance id with its route's epoch for a port, never an address: neither is used
+//! twice, so a connection kept alive to a shop that is gone is never taken for the
+//! next shop at the same address, nor for the one that the same visitor has now.
+//! Each connection holds its route's `gone` token; when that is
 //! cancelled, the next read fails, which wakes an idle connection in the pool, a
-//! streaming body and a websocket alike.
+//! streaming body and a websocket alike. A shop with one is not idle.
 
 use std::future::Future;
 use std::io;
@@ -19,9 +20,10 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use crate::route::memory::{Lookup, MemoryRoutes};
+use crate::route::activity::Activity;
+use crate::route::memory::{Lookup, MemoryRoutes, Route};
 
 /// Instances are one hop away, on a bridge of this host: a handshake takes tens
 /// of microseconds, and one that takes this long will not come.
@@ -49,14 +51,17 @@ impl tower::Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let route = self.routes.lookup(uri.host().unwrap_or_default());
+        let (route, epoch) = (self.routes.lookup(uri.host().unwrap_or_default()), uri.port_u16());
         Box::pin(async move {
             let Lookup::Found(route) = route else { return Err(io::ErrorKind::NotConnected.into()) };
+            if Some(route.epoch) != epoch {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
             let stream = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(route.upstream));
             let stream = stream.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
             // Small writes of a websocket go out at once.
             stream.set_nodelay(true)?;
-            Ok(UpstreamIo::new(stream, route.gone))
+            Ok(UpstreamIo::new(stream, route))
         })
     }
 }
@@ -65,6 +70,13 @@ impl tower::Service<Uri> for Connector {
 pub(super) struct UpstreamIo {
     stream: TokioIo<TcpStream>,
     gone: Pin<Box<WaitForCancellationFutureOwned>>,
+    activity: Arc<Activity>,
+}
+
+impl Drop for UpstreamIo {
+    fn drop(&mut self) {
+        self.activity.closed();
+    }
 }
 
 impl std::fmt::Debug for UpstreamIo {
@@ -74,8 +86,10 @@ impl std::fmt::Debug for UpstreamIo {
 }
 
 impl UpstreamIo {
-    fn new(stream: TcpStream, gone: CancellationToken) -> Self {
-        Self { stream: TokioIo::new(stream), gone: Box::pin(gone.cancelled_owned()) }
+    fn new(stream: TcpStream, route: Route) -> Self {
+        route.activity.opened();
+        let gone = Box::pin(route.gone.cancelled_owned());
+        Self { stream: TokioIo::new(stream), gone, activity: route.activity }
     }
 
     fn stream(self: Pin<&mut Self>) -> Pin<&mut TokioIo<TcpStream>> {

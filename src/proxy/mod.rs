@@ -1,12 +1,14 @@
 //! The built-in reverse proxy: a visitor's request to the shop it names.
 //!
 //! Called by the listener for each request whose Host is below BASE_DOMAIN.
-//! Reads the [`MemoryRoutes`], changes nothing. Bodies stream both ways as they
+//! Reads the [`MemoryRoutes`]; a shop that sleeps it has woken, and holds the request
+//! meanwhile. Bodies stream both ways as they
 //! come; an upgrade (websocket or other) becomes two byte streams.
 //!
 //! ```text
-//! unknown label 404   ended 410   no answer 502   none in time 504
-//! body too large 413  body stopped 408            else the shop's own answer
+//! unknown label 404   ended 410   no answer 502   none in time 504   does not wake 503
+//! body too large 413  body stopped 408            made anew meanwhile 503
+//! else the shop's own answer
 //! ```
 //!
 //! Invariants: nothing a client writes about forwarding reaches a shop, through
@@ -44,9 +46,9 @@ use self::upload::{Late, Upload};
 use crate::client::{TrustedProxies, hops};
 use crate::connections::Place;
 use crate::error::Chain;
-use crate::id::InstanceId;
 use crate::lang::Lang;
 use crate::metrics;
+use crate::provision::Provisioner;
 use crate::route::memory::{Lookup, MemoryRoutes, Route};
 use crate::store::Store;
 
@@ -73,6 +75,8 @@ pub struct Parts {
     pub patience: Duration,
     /// Who knows until when a shop lives; with it the pages have the banner.
     pub banner: Option<Arc<dyn Store>>,
+    /// Who wakes shops that sleep; none where none ever sleeps.
+    pub waker: Option<Arc<Provisioner>>,
     /// The landing page's address, if there is one: where visitors get another
     /// shop, and see to the one they have.
     pub landing: Option<String>,
@@ -87,6 +91,7 @@ pub struct Proxy {
     body_max: u64,
     patience: Duration,
     banner: Option<Arc<Banner>>,
+    waker: Option<Arc<Provisioner>>,
     landing: Option<Arc<str>>,
     client: Client<Connector, Upload>,
 }
@@ -95,7 +100,7 @@ impl Proxy {
     /// Puts a proxy together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { routes, face, trusted, body_max, patience, banner, landing } = parts;
+        let Parts { routes, face, trusted, body_max, patience, banner, waker, landing } = parts;
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
@@ -103,7 +108,8 @@ impl Proxy {
             .set_host(false)
             .build(Connector::new(Arc::clone(&routes)));
         let banner = banner.map(|store| Arc::new(Banner::new(store, landing.clone())));
-        Self { routes, face, trusted, body_max, patience, banner, landing: landing.map(Into::into), client }
+        let landing = landing.map(Into::into);
+        Self { routes, face, trusted, body_max, patience, banner, waker, landing, client }
     }
 
     /// Answers a request to the shop with this label.
@@ -140,11 +146,8 @@ impl Proxy {
         if request.method() == Method::CONNECT {
             return Ok(self.refuse());
         }
-        let route = match self.routes.lookup(label) {
-            Lookup::Found(route) => route,
-            Lookup::Gone => return Err(Page::Gone),
-            Lookup::Unknown => return Err(Page::Unknown),
-        };
+        let route = self.route_of(label).await?;
+        route.activity.touch();
         let path = request.uri().path().to_owned();
         if let Some(banner) = &self.banner
             && let Some(mut own) = banner.answer(request.method(), &path, &route.id).await
@@ -167,6 +170,24 @@ impl Proxy {
         })
     }
 
+    /// Where a label leads; a shop that sleeps is woken first.
+    async fn route_of(&self, label: &str) -> Result<Route, Page> {
+        let mut lookup = self.routes.lookup(label);
+        if let (Lookup::Asleep(id), Some(waker)) = (&lookup, &self.waker) {
+            let woken = waker.wake(id).await;
+            if let Err(error) = woken {
+                tracing::info!(instance_id = %id, error = %Chain(&error), "visitor's shop does not wake");
+            }
+            lookup = self.routes.lookup(label);
+        }
+        match lookup {
+            Lookup::Found(route) => Ok(route),
+            Lookup::Asleep(_) => Err(Page::Asleep),
+            Lookup::Gone => Err(Page::Gone),
+            Lookup::Unknown => Err(Page::Unknown),
+        }
+    }
+
     /// Rewrites a request for the shop; answers the visitor's side of the upgrade
     /// that it asks for, if it does.
     fn made_the_shops(
@@ -183,7 +204,7 @@ impl Proxy {
         });
         let hops = hops(peer, request.headers(), &self.trusted);
         headers::to_upstream(request.headers_mut(), host, &hops, &self.face);
-        *request.uri_mut() = upstream_uri(&route.id, request.uri());
+        *request.uri_mut() = upstream_uri(route, request.uri());
         *request.version_mut() = Version::HTTP_11;
         visitor
     }
@@ -198,7 +219,10 @@ impl Proxy {
             Ok(Err(_)) if progress.too_large() => Err(Page::TooLarge),
             Ok(Err(error)) if route.gone.is_cancelled() => {
                 tracing::debug!(instance_id = %route.id, error = %Chain(&error), "shop ended");
-                Err(Page::Gone)
+                Err(match self.routes.lookup(route.id.as_str()) {
+                    Lookup::Found(_) | Lookup::Asleep(_) => Page::MadeAnew,
+                    Lookup::Gone | Lookup::Unknown => Page::Gone,
+                })
             }
             Ok(Err(error)) => {
                 // Not a warning: a visitor who leaves looks the same.
@@ -248,12 +272,13 @@ async fn tunnel(Visitor { stream, place }: Visitor, shop: OnUpgrade) {
     drop(place);
 }
 
-/// The instance id as authority (see [`connect`]), the path as it came.
-fn upstream_uri(id: &InstanceId, uri: &Uri) -> Uri {
+/// The instance id and the route's epoch as authority (see [`connect`]), the path
+/// as it came.
+fn upstream_uri(route: &Route, uri: &Uri) -> Uri {
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(http::uri::Scheme::HTTP);
-    parts.authority = id.as_str().parse().ok();
+    parts.authority = format!("{}:{}", route.id, route.epoch).parse().ok();
     parts.path_and_query = Some(path);
-    Uri::from_parts(parts).expect("an instance id is a valid authority")
+    Uri::from_parts(parts).expect("an instance id and a number are a valid authority")
 }

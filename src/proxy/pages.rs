@@ -24,6 +24,10 @@ pub(super) enum Page {
     TooLarge,
     /// Its body stopped on the way.
     Stalled,
+    /// The shop it was for has been replaced meanwhile, or put to sleep.
+    MadeAnew,
+    /// It sleeps and cannot be woken now.
+    Asleep,
 }
 
 texts! {
@@ -41,6 +45,10 @@ texts! {
         too_large_text: "A demo shop takes smaller files only.", "Une boutique de démonstration n’accepte que des fichiers plus petits.";
         stalled: "This upload stopped on the way", "Cet envoi s’est interrompu";
         stalled_text: "Nothing has arrived for too long. Try again.", "Plus rien n’arrive depuis trop longtemps. Réessayez.";
+        made_anew: "This shop was just started again", "Cette boutique vient de redémarrer";
+        made_anew_text: "It is there in a moment, and this page is fetched again by itself.", "Elle sera là dans un instant, et cette page se recharge toute seule.";
+        asleep: "This shop sleeps and does not wake yet", "Cette boutique dort et ne se réveille pas encore";
+        asleep_text: "Nothing in it is lost. It is tried again by itself in some seconds.", "Rien n’y est perdu. Un nouvel essai a lieu tout seul dans quelques secondes.";
         bad: "This request cannot be passed on", "Cette demande ne peut pas être transmise";
         bad_text: "It does not name exactly one host, or it is not clear where it ends.", "Elle ne désigne pas exactement un hôte, ou sa fin n’est pas claire.";
         new_one: "Start a new demo", "Démarrer une nouvelle démo";
@@ -65,6 +73,8 @@ impl Page {
             Self::Late => (StatusCode::GATEWAY_TIMEOUT, t.late, t.late_text),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, t.too_large, t.too_large_text),
             Self::Stalled => (StatusCode::REQUEST_TIMEOUT, t.stalled, t.stalled_text),
+            Self::MadeAnew => (StatusCode::SERVICE_UNAVAILABLE, t.made_anew, t.made_anew_text),
+            Self::Asleep => (StatusCode::SERVICE_UNAVAILABLE, t.asleep, t.asleep_text),
             Self::BadRequest => (StatusCode::BAD_REQUEST, t.bad, t.bad_text),
         }
     }
@@ -79,10 +89,17 @@ impl Page {
             }
             _ => String::new(),
         };
+        let again = match self {
+            Self::MadeAnew => Some("1"),
+            Self::Asleep => Some("5"),
+            _ => None,
+        };
+        let refresh = again.map(|seconds| format!("<meta http-equiv=\"refresh\" content=\"{seconds}\">"));
+        let refresh = refresh.unwrap_or_default();
         let html = format!(
             "<!doctype html>\n<html lang=\"{}\"><head><meta charset=\"utf-8\">\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-             <meta name=\"robots\" content=\"noindex\"><title>{title}</title><style>{STYLE}</style></head>\
+             <meta name=\"robots\" content=\"noindex\">{refresh}<title>{title}</title><style>{STYLE}</style></head>\
              <body><main><h1>{title}</h1><p>{text}</p>{offer}<p><code>{}</code></p></main></body></html>\n",
             reader.lang.code(),
             escape(host)
@@ -98,6 +115,9 @@ impl Page {
             (header::REFERRER_POLICY, "no-referrer"),
         ] {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        if let Some(seconds) = again {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
         }
         headers::hide_from_robots(response.headers_mut());
         response

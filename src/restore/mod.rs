@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use secrecy::ExposeSecret as _;
 use tracing::Instrument as _;
 
-pub use self::port::Make;
+pub use self::port::{Make, Shop};
 pub use self::switch::{Served, Switch};
 use self::values::Values;
 use crate::config::Config;
@@ -35,7 +35,7 @@ use crate::error::ErrorKind;
 use crate::failpoint;
 use crate::golden::recipe::Recipe;
 use crate::id::{InstanceId, SnapshotId};
-use crate::identity::{self, Supply};
+use crate::identity::{self, Credentials, Supply};
 use crate::instance::{Access, Container, OneClick, Source};
 
 /// How long the first page may take: a cold cache on a busy host, no more.
@@ -122,19 +122,20 @@ impl Maker {
     ///
     /// # Cancel safety
     /// Not cancel-safe: spawn it.
-    pub async fn make(&self, id: &InstanceId, first_page: FirstPage) -> Result<Made, LaunchError> {
-        let mut launched = self.engine.launch(id).await?;
-        let finished = self.finish(id, &mut launched, first_page).await;
+    pub async fn make(&self, shop: Shop<'_>, first_page: FirstPage) -> Result<Made, LaunchError> {
+        let mut launched = self.engine.launch(shop.slot).await?;
+        let finished = self.finish(shop, &mut launched, first_page).await;
         let Launched { container, snapshot, phases, .. } = launched;
         match finished {
             Ok(access) => Ok(Made { container, access, snapshot, made_by: self.engine.source(), phases }),
             Err((phase, error)) => {
-                let cleanup: Vec<CleanupError> = match self.engine.destroy(id, Some(&container)).await {
+                let cleanup: Vec<CleanupError> = match self.engine.destroy(shop.slot, Some(&container)).await
+                {
                     Ok(()) => Vec::new(),
                     Err(error) => error.cleanup,
                 };
                 Err(LaunchError {
-                    id: id.clone(),
+                    id: shop.id.clone(),
                     phase,
                     kind: kind_of(&error),
                     source: Box::new(error),
@@ -146,27 +147,31 @@ impl Maker {
 
     async fn finish(
         &self,
-        id: &InstanceId,
+        shop: Shop<'_>,
         launched: &mut Launched,
         first_page: FirstPage,
     ) -> Result<Access, (Phase, UnfitError)> {
         let begun = Instant::now();
-        let personalized = self.personalize(id, launched).instrument(Phase::Personalize.span()).await;
+        let personalized = self.personalize(shop, launched).instrument(Phase::Personalize.span()).await;
         let access = personalized.map_err(|error| (Phase::Personalize, error))?;
         launched.phases.push((Phase::Personalize, begun.elapsed()));
         failpoint::hit("personalize:after")
             .map_err(|error| (Phase::Personalize, UnfitError::Stopped(error)))?;
         if first_page == FirstPage::Fetched {
             let begun = Instant::now();
-            let probed = self.probe(id, &launched.container).instrument(Phase::Probe.span()).await;
+            let probed = self.probe(shop.id, &launched.container).instrument(Phase::Probe.span()).await;
             probed.map_err(|error| (Phase::Probe, error))?;
             launched.phases.push((Phase::Probe, begun.elapsed()));
         }
         Ok(access)
     }
 
-    async fn personalize(&self, id: &InstanceId, launched: &Launched) -> Result<Access, UnfitError> {
-        let credentials = self.supply.take().await?;
+    async fn personalize(&self, shop: Shop<'_>, launched: &Launched) -> Result<Access, UnfitError> {
+        let id = shop.id;
+        let credentials = match shop.access {
+            Some(kept) => Credentials::of(kept.admin_password.clone()).await?,
+            None => self.supply.take().await?,
+        };
         let host = self.config.host_of(id.as_str());
         let url = format!("{}://{host}", self.config.public_scheme);
         let admin_email = format!("demo-{id}@example.com");
@@ -177,7 +182,8 @@ impl Maker {
         values.set("admin_email", admin_email.as_str());
         values.set("admin_password_bcrypt", credentials.bcrypt.expose_secret());
         values.set_database(&self.recipe.run, launched.database.as_ref());
-        let login_key = identity::hex(64);
+        let kept = shop.access.and_then(|access| access.one_click.as_ref());
+        let login_key = kept.map_or_else(|| identity::hex(64), |kept| kept.key.expose_secret().to_owned());
         values.set("login_key", login_key.as_str());
         let recipe = &self.recipe.personalize;
         if recipe.mentions(PRIVATE_KEY) {

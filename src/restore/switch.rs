@@ -17,8 +17,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{FirstPage, Made, Make};
-use crate::engine::{CleanupError, ContainerEngine, Dependency, DestroyError, LaunchError, Launched};
+use super::{FirstPage, Made, Make, Shop};
+use crate::engine::{
+    CleanupError, ContainerEngine, Dependency, DestroyError, Freeze, FreezeError, LaunchError, Launched,
+};
 use crate::id::{InstanceId, SnapshotId};
 use crate::instance::trace::{Depth, Trace};
 use crate::instance::{Container, EngineKind, Source};
@@ -84,8 +86,8 @@ impl Switch {
 
 #[async_trait]
 impl Make for Switch {
-    async fn make(&self, id: &InstanceId, first_page: FirstPage) -> Result<Made, LaunchError> {
-        self.maker_of(id).make(id, first_page).await
+    async fn make(&self, shop: Shop<'_>, first_page: FirstPage) -> Result<Made, LaunchError> {
+        self.maker_of(shop.slot).make(shop, first_page).await
     }
 
     fn engine(&self) -> &Arc<dyn ContainerEngine> {
@@ -179,6 +181,26 @@ impl ContainerEngine for SwitchEngine {
         self.current().ended(container).await;
     }
 
+    async fn freeze(&self, freeze: Freeze<'_>) -> Result<(), FreezeError> {
+        self.current().freeze(freeze).await
+    }
+
+    fn next_bare_id(&self) -> InstanceId {
+        self.current().next_bare_id()
+    }
+
+    async fn thaw(&self, slot: &InstanceId, from: &InstanceId) -> Result<Launched, LaunchError> {
+        self.current().thaw(slot, from).await
+    }
+
+    async fn forget(&self, id: &InstanceId) -> io::Result<()> {
+        self.current().forget(id).await
+    }
+
+    async fn frozen(&self) -> io::Result<Vec<InstanceId>> {
+        self.current().frozen().await
+    }
+
     async fn traces(&self, depth: Depth) -> io::Result<Vec<Trace>> {
         self.current().traces(depth).await
     }
@@ -205,10 +227,10 @@ mod tests {
         let switch = Switch::new(served(&old, "shop-1-a"));
         let given = switch.engine().next_id();
         drop(switch.turn(served(&new, "shop-2-b")));
-        let made = switch.make(&given, FirstPage::Fetched).await.unwrap();
+        let made = switch.make(Shop::new(&given), FirstPage::Fetched).await.unwrap();
         assert_eq!(made.snapshot.unwrap().as_str(), "shop-1-a");
         let next = switch.engine().next_id();
-        let made = switch.make(&next, FirstPage::Fetched).await.unwrap();
+        let made = switch.make(Shop::new(&next), FirstPage::Fetched).await.unwrap();
         assert_eq!(made.snapshot.unwrap().as_str(), "shop-2-b");
         assert_eq!((old.attempts(), new.attempts(), switch.served().as_str()), (1, 1, "shop-2-b"));
     }

@@ -48,10 +48,13 @@ async fn adding_and_removing_again_change_nothing(table: &dyn RouteTable) {
         table.ensure(&id, upstream(1));
         table.settle().await.expect("the same route again is fine");
     }
-    // An id is never used twice: whoever comes with another target is wrong.
+    // Whoever comes with another target and does not say so is wrong.
     table.ensure(&id, upstream(2));
     table.settle().await.expect("a route that is there is fine");
     assert_eq!(listed(table).await, [(id.clone(), upstream(1))].into(), "a route keeps its target");
+    table.replace(&id, upstream(3));
+    table.settle().await.expect("a route is led elsewhere");
+    assert_eq!(listed(table).await, [(id.clone(), upstream(3))].into(), "whoever says so is right");
     for _ in 0..2 {
         table.remove(&id);
         table.settle().await.expect("removing an absent route is fine");

@@ -4,18 +4,19 @@
 //! it an expired instance from one that never was, and a router in front falls
 //! back on both. A new daemon fills it from the store.
 //!
-//! Invariants: a label is an instance id and ids are never used twice, so a
-//! route never changes its target; removing a route cancels its `gone` token,
-//! and with it every connection that was opened by it; an id whose route was
-//! removed gets none again.
+//! Invariants: a label is an instance id and ids are never used twice; a route
+//! that is replaced is another route of a later `epoch`; replacing or removing one
+//! cancels its `gone` token, and with it every connection that was opened by it;
+//! an id whose route was removed gets none again.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
+use super::activity::Activity;
 use super::{RouteError, RouteTable, Targets};
 use crate::id::InstanceId;
 
@@ -30,8 +31,19 @@ pub struct Route {
     pub id: InstanceId,
     /// Its web server.
     pub upstream: SocketAddr,
-    /// Cancelled when the route is removed.
+    /// Which of the instance's routes this is: connections are kept for one only.
+    pub epoch: u16,
+    /// What is going on there.
+    pub activity: Arc<Activity>,
+    /// Cancelled when the route is replaced or removed.
     pub gone: CancellationToken,
+}
+
+impl Route {
+    fn first(id: &InstanceId, upstream: SocketAddr) -> Self {
+        let (activity, gone) = (Arc::default(), CancellationToken::new());
+        Self { id: id.clone(), upstream, epoch: 1, activity, gone }
+    }
 }
 
 /// What is known about a label.
@@ -39,6 +51,8 @@ pub struct Route {
 pub enum Lookup {
     /// It leads to an instance.
     Found(Route),
+    /// It leads to one that sleeps.
+    Asleep(InstanceId),
     /// It led to one whose time is over.
     Gone,
     /// Nothing was ever there, or too long ago.
@@ -55,6 +69,8 @@ pub struct MemoryRoutes {
 #[derive(Debug, Default)]
 struct Routes {
     live: HashMap<String, Route>,
+    /// Those that sleep, with the epoch of the route that they had.
+    asleep: HashMap<String, (InstanceId, u16)>,
     gone: HashSet<String>,
     gone_in_order: VecDeque<String>,
 }
@@ -64,6 +80,9 @@ impl MemoryRoutes {
     #[must_use]
     pub fn lookup(&self, label: &str) -> Lookup {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((id, _)) = routes.asleep.get(label) {
+            return Lookup::Asleep(id.clone());
+        }
         match routes.live.get(label) {
             Some(route) => Lookup::Found(route.clone()),
             None if routes.gone.contains(label) => Lookup::Gone,
@@ -75,6 +94,26 @@ impl MemoryRoutes {
     #[must_use]
     pub fn len(&self) -> usize {
         self.routes.read().unwrap_or_else(PoisonError::into_inner).live.len()
+    }
+
+    /// Has a label lead to an instance that sleeps, until it is led elsewhere; one
+    /// that was removed stays so.
+    pub fn sleep(&self, id: &InstanceId) {
+        let route = {
+            let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+            if routes.gone.contains(id.as_str()) {
+                return;
+            }
+            let route = routes.live.remove(id.as_str());
+            let before = routes.asleep.get(id.as_str()).map_or(0, |(_, epoch)| *epoch);
+            let epoch = route.as_ref().map_or(before, |route| route.epoch);
+            routes.asleep.insert(id.as_str().to_owned(), (id.clone(), epoch));
+            route
+        };
+        // Outside the lock: it wakes the connections' tasks.
+        if let Some(route) = route {
+            route.gone.cancel();
+        }
     }
 
     /// Whether there is none.
@@ -94,11 +133,27 @@ impl RouteTable for MemoryRoutes {
         if routes.gone.contains(id.as_str()) {
             return;
         }
-        routes.live.entry(id.as_str().to_owned()).or_insert_with(|| Route {
-            id: id.clone(),
-            upstream,
-            gone: CancellationToken::new(),
-        });
+        routes.live.entry(id.as_str().to_owned()).or_insert_with(|| Route::first(id, upstream));
+    }
+
+    fn replace(&self, id: &InstanceId, upstream: SocketAddr) {
+        let replaced = {
+            let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+            if routes.gone.contains(id.as_str()) {
+                return;
+            }
+            let mut route = Route::first(id, upstream);
+            let asleep = routes.asleep.remove(id.as_str()).map(|(_, epoch)| epoch);
+            if let Some(epoch) = routes.live.get(id.as_str()).map(|present| present.epoch).or(asleep) {
+                // Never 0, which is no port: an epoch stands where one would.
+                route.epoch = epoch.checked_add(1).unwrap_or(1);
+            }
+            routes.live.insert(id.as_str().to_owned(), route)
+        };
+        // Outside the lock, as below.
+        if let Some(route) = replaced {
+            route.gone.cancel();
+        }
     }
 
     /// Ends the route's connections; the label is remembered as gone, were it
@@ -106,6 +161,7 @@ impl RouteTable for MemoryRoutes {
     fn remove(&self, id: &InstanceId) {
         let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
         let removed = routes.live.remove(id.as_str());
+        routes.asleep.remove(id.as_str());
         if routes.gone.insert(id.as_str().to_owned()) {
             routes.gone_in_order.push_back(id.as_str().to_owned());
         }
@@ -173,6 +229,39 @@ mod tests {
         table.ensure(&id, upstream());
         assert!(!route.gone.is_cancelled());
         assert_eq!(table.len(), 1);
+    }
+
+    #[test]
+    fn a_replaced_route_leads_elsewhere_and_its_connections_end() {
+        let (table, id) = (MemoryRoutes::default(), InstanceId::random());
+        table.ensure(&id, upstream());
+        let Lookup::Found(before) = table.lookup(id.as_str()) else { panic!("it was added") };
+        let other = SocketAddr::from(([10, 77, 0, 3], 80));
+        table.replace(&id, other);
+        let Lookup::Found(after) = table.lookup(id.as_str()) else { panic!("it is there") };
+        assert_eq!((after.upstream, after.gone.is_cancelled()), (other, false));
+        assert!(before.gone.is_cancelled() && before.epoch != after.epoch);
+        table.remove(&id);
+        table.replace(&id, other);
+        assert!(matches!(table.lookup(id.as_str()), Lookup::Gone), "an ended instance gets no route again");
+    }
+
+    #[test]
+    fn a_sleeping_instances_label_leads_to_its_waking_and_its_connections_end() {
+        let (table, id) = (MemoryRoutes::default(), InstanceId::random());
+        table.ensure(&id, upstream());
+        let Lookup::Found(before) = table.lookup(id.as_str()) else { panic!("it was added") };
+        table.sleep(&id);
+        table.sleep(&id);
+        assert!(before.gone.is_cancelled());
+        assert!(matches!(table.lookup(id.as_str()), Lookup::Asleep(asleep) if asleep == id));
+        table.replace(&id, upstream());
+        let Lookup::Found(after) = table.lookup(id.as_str()) else { panic!("it is awake") };
+        assert_ne!(after.epoch, before.epoch);
+        table.sleep(&id);
+        table.remove(&id);
+        table.sleep(&id);
+        assert!(matches!(table.lookup(id.as_str()), Lookup::Gone), "it ended in its sleep");
     }
 
     #[test]

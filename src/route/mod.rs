@@ -7,9 +7,9 @@
 //! what making and ending use; [`keeper`] looks after the second one.
 //!
 //! ```text
-//! ensure, remove    what is wanted, from now on; at once and without failing
-//! settle            what is wanted is in force: in Caddy, where that is the router
-//! repair            the same, and what others changed meanwhile is undone
+//! ensure, replace, remove    what is wanted, from now on; at once and without failing
+//! settle                     what is wanted is in force: in Caddy, where that is the router
+//! repair                     the same, and what others changed meanwhile is undone
 //! ```
 //!
 //! Invariants: the table in memory comes first when a route is made and first
@@ -21,6 +21,7 @@
 //! latitude: an address is free for the next instance only when no route leads
 //! to it any more.
 
+pub mod activity;
 pub mod caddy;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
@@ -135,6 +136,10 @@ pub trait RouteTable: Send + Sync + fmt::Debug {
     /// Wants the route from now on; one that is wanted already stays.
     fn ensure(&self, id: &InstanceId, upstream: SocketAddr);
 
+    /// Wants a route that is there to lead elsewhere; one that is not there is
+    /// made, but for one that was removed.
+    fn replace(&self, id: &InstanceId, upstream: SocketAddr);
+
     /// Wants it no more; absent is fine.
     fn remove(&self, id: &InstanceId);
 
@@ -199,6 +204,40 @@ impl Routes {
         }
     }
 
+    /// Wants a route to lead elsewhere, without waiting for the router: its
+    /// connections end. One that was removed stays so.
+    pub fn replace(&self, id: &InstanceId, upstream: SocketAddr) {
+        self.memory.replace(id, upstream);
+        if let Some(router) = &self.router {
+            router.replace(id, upstream);
+            if !matches!(self.memory.lookup(id.as_str()), Lookup::Found(_)) {
+                router.remove(id);
+            }
+        }
+    }
+
+    /// Waits until nothing leads to where a route was replaced from.
+    ///
+    /// A router that is not there leads nowhere, and comes back without routes.
+    ///
+    /// # Errors
+    /// [`RouteError`]: the router may still lead there; call again later.
+    pub async fn left(&self) -> Result<(), RouteError> {
+        match self.settle().await {
+            Err(error) if !error.leads_nowhere() => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Has an instance's route lead to whoever wakes it, without waiting for the
+    /// router: its connections end, and the built-in proxy gets its requests.
+    pub fn sleep(&self, id: &InstanceId) {
+        self.memory.sleep(id);
+        if let Some(router) = &self.router {
+            router.remove(id);
+        }
+    }
+
     /// Wants a route no more, without waiting for the router.
     pub fn remove(&self, id: &InstanceId) {
         self.memory.remove(id);
@@ -228,10 +267,7 @@ impl Routes {
     pub async fn withdraw(&self, id: &InstanceId) -> Result<(), RouteError> {
         self.remove(id);
         failpoint::hit("route:after-removal").map_err(stopped)?;
-        match self.settle().await {
-            Err(error) if !error.leads_nowhere() => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        }
+        self.left().await
     }
 
     /// Why the router does not have all routes, if so.

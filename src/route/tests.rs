@@ -32,6 +32,22 @@ async fn an_ended_instance_gets_no_route_in_the_router_again() {
     assert!(router.is_empty() && routes.memory().is_empty());
 }
 
+#[tokio::test]
+async fn both_tables_lead_elsewhere_and_an_ended_instance_nowhere() {
+    let (routes, router) = routes();
+    let id = InstanceId::random();
+    let other = SocketAddr::from(([10, 77, 0, 3], 80));
+    routes.ensure(&id, upstream());
+    routes.replace(&id, other);
+    routes.left().await.unwrap();
+    for table in [routes.memory(), &router] {
+        assert_eq!(table.list().await.unwrap(), [(id.clone(), other)].into());
+    }
+    routes.memory().remove(&id);
+    routes.replace(&id, upstream());
+    assert!(router.is_empty() && routes.memory().is_empty());
+}
+
 /// A router that takes nothing.
 #[derive(Debug)]
 struct Broken(fn() -> RouteError);
@@ -39,6 +55,8 @@ struct Broken(fn() -> RouteError);
 #[async_trait]
 impl RouteTable for Broken {
     fn ensure(&self, _: &InstanceId, _: SocketAddr) {}
+
+    fn replace(&self, _: &InstanceId, _: SocketAddr) {}
 
     fn remove(&self, _: &InstanceId) {}
 

@@ -195,6 +195,21 @@ pub async fn prepare(
     Ok(Prepared { manifest: Arc::new(manifest), source, image, dump: dir.join(DUMP) })
 }
 
+/// What restoring a snapshot needs that was prepared before, for a shop that stands on
+/// it: whatever the catalogue says now.
+///
+/// # Errors
+/// [`PrepareError`]: it is not there any more, or not whole.
+pub fn found(state_dir: &Path, id: &SnapshotId, deadline: Duration) -> Result<RestoreSource, PrepareError> {
+    let dir = state_dir.join("prepared").join(id.as_str());
+    let path = dir.join("manifest.json");
+    let manifest = std::fs::read(&path).map_err(at("read", &path))?;
+    let manifest =
+        Manifest::parse(&manifest).map_err(|source| CatalogError::Manifest { id: id.clone(), source })?;
+    let image = state_dir.join("images").join(&manifest.image_id).join("rootfs");
+    restore_source(&manifest, &dir, image, deadline)
+}
+
 /// Has the kernel read what every restore reads, so that the first one after a
 /// boot is as fast as the next.
 fn read_ahead(dir: &Path) -> io::Result<()> {

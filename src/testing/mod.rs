@@ -17,13 +17,16 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{CleanupError, ContainerEngine, Dependency, DestroyError, LaunchError, Launched, Phase};
+use crate::engine::{
+    CleanupError, ContainerEngine, Dependency, DestroyError, Freeze, FreezeError, LaunchError, Launched,
+    Phase, Then,
+};
 use crate::error::ErrorKind;
 use crate::id::{InstanceId, SnapshotId};
 use crate::instance::trace::{Depth, Kind, Trace};
 use crate::instance::{Access, Container, EngineKind, OneClick, Source};
 use crate::provision::{GoldenAbout, GoldenRuntime};
-use crate::restore::{FirstPage, Made, Make, Served, Switch};
+use crate::restore::{FirstPage, Made, Make, Served, Shop, Switch};
 
 /// What the scripted host does and has.
 #[derive(Debug)]
@@ -43,6 +46,11 @@ struct ScriptState {
     fail_make: Option<(Phase, ErrorKind)>,
     leave_traces: bool,
     fail_destroy: bool,
+    fail_freeze: bool,
+    fail_thaw: bool,
+    /// Names under which a frozen shop is kept.
+    frozen: BTreeSet<InstanceId>,
+    thaws: usize,
     /// Why what all shops stand on does not answer.
     outage: Option<String>,
     /// How long a launch takes.
@@ -68,6 +76,10 @@ impl Script {
             fail_make: None,
             leave_traces: false,
             fail_destroy: false,
+            fail_freeze: false,
+            fail_thaw: false,
+            frozen: BTreeSet::new(),
+            thaws: 0,
             outage: None,
             takes: Duration::ZERO,
             attempts: 0,
@@ -132,6 +144,56 @@ impl Script {
     /// Has every destroy fail.
     pub fn fail_destroy(&self, fail: bool) {
         self.lock().fail_destroy = fail;
+    }
+
+    /// Has every freezing fail.
+    pub fn fail_freeze(&self, fail: bool) {
+        self.lock().fail_freeze = fail;
+    }
+
+    /// Has every thawing fail.
+    pub fn fail_thaw(&self, fail: bool) {
+        self.lock().fail_thaw = fail;
+    }
+
+    /// Puts a frozen shop there.
+    pub fn add_frozen(&self, id: &InstanceId) {
+        self.lock().frozen.insert(id.clone());
+    }
+
+    /// Loses a frozen shop.
+    pub fn lose_frozen(&self, id: &InstanceId) {
+        self.lock().frozen.remove(id);
+    }
+
+    /// Names under which a frozen shop is kept.
+    #[must_use]
+    pub fn frozen(&self) -> Vec<InstanceId> {
+        self.lock().frozen.iter().cloned().collect()
+    }
+
+    /// How many shops were thawed.
+    #[must_use]
+    pub fn thaws(&self) -> usize {
+        self.lock().thaws
+    }
+
+    /// A shop that runs in a slot from now on.
+    fn run(&self, slot: &InstanceId, kind: EngineKind) -> Launched {
+        let mut state = self.lock();
+        let (pid, ended) = (state.next_pid, CancellationToken::new());
+        state.next_pid += 1;
+        state.running.insert(slot.clone(), ended.clone());
+        state.pids.insert(pid, ended);
+        let container = Container {
+            engine: kind,
+            pid,
+            start_ticks: 1,
+            address: *state.upstream.ip(),
+            port: state.upstream.port(),
+        };
+        let phases = vec![(Phase::Restore, Duration::from_millis(1))];
+        Launched { container, snapshot: None, database: None, phases }
     }
 
     /// Has what all shops stand on not answer; none has it answer again.
@@ -229,24 +291,47 @@ impl ContainerEngine for ScriptedEngine {
         if let Some((phase @ (Phase::Slot | Phase::Restore | Phase::Adopt), kind)) = failing {
             return Err(self.0.failure(id, phase, kind));
         }
+        Ok(self.0.run(id, kind))
+    }
+
+    async fn freeze(&self, freeze: Freeze<'_>) -> Result<(), FreezeError> {
         let mut state = self.0.lock();
-        let (pid, ended) = (state.next_pid, CancellationToken::new());
-        state.next_pid += 1;
-        state.running.insert(id.clone(), ended.clone());
-        state.pids.insert(pid, ended);
-        let container = Container {
-            engine: kind,
-            pid,
-            start_ticks: 1,
-            address: *state.upstream.ip(),
-            port: state.upstream.port(),
+        if state.fail_freeze || !state.running.contains_key(freeze.slot) {
+            return Err(FreezeError::Io { step: "freeze it", source: io::ErrorKind::Other.into() });
+        }
+        state.frozen.insert(freeze.id.clone());
+        if freeze.then == Then::Stop
+            && let Some(ended) = state.running.remove(freeze.slot)
+        {
+            ended.cancel();
+        }
+        Ok(())
+    }
+
+    async fn thaw(&self, slot: &InstanceId, from: &InstanceId) -> Result<Launched, LaunchError> {
+        let kind = self.kind();
+        self.0.lock().traces.insert(slot.clone());
+        let mut held = self.0.held.subscribe();
+        // As above.
+        let _ = held.wait_for(|held| !held).await;
+        let fails = {
+            let mut state = self.0.lock();
+            state.thaws += 1;
+            state.fail_thaw || !state.frozen.contains(from)
         };
-        Ok(Launched {
-            container,
-            snapshot: None,
-            database: None,
-            phases: vec![(Phase::Restore, Duration::from_millis(1))],
-        })
+        if fails {
+            return Err(self.0.failure(slot, Phase::Restore, ErrorKind::Incompatible));
+        }
+        Ok(self.0.run(slot, kind))
+    }
+
+    async fn forget(&self, id: &InstanceId) -> io::Result<()> {
+        self.0.lock().frozen.remove(id);
+        Ok(())
+    }
+
+    async fn frozen(&self) -> io::Result<Vec<InstanceId>> {
+        Ok(self.0.frozen())
     }
 
     async fn destroy(&self, id: &InstanceId, _: Option<&Container>) -> Result<(), DestroyError> {
@@ -289,7 +374,8 @@ struct ScriptedMaker {
 
 #[async_trait]
 impl Make for ScriptedMaker {
-    async fn make(&self, id: &InstanceId, first_page: FirstPage) -> Result<Made, LaunchError> {
+    async fn make(&self, shop: Shop<'_>, first_page: FirstPage) -> Result<Made, LaunchError> {
+        let id = shop.id;
         {
             let mut state = self.script.lock();
             state.attempts += 1;
@@ -297,20 +383,21 @@ impl Make for ScriptedMaker {
             state.most_at_once = state.most_at_once.max(state.at_once);
             state.first_pages.push(first_page);
         }
-        let launched = self.engine.launch(id).await;
+        let launched = self.engine.launch(shop.slot).await;
         self.script.lock().at_once -= 1;
         let launched = launched?;
         let failing = self.script.lock().fail_make;
         if let Some((phase @ (Phase::Personalize | Phase::Probe), kind)) = failing {
-            return Err(self.script.failure(id, phase, kind));
+            return Err(self.script.failure(shop.slot, phase, kind));
         }
+        let kept = shop.access.map(|access| access.admin_password.clone());
         Ok(Made {
             container: launched.container,
             access: Access {
                 url: format!("http://{id}.localhost/"),
                 admin_url: format!("http://{id}.localhost/admin"),
                 admin_email: format!("{id}@example.com"),
-                admin_password: format!("password-of-{id}").into(),
+                admin_password: kept.unwrap_or_else(|| format!("password-of-{}", shop.slot).into()),
                 one_click: Some(OneClick {
                     url: format!("http://{id}.localhost/login?token={{token}}"),
                     key: format!("key-of-{id}").into(),

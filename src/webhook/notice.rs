@@ -86,7 +86,9 @@ impl Notice {
             Happened::Warming
             | Happened::Ready
             | Happened::Extended
+            | Happened::Reset
             | Happened::Hibernated
+            | Happened::Woken
             | Happened::Gone => return None,
         };
         let about = About {

@@ -77,6 +77,7 @@ pub(crate) async fn front_with(wishes: Wishes) -> Front {
             body_max: wishes.body_max,
             patience: wishes.patience,
             banner: None,
+            waker: None,
             landing: None,
         }),
         base_domain: "demo.example".into(),

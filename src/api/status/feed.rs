@@ -68,7 +68,9 @@ impl From<&InstanceEvent> for Fact {
         let state = match event.happened {
             Happened::Warming => Some(State::Warming),
             Happened::Ready => Some(State::Ready),
-            Happened::Assigned | Happened::Extended => Some(State::Assigned),
+            Happened::Assigned | Happened::Extended | Happened::Reset | Happened::Woken => {
+                Some(State::Assigned)
+            }
             Happened::Expired => Some(State::Expired),
             Happened::Hibernated => Some(State::Hibernated),
             Happened::Failed => Some(State::Failed),

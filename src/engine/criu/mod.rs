@@ -9,16 +9,21 @@
 //! adopt     name the process by pid and start time                   undo: kill the cgroup
 //! ```
 //!
+//! A shop that was frozen ([`freeze`]) is launched the same way, with the files that
+//! it had.
+//!
 //! Invariants: the images are only read, so any number of restores share them;
 //! the clone's files are its overlay upper; all its processes are in its
 //! cgroup; nothing of it is mounted on the host.
 
+pub mod freeze;
 pub mod images;
 mod loaded;
 pub mod log;
 pub mod plan;
 mod rpc;
 mod spawn;
+mod version;
 
 use std::fmt;
 use std::fs::File;
@@ -36,14 +41,15 @@ use tracing::Instrument as _;
 use self::loaded::{Ahead, Loaded};
 use self::plan::{External, StandIn};
 pub use self::rpc::RpcError;
-use self::rpc::{Client, InheritFd, Options};
+use self::rpc::{InheritFd, Options};
 use self::spawn::Mount;
-use super::{CleanupError, ContainerEngine, DestroyError, LaunchError, Launched, Phase};
+pub use self::version::version;
+use super::{CleanupError, ContainerEngine, DestroyError, Freeze, FreezeError, LaunchError, Launched, Phase};
 use crate::error::{ErrorKind, kind_of_io};
 use crate::failpoint;
 use crate::host::cgroup::Limits;
-use crate::host::process;
 use crate::host::slots::{Slot, SlotError, Slots};
+use crate::host::{process, tree};
 use crate::id::{InstanceId, SnapshotId};
 use crate::instance::trace::{Depth, Trace};
 use crate::instance::{Container, EngineKind, Source};
@@ -164,6 +170,8 @@ pub struct CriuEngine {
     log_level: i32,
     images: OwnedFd,
     written: Arc<[String]>,
+    /// What a clone has changed already, if it is not a new one.
+    changed: Option<PathBuf>,
     slots: Arc<Slots>,
     ahead: Ahead,
     /// One filling at a time.
@@ -189,6 +197,7 @@ impl CriuEngine {
             log_level: LOG_LEVEL,
             images,
             written,
+            changed: None,
             slots,
             ahead: Ahead::default(),
             filling: tokio::sync::Mutex::default(),
@@ -219,7 +228,14 @@ impl CriuEngine {
                 self.slots.release_hold(id);
                 self.load(slot)
             }
-            None => self.load(self.slots.take(id).await.map_err(RestoreError::Slot)?),
+            None => {
+                let slot = self.slots.take(id).await.map_err(RestoreError::Slot)?;
+                if let Some(changed) = &self.changed {
+                    let copied = tree::copy(changed, &slot.dirs.upper).await;
+                    copied.map_err(io_at("copy the files that the shop had"))?;
+                }
+                self.load(slot)
+            }
         }
     }
 
@@ -238,6 +254,8 @@ impl CriuEngine {
             network_lock: Some(rpc::NETWORK_LOCK_SKIP),
             file_locks: Some(true),
             shell_job: Some(true),
+            tcp_close: self.changed.is_some().then_some(true),
+            ..Options::default()
         });
         let answer = tokio::time::timeout(self.source.deadline, request).await;
         let log = || log::tail(&slot.dirs.criu.join(LOG_FILE)) + &log::tail(&slot.dirs.criu.join("stderr"));
@@ -428,6 +446,39 @@ impl ContainerEngine for CriuEngine {
         process::ended_by_name(container.pid, container.start_ticks).await;
     }
 
+    async fn freeze(&self, freeze: Freeze<'_>) -> Result<(), FreezeError> {
+        self.freeze_now(freeze).await
+    }
+
+    fn next_bare_id(&self) -> InstanceId {
+        self.slots.next_id()
+    }
+
+    async fn thaw(&self, slot: &InstanceId, from: &InstanceId) -> Result<Launched, LaunchError> {
+        match self.of_frozen(from) {
+            Ok(driver) => driver.launch(slot).await,
+            Err(error) => {
+                self.slots.unused(slot);
+                Err(LaunchError {
+                    id: slot.clone(),
+                    phase: Phase::Slot,
+                    kind: kind_of_io(&error),
+                    source: Box::new(io_at("find what was frozen")(error)),
+                    cleanup: Vec::new(),
+                })
+            }
+        }
+    }
+
+    async fn forget(&self, id: &InstanceId) -> io::Result<()> {
+        let (dir, id) = (self.frozen_dir(), id.clone());
+        tokio::task::spawn_blocking(move || dir.remove(&id)).await.map_err(io::Error::other)?
+    }
+
+    async fn frozen(&self) -> io::Result<Vec<InstanceId>> {
+        self.frozen_dir().list()
+    }
+
     async fn traces(&self, depth: Depth) -> io::Result<Vec<Trace>> {
         self.slots.traces(depth).await
     }
@@ -435,31 +486,4 @@ impl ContainerEngine for CriuEngine {
     async fn shut(&self, address: Ipv4Addr) -> io::Result<()> {
         self.slots.network().shut(address).await
     }
-}
-
-/// Asks the installed CRIU for its version, such as `4.2.1`.
-///
-/// # Errors
-/// [`RestoreError`] when it cannot be started or does not answer.
-pub async fn version() -> Result<(u32, u32, u32), RestoreError> {
-    let (client, server) = Client::pair().map_err(io_at("make a socket for CRIU"))?;
-    let mut criu = tokio::process::Command::new("criu");
-    let socket = server.as_raw_fd();
-    // SAFETY: one system call on a descriptor opened before the fork.
-    unsafe {
-        criu.pre_exec(move || match libc::fcntl(socket, libc::F_SETFD, 0) {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        });
-    }
-    let spawned = criu
-        .arg("swrk")
-        .arg(socket.to_string())
-        .stdin(std::process::Stdio::null())
-        .kill_on_drop(true)
-        .spawn();
-    let _child = spawned.map_err(io_at("start CRIU"))?;
-    drop(server);
-    let answer = client.version().await;
-    answer.map_err(|source| RestoreError::Criu { reason: None, log: String::new(), source })
 }

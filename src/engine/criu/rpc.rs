@@ -1,6 +1,7 @@
-//! CRIU's request protocol, as far as a restore needs it.
+//! CRIU's request protocol, as far as restoring and dumping need it.
 //!
-//! `criu swrk FD` serves one request on a SEQPACKET socket and ends. Field
+//! `criu swrk FD` serves one request on a SEQPACKET socket and ends; on the way it
+//! says where it is and waits for an answer, if that was asked for. Field
 //! numbers are those of CRIU's `images/rpc.proto`, which are kept stable.
 
 use std::io;
@@ -13,7 +14,9 @@ use tokio::io::unix::AsyncFd;
 use crate::host::process;
 
 /// `criu_req_type`.
+const DUMP: i32 = 1;
 const RESTORE: i32 = 2;
+const NOTIFY: i32 = 6;
 const VERSION: i32 = 10;
 
 /// An answer is a few hundred bytes; the error text is the one long part.
@@ -33,6 +36,10 @@ pub(super) struct InheritFd {
 pub(super) struct Options {
     #[prost(int32, required, tag = "1")]
     pub(super) images_dir_fd: i32,
+    #[prost(int32, optional, tag = "2")]
+    pub(super) pid: Option<i32>,
+    #[prost(bool, optional, tag = "3")]
+    pub(super) leave_running: Option<bool>,
     #[prost(bool, optional, tag = "7")]
     pub(super) shell_job: Option<bool>,
     #[prost(bool, optional, tag = "8")]
@@ -41,6 +48,8 @@ pub(super) struct Options {
     pub(super) log_level: Option<i32>,
     #[prost(string, optional, tag = "10")]
     pub(super) log_file: Option<String>,
+    #[prost(bool, optional, tag = "12")]
+    pub(super) notify_scripts: Option<bool>,
     #[prost(string, optional, tag = "13")]
     pub(super) root: Option<String>,
     #[prost(int32, optional, tag = "17")]
@@ -49,8 +58,12 @@ pub(super) struct Options {
     pub(super) inherit_fd: Vec<InheritFd>,
     #[prost(int32, optional, tag = "34")]
     pub(super) manage_cgroups_mode: Option<i32>,
+    #[prost(uint32, optional, tag = "35")]
+    pub(super) ghost_limit: Option<u32>,
     #[prost(string, repeated, tag = "37")]
     pub(super) external: Vec<String>,
+    #[prost(bool, optional, tag = "52")]
+    pub(super) tcp_close: Option<bool>,
     #[prost(int32, optional, tag = "64")]
     pub(super) network_lock: Option<i32>,
 }
@@ -67,7 +80,25 @@ struct Request {
     kind: i32,
     #[prost(message, optional, tag = "2")]
     options: Option<Options>,
+    #[prost(bool, optional, tag = "3")]
+    notify_success: Option<bool>,
 }
+
+impl Request {
+    fn of(kind: i32, options: Option<Options>) -> Self {
+        Self { kind, options, notify_success: None }
+    }
+}
+
+/// `criu_notify`.
+#[derive(Clone, PartialEq, Message)]
+struct Notice {
+    #[prost(string, optional, tag = "1")]
+    script: Option<String>,
+}
+
+/// The tree stands still and all of its images are written.
+const WRITTEN: &str = "post-dump";
 
 #[derive(Clone, PartialEq, Message)]
 struct Restored {
@@ -93,6 +124,8 @@ struct Answer {
     success: bool,
     #[prost(message, optional, tag = "4")]
     restored: Option<Restored>,
+    #[prost(message, optional, tag = "5")]
+    notice: Option<Notice>,
     #[prost(int32, optional, tag = "7")]
     errno: Option<i32>,
     #[prost(string, optional, tag = "9")]
@@ -137,7 +170,7 @@ impl Client {
 
     /// Restores; answers the root process's pid.
     pub(super) async fn restore(&self, options: Options) -> Result<i32, RpcError> {
-        let answer = self.ask(&Request { kind: RESTORE, options: Some(options) }).await?;
+        let answer = self.ask(&Request::of(RESTORE, Some(options))).await?;
         match answer.restored {
             Some(restored) => Ok(restored.pid),
             None => Err(RpcError::Failed { message: "no pid in the answer".into() }),
@@ -146,7 +179,7 @@ impl Client {
 
     /// CRIU's version, such as `4.2.1`.
     pub(super) async fn version(&self) -> Result<(u32, u32, u32), RpcError> {
-        let answer = self.ask(&Request { kind: VERSION, options: None }).await?;
+        let answer = self.ask(&Request::of(VERSION, None)).await?;
         let number = |n: i32| u32::try_from(n).unwrap_or(0);
         match answer.version {
             Some(v) => Ok((number(v.major), number(v.minor), number(v.sublevel.unwrap_or(0)))),
@@ -154,14 +187,47 @@ impl Client {
         }
     }
 
-    async fn ask(&self, request: &Request) -> Result<Answer, RpcError> {
+    /// Dumps a tree. When all of its images are written, and while it stands still,
+    /// `then` is awaited: whether what it stands for may happen to the tree, else it
+    /// goes on running.
+    pub(super) async fn dump(
+        &self,
+        options: Options,
+        then: impl Future<Output = bool>,
+    ) -> Result<(), RpcError> {
+        self.send(&Request::of(DUMP, Some(options))).await?;
+        tokio::pin!(then);
+        let mut is_asked = false;
+        loop {
+            let answer = self.answer().await?;
+            if answer.kind != NOTIFY {
+                return Ok(());
+            }
+            let is_written = answer.notice.and_then(|notice| notice.script).as_deref() == Some(WRITTEN);
+            let go_on = if is_written && !is_asked {
+                is_asked = true;
+                then.as_mut().await
+            } else {
+                true
+            };
+            self.send(&Request { notify_success: Some(go_on), ..Request::of(NOTIFY, None) }).await?;
+        }
+    }
+
+    async fn send(&self, request: &Request) -> Result<(), RpcError> {
         let bytes = request.encode_to_vec();
-        self.socket
-            .async_io(Interest::WRITABLE, |socket| {
-                Ok(rustix::net::send(socket, &bytes, rustix::net::SendFlags::NOSIGNAL)?)
-            })
-            .await
-            .map_err(RpcError::Silent)?;
+        let sent = self.socket.async_io(Interest::WRITABLE, |socket| {
+            Ok(rustix::net::send(socket, &bytes, rustix::net::SendFlags::NOSIGNAL)?)
+        });
+        sent.await.map(drop).map_err(RpcError::Silent)
+    }
+
+    async fn ask(&self, request: &Request) -> Result<Answer, RpcError> {
+        self.send(request).await?;
+        self.answer().await
+    }
+
+    async fn answer(&self) -> Result<Answer, RpcError> {
         let mut buffer = vec![0; ANSWER_MAX];
         let length = self
             .socket

@@ -42,10 +42,11 @@ use self::clock::Clocks;
 use super::Nudge;
 use crate::error::Chain;
 use crate::id::InstanceId;
-use crate::instance::Instance;
 use crate::instance::trace::{Depth, Owner};
+use crate::instance::{Container, Instance};
 use crate::jobs::dispatch::Dispatch;
 use crate::jobs::{Job, Why};
+use crate::metrics;
 use crate::provision::Lifecycle;
 use crate::provision::audit::{self, Auditor};
 use crate::store::StoreError;
@@ -72,7 +73,7 @@ pub struct Reaper {
     auditor: Auditor,
     nudge: Nudge,
     /// One for each living instance: it ends when the first process does.
-    watchers: HashMap<InstanceId, JoinHandle<()>>,
+    watchers: HashMap<InstanceId, Watcher>,
     jobs: Arc<Dispatch>,
     /// What the last search for orphans found.
     suspects: BTreeSet<Owner>,
@@ -92,9 +93,23 @@ pub(crate) enum Certainty {
     SeenTwice,
 }
 
+/// Waits for the end of an instance's first process.
+#[derive(Debug)]
+struct Watcher {
+    /// Its pid and start time.
+    process: (i32, u64),
+    task: JoinHandle<()>,
+}
+
+impl Watcher {
+    fn is_of(&self, container: &Container) -> bool {
+        self.process == (container.pid, container.start_ticks)
+    }
+}
+
 impl Drop for Reaper {
     fn drop(&mut self) {
-        self.watchers.values().for_each(JoinHandle::abort);
+        self.watchers.values().for_each(|watcher| watcher.task.abort());
     }
 }
 
@@ -179,7 +194,7 @@ impl Reaper {
         self.watchers.retain(|id, watcher| {
             let keep = known.contains(id);
             if !keep {
-                watcher.abort();
+                watcher.task.abort();
             }
             keep
         });
@@ -199,16 +214,20 @@ impl Reaper {
     /// Whether the first process has ended; watches it from the first look on.
     fn has_died(&mut self, instance: &Instance) -> bool {
         let Some(container) = instance.container.clone() else { return false };
-        if let Some(watcher) = self.watchers.get(&instance.id) {
-            return watcher.is_finished();
+        match self.watchers.get(&instance.id) {
+            Some(watcher) if watcher.is_of(&container) => return watcher.task.is_finished(),
+            // It was made anew.
+            Some(former) => former.task.abort(),
+            None => {}
         }
         let Some(engine) = self.lifecycle.engine_of(instance) else { return false };
         let nudge = self.nudge.clone();
-        let watcher = tokio::spawn(async move {
+        let process = (container.pid, container.start_ticks);
+        let task = tokio::spawn(async move {
             engine.ended(&container).await;
             nudge.now();
         });
-        self.watchers.insert(instance.id.clone(), watcher);
+        self.watchers.insert(instance.id.clone(), Watcher { process, task });
         false
     }
 
@@ -229,6 +248,26 @@ impl Reaper {
             }
         }
         self.suspects = look.unowned.into_keys().collect();
+        self.sweep_frozen().await;
+    }
+
+    /// Removes what is kept of shops that do not sleep. Whoever is about to write down
+    /// that one does is known to be at it.
+    async fn sweep_frozen(&self) {
+        for engine in self.lifecycle.engines() {
+            for id in engine.frozen().await.unwrap_or_default() {
+                if self.lifecycle.is_asleep(&id).await.unwrap_or(true) {
+                    continue;
+                }
+                match engine.forget(&id).await {
+                    Ok(()) => tracing::info!(instance_id = %id, "frozen files that are nobody's removed"),
+                    Err(error) => {
+                        metrics::cleanup_failed();
+                        tracing::warn!(instance_id = %id, error = %error, "frozen files not removed");
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -203,6 +203,12 @@ impl RouteTable for CaddyRoutes {
         }
     }
 
+    fn replace(&self, id: &InstanceId, upstream: SocketAddr) {
+        let mut wanted = self.wanted();
+        wanted.routes.insert(id.clone(), upstream);
+        wanted.version += 1;
+    }
+
     fn remove(&self, id: &InstanceId) {
         let mut wanted = self.wanted();
         wanted.routes.remove(id);

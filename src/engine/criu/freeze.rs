@@ -1,0 +1,308 @@
+//! Freezing a restored shop, and what is kept of it.
+//!
+//! Called through [`super::CriuEngine`]. What is kept is a directory, root's alone:
+//!
+//! ```text
+//! STATE_DIR/asleep/<instance id>/
+//!   frozen.json   its form's version, and the snapshot that the shop stands on
+//!   images/       CRIU's
+//!   upper/        what the shop has changed, a copy by reference
+//! ```
+//!
+//! Phases and their undo:
+//!
+//! ```text
+//! ask CRIU to dump the tree              it goes on running
+//! CRIU says it is all written, and waits:
+//!   copy the files, write frozen.json, let the directory appear by a rename
+//!   say so                               no: the tree goes on running, remove the directory
+//! CRIU ends the tree, or lets it go on   (nothing to undo)
+//! ```
+//!
+//! Invariants: the files are those of the moment of the memory, since nothing of the
+//! tree runs while they are copied; until a whole directory is there, nothing is
+//! ended: a daemon that dies closes CRIU's socket, which CRIU takes for a no.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::External;
+use super::rpc::{CGROUPS_IGNORE, Client, NETWORK_LOCK_SKIP, Options};
+use super::{CriuEngine, EXTERNAL_NETNS, LOG_LEVEL, RestoreSource, log};
+use crate::engine::{Freeze, FreezeError, Then};
+use crate::host::slots::make_private;
+use crate::host::{process, tree};
+use crate::id::{InstanceId, SnapshotId};
+use crate::instance::Container;
+use crate::snapshot::prepare;
+
+/// The version this program writes into `frozen.json`.
+const VERSION: u16 = 1;
+
+const RECORD: &str = "frozen.json";
+const LOG_FILE: &str = "dump.log";
+
+/// Names of what is half written.
+const UNFINISHED: &str = ".new-";
+
+/// How long CRIU may take: a shop's memory is below a gigabyte. The tree stands still
+/// meanwhile.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Files that are open and have no name, such as a database's temporary tables, are
+/// kept up to this size each.
+const GHOST_MAX: u32 = 64 << 20;
+
+/// What is known of a frozen shop.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    version: u16,
+    snapshot: SnapshotId,
+}
+
+/// Where frozen shops are.
+#[derive(Debug, Clone)]
+pub struct FrozenDir(PathBuf);
+
+impl FrozenDir {
+    /// Below the daemon's own directory.
+    #[must_use]
+    pub fn of(state_dir: &Path) -> Self {
+        Self(state_dir.join("asleep"))
+    }
+
+    fn path(&self, id: &InstanceId) -> PathBuf {
+        self.0.join(id.as_str())
+    }
+
+    /// CRIU's images of a frozen shop.
+    #[must_use]
+    pub fn images(&self, id: &InstanceId) -> PathBuf {
+        self.path(id).join("images")
+    }
+
+    /// Its files.
+    #[must_use]
+    pub fn upper(&self, id: &InstanceId) -> PathBuf {
+        self.path(id).join("upper")
+    }
+
+    /// The snapshot that a frozen shop stands on.
+    ///
+    /// # Errors
+    /// When there is none of that name, or a later program wrote it.
+    pub fn snapshot(&self, id: &InstanceId) -> io::Result<SnapshotId> {
+        let bytes = std::fs::read(self.path(id).join(RECORD))?;
+        let record: Record = serde_json::from_slice(&bytes)?;
+        match record.version {
+            VERSION => Ok(record.snapshot),
+            other => Err(io::Error::other(format!("it is of version {other}: a later program wrote it"))),
+        }
+    }
+
+    /// Names of all that is there, whole or not.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn list(&self) -> io::Result<Vec<InstanceId>> {
+        let entries = match std::fs::read_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let name = entry?.file_name();
+            let name = name.to_str().map(|name| name.strip_prefix(UNFINISHED).unwrap_or(name));
+            found.extend(name.and_then(|name| name.parse::<InstanceId>().ok()));
+        }
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Directories that frozen shops of that daemon stand on, once they are thawed.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn lowers(state_dir: &Path) -> io::Result<Vec<PathBuf>> {
+        let dir = Self::of(state_dir);
+        let mut lowers = Vec::new();
+        for snapshot in dir.list()?.iter().filter_map(|id| dir.snapshot(id).ok()) {
+            // One that is not there any more holds nothing back.
+            let found = prepare::found(state_dir, &snapshot, DEADLINE);
+            lowers.extend(found.into_iter().flat_map(|source| source.lowers));
+        }
+        Ok(lowers)
+    }
+
+    /// Removes what is there of a frozen shop; absent is fine.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&self, id: &InstanceId) -> io::Result<()> {
+        tree::remove(&self.path(id))?;
+        tree::remove(&self.0.join(format!("{UNFINISHED}{id}")))
+    }
+}
+
+/// One freezing.
+struct Freezing<'a> {
+    /// Under which name it is kept.
+    id: &'a InstanceId,
+    /// What runs.
+    container: &'a Container,
+    /// Its files.
+    upper: &'a Path,
+    /// The snapshot that it stands on.
+    snapshot: &'a SnapshotId,
+    /// The mounts that CRIU is not to look into.
+    externals: &'a [External],
+    /// What becomes of it.
+    then: Then,
+}
+
+impl CriuEngine {
+    /// Freezes a shop of this driver's kind, whichever snapshot it stands on.
+    pub(super) async fn freeze_now(&self, freeze: Freeze<'_>) -> Result<(), FreezeError> {
+        let snapshot = freeze.snapshot.unwrap_or(&self.source.snapshot);
+        let found = prepare::found(self.slots.state_dir(), snapshot, self.source.deadline);
+        let found = found.map_err(|error| FreezeError::Io {
+            step: "find the snapshot that it stands on",
+            source: io::Error::other(error),
+        })?;
+        let freezing = Freezing {
+            id: freeze.id,
+            container: freeze.container,
+            upper: &self.slots.dirs(freeze.slot).upper,
+            snapshot,
+            externals: &found.externals,
+            then: freeze.then,
+        };
+        self::freeze(&self.frozen_dir(), freezing).await
+    }
+
+    /// A driver for what is frozen under that name.
+    pub(super) fn of_frozen(&self, id: &InstanceId) -> io::Result<Self> {
+        let (dir, state_dir) = (self.frozen_dir(), self.slots.state_dir());
+        let found = prepare::found(state_dir, &dir.snapshot(id)?, self.source.deadline);
+        let found = found.map_err(io::Error::other)?;
+        let source = RestoreSource { images: dir.images(id), written: Vec::new(), ..found };
+        Ok(Self { changed: Some(dir.upper(id)), ..Self::new(source, Arc::clone(&self.slots))? })
+    }
+
+    pub(super) fn frozen_dir(&self) -> FrozenDir {
+        FrozenDir::of(self.slots.state_dir())
+    }
+}
+
+fn io_at(step: &'static str) -> impl FnOnce(io::Error) -> FreezeError {
+    move |source| FreezeError::Io { step, source }
+}
+
+/// Freezes a shop.
+///
+/// # Errors
+/// [`FreezeError`]; the shop goes on, and nothing is kept.
+async fn freeze(dir: &FrozenDir, freezing: Freezing<'_>) -> Result<(), FreezeError> {
+    let id = freezing.id.clone();
+    let frozen = dump(dir, freezing).await;
+    if frozen.is_err() {
+        let dir = dir.clone();
+        let removed = tokio::task::spawn_blocking(move || dir.remove(&id)).await;
+        if let Err(error) = removed.map_err(io::Error::other).flatten() {
+            tracing::warn!(error = %error, "what a failed freezing has left is not removed yet");
+        }
+    }
+    frozen
+}
+
+async fn dump(dir: &FrozenDir, freezing: Freezing<'_>) -> Result<(), FreezeError> {
+    let Freezing { id, container, upper, snapshot, externals, then } = freezing;
+    let new = dir.0.join(format!("{UNFINISHED}{id}"));
+    let (images, files) = (new.join("images"), new.join("upper"));
+    dir.remove(id).map_err(io_at("remove what was kept before"))?;
+    for made in [&images, &files] {
+        make_private(made).map_err(io_at("make a directory for it"))?;
+    }
+    let gone = || io::Error::new(io::ErrorKind::NotFound, "its first process is gone");
+    let alive = process::open(container.pid, container.start_ticks).map_err(io_at("find its process"))?;
+    let _alive = alive.ok_or_else(gone).map_err(io_at("find its process"))?;
+    let netns = std::fs::metadata(format!("/proc/{}/ns/net", container.pid));
+    let netns = netns.map_err(io_at("find its network"))?.ino();
+    let images_dir = File::open(&images).map_err(io_at("open the directory of its images"))?;
+    let mut external: Vec<String> =
+        externals.iter().map(|External { key, .. }| format!("mnt[{key}]:{key}")).collect();
+    external.push(format!("net[{netns}]:{EXTERNAL_NETNS}"));
+    let options = Options {
+        images_dir_fd: images_dir.as_raw_fd(),
+        work_dir_fd: Some(images_dir.as_raw_fd()),
+        pid: Some(container.pid),
+        leave_running: Some(then == Then::GoOn),
+        log_level: Some(LOG_LEVEL),
+        log_file: Some(LOG_FILE.into()),
+        external,
+        manage_cgroups_mode: Some(CGROUPS_IGNORE),
+        network_lock: Some(NETWORK_LOCK_SKIP),
+        file_locks: Some(true),
+        shell_job: Some(true),
+        // Whoever is connected still is not any more.
+        tcp_close: Some(true),
+        ghost_limit: Some(GHOST_MAX),
+        notify_scripts: Some(true),
+        ..Options::default()
+    };
+    let (client, server) = Client::pair().map_err(io_at("make a socket for CRIU"))?;
+    let mut criu = start(server).map_err(io_at("start CRIU"))?;
+    let written = async {
+        tree::copy(upper, &files).await?;
+        let record = Record { version: VERSION, snapshot: snapshot.clone() };
+        std::fs::write(new.join(RECORD), serde_json::to_vec(&record)?)?;
+        std::fs::rename(&new, dir.path(id))
+    };
+    let mut kept = Ok(());
+    let answer = tokio::time::timeout(DEADLINE, async {
+        let said = client.dump(options, async {
+            kept = written.await;
+            kept.is_ok()
+        });
+        said.await
+    });
+    let answer = answer.await;
+    // Its word is given, or it is killed, which lets the tree go on.
+    if answer.is_err() {
+        drop(criu.start_kill());
+    }
+    drop(criu.wait().await);
+    kept.map_err(io_at("copy its files"))?;
+    let log = || log::tail(&images.join(LOG_FILE)) + &log::tail(&dir.images(id).join(LOG_FILE));
+    match answer {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(source)) => Err(FreezeError::Criu { log: log(), source: Box::new(source) }),
+        Err(_) => Err(FreezeError::Deadline { deadline: DEADLINE }),
+    }
+}
+
+/// Starts `criu swrk` as the host sees things.
+fn start(server: OwnedFd) -> io::Result<tokio::process::Child> {
+    let socket = server.as_raw_fd();
+    let mut command = tokio::process::Command::new("criu");
+    command.arg("swrk").arg(socket.to_string()).kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // SAFETY: one system call on a descriptor opened before the fork.
+    unsafe {
+        command.pre_exec(move || match libc::fcntl(socket, libc::F_SETFD, 0) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
+    command.spawn()
+    // `server` closes here: CRIU's end is CRIU's alone.
+}

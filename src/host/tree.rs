@@ -1,0 +1,219 @@
+//! Trees that a stranger made: removed and copied without trusting their shape.
+//!
+//! A shop can nest directories without end, longer than any path may be and deeper
+//! than any stack. So a tree is taken apart from its top: what is below a directory
+//! is moved up before the directory goes, and nothing here calls itself.
+//! Links are never followed.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::io::Errno;
+use tokio::process::Command;
+
+/// A copy by reference takes milliseconds, one of DISK_MAX's bytes seconds.
+const COPY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Removes a tree, whatever is in it; absent is fine.
+///
+/// # Errors
+/// As `open`, `unlink` and `rename` answer; call again later.
+pub fn remove(top: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (top.parent(), top.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let parent = match rustix::fs::open(parent, DIRECTORY, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(()),
+        opened => opened?,
+    };
+    let name = CString::new(name.as_bytes())?;
+    match unlinkat(&parent, &name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        // Linux says EISDIR, POSIX EPERM.
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let top = open_in(parent.as_fd(), &name)?;
+    empty(&top)?;
+    drop(top);
+    match unlinkat(&parent, &name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+fn open_in(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
+    Ok(openat(dir, name, DIRECTORY, Mode::empty())?)
+}
+
+/// Removes all that is in a directory: each directory below gives its own up to
+/// the top before it goes, so that no path is longer than two names.
+fn empty(top: &OwnedFd) -> io::Result<()> {
+    let mut moved: u64 = 0;
+    loop {
+        let mut found = false;
+        for (name, kind) in entries(top.as_fd())? {
+            found = true;
+            if kind != FileType::Directory {
+                gone(unlinkat(top, &name, AtFlags::empty()))?;
+                continue;
+            }
+            match unlinkat(top, &name, AtFlags::REMOVEDIR) {
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+                other => {
+                    gone(other)?;
+                    continue;
+                }
+            }
+            let below = open_in(top.as_fd(), &name)?;
+            for (inner, kind) in entries(below.as_fd())? {
+                if kind != FileType::Directory {
+                    gone(unlinkat(&below, &inner, AtFlags::empty()))?;
+                    continue;
+                }
+                match unlinkat(&below, &inner, AtFlags::REMOVEDIR) {
+                    Err(Errno::NOTEMPTY | Errno::EXIST) => up(&below, &inner, top, &mut moved)?,
+                    other => gone(other)?,
+                }
+            }
+            drop(below);
+            gone(unlinkat(top, &name, AtFlags::REMOVEDIR))?;
+        }
+        if !found {
+            return Ok(());
+        }
+    }
+}
+
+/// Moves a directory to the top under a name that nothing there has.
+fn up(from: &OwnedFd, name: &CStr, top: &OwnedFd, moved: &mut u64) -> io::Result<()> {
+    loop {
+        *moved += 1;
+        let to = CString::new(format!(".{moved:x}"))?;
+        match renameat(from, name, top, &to) {
+            // Onto a directory that is not empty, or a file: the next number.
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
+            other => return gone(other),
+        }
+    }
+}
+
+fn gone(removed: rustix::io::Result<()>) -> io::Result<()> {
+    match removed {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Names and kinds of what is in a directory; read whole, since it is changed
+/// meanwhile.
+fn entries(dir: BorrowedFd<'_>) -> io::Result<Vec<(CString, FileType)>> {
+    let mut found = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            FileType::Unknown => {
+                let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                FileType::from_raw_mode(stat.st_mode)
+            }
+            known => known,
+        };
+        found.push((name.to_owned(), kind));
+    }
+    Ok(found)
+}
+
+/// Copies what is in a directory into another that is there, by reference where the
+/// file system can: with owners, modes, xattrs, links and holes as they are.
+///
+/// # Errors
+/// When `cp` says no, or takes too long; what it copied is the caller's to remove.
+pub async fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let mut command = Command::new("cp");
+    command.args(["--archive", "--reflink=auto", "--sparse=auto", "--one-file-system", "--"]);
+    // What is in it, with the directory's own looks.
+    command.arg(from.join(OsStr::new("."))).arg(to).stdin(Stdio::null()).kill_on_drop(true);
+    let output = match tokio::time::timeout(COPY_DEADLINE, command.output()).await {
+        Ok(output) => output?,
+        Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the copy takes too long")),
+    };
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let kind = match said.contains("No space left") || said.contains("quota exceeded") {
+        true => io::ErrorKind::StorageFull,
+        false => io::ErrorKind::Other,
+    };
+    // A stranger's names may be in it, as many as there are.
+    Err(io::Error::new(kind, said.trim().chars().take(500).collect::<String>()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_deeper_than_any_path_or_stack_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        std::fs::create_dir(&top).unwrap();
+        std::os::unix::fs::symlink(dir.path(), top.join("link")).unwrap();
+        std::fs::write(dir.path().join("kept"), "").unwrap();
+        std::fs::write(top.join(".1"), "in the way").unwrap();
+        let name = CString::new("d".repeat(200)).unwrap();
+        let mut at = rustix::fs::open(&top, DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..5_000 {
+            rustix::fs::mkdirat(&at, &name, Mode::RWXU).unwrap();
+            rustix::fs::mkdirat(&at, c"beside", Mode::RWXU).unwrap();
+            at = open_in(at.as_fd(), &name).unwrap();
+        }
+        drop(at);
+        remove(&top).unwrap();
+        remove(&top).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "what a link leads to is kept");
+    }
+
+    #[test]
+    fn a_link_in_the_trees_place_is_removed_and_not_what_it_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("kept")).unwrap();
+        std::fs::write(dir.path().join("kept/file"), "").unwrap();
+        std::os::unix::fs::symlink("kept", dir.path().join("link")).unwrap();
+        remove(&dir.path().join("link")).unwrap();
+        assert!(dir.path().join("kept/file").try_exists().unwrap());
+        assert!(!dir.path().join("link").try_exists().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_copy_keeps_holes_links_and_modes() {
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        std::fs::create_dir(&from).unwrap();
+        std::fs::create_dir(&to).unwrap();
+        std::fs::File::create(from.join("sparse")).unwrap().set_len(1 << 30).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", from.join("link")).unwrap();
+        std::fs::write(from.join("own"), "x").unwrap();
+        std::fs::set_permissions(from.join("own"), std::fs::Permissions::from_mode(0o640)).unwrap();
+        copy(&from, &to).await.unwrap();
+        let sparse = to.join("sparse").metadata().unwrap();
+        assert!(sparse.len() == 1 << 30 && sparse.blocks() < 1000);
+        assert!(to.join("link").symlink_metadata().unwrap().is_symlink());
+        assert_eq!(to.join("own").metadata().unwrap().mode() & 0o777, 0o640);
+        assert!(copy(&dir.path().join("absent"), &to).await.is_err());
+    }
+}
