@@ -215,7 +215,7 @@ async fn an_instance_is_seen_to_by_its_visitor_alone() {
     let (mut owner, mut stranger) = (Browser::new(&daemon), Browser::new(&daemon));
     let page = owner.click("").await;
     stranger.click("").await;
-    for act in ["extend", "release", "login"] {
+    for act in ["extend", "reset", "release", "login"] {
         let refused = stranger.post(&format!("{page}/{act}"), "").await;
         assert_eq!(refused.status, 403, "{act}");
         let anonymous = Browser::new(&daemon).post(&format!("{page}/{act}"), "").await;
@@ -244,6 +244,11 @@ async fn an_instance_is_seen_to_by_its_visitor_alone() {
     let odd = owner.post(&format!("{page}/login?module=a%26b"), "").await;
     assert!(!header(&odd, "location").contains("module"), "{}", header(&odd, "location"));
 
+    let makings = host.restore.attempts();
+    let reset = owner.post(&format!("{page}/reset"), "").await;
+    assert_eq!(header(&reset, "location"), format!("{page}?done=reset"), "{}", reset.text());
+    assert_eq!(host.restore.attempts(), makings + 1);
+    assert!(owner.get(&format!("{page}?done=reset")).await.text().contains("It is as it was at the start."));
     let released = owner.post(&format!("{page}/release"), "").await;
     assert_eq!(header(&released, "location"), "/?done=release");
     assert_eq!(owner.get(&page).await.status, 410);

@@ -53,7 +53,12 @@ texts! {
         password: "Password", "Mot de passe";
         copy: "Copy", "Copier";
         copied: "Copied", "Copié";
-        manage: "When you are done", "Quand vous avez terminé";
+        manage: "Start over, or end it", "Recommencer ou terminer";
+        reset: "Reset to the original", "Revenir à l’état d’origine";
+        reset_text: "Everything you changed in it is undone. Address, password and time left stay.", "Toutes vos modifications sont annulées. L’adresse, le mot de passe et le temps restant sont conservés.";
+        reset_do: "Yes, reset it", "Oui, réinitialiser";
+        busy: "One moment…", "Un instant…";
+        was_reset: "It is as it was at the start.", "Elle est revenue à son état d’origine.";
         release: "End it now", "Terminer maintenant";
         release_text: "The shop and everything in it is deleted at once. Nobody can get it back.", "La boutique et tout son contenu sont supprimés immédiatement. Personne ne pourra les récupérer.";
         release_do: "Yes, delete it", "Oui, supprimer";
@@ -135,6 +140,7 @@ pub(super) async fn show(
         how: how(shell, t, &instance, Took::of(&headers, &web.site, &instance.id)),
         notice: match extra.done.as_str() {
             "extend" => t.was_extended,
+            "reset" => t.was_reset,
             _ => "",
         },
         access: Access {
@@ -215,6 +221,8 @@ async fn own(
 pub(super) enum Act {
     /// More time.
     Extend,
+    /// The golden's content again.
+    Reset,
     /// The end of it.
     Release,
     /// A link that signs in.
@@ -240,16 +248,20 @@ pub(super) async fn act(
         Act::Extend => {
             let by = more_time(&web, &instance).unwrap_or(SignedDuration::MAX);
             let extended = web.provisioner.extend(&instance.id, Some(by), now).await;
-            extended.map(|_| format!("{page}?done=extend"))
+            extended.map(|_| format!("{page}?done=extend")).map_err(Problem::from)
+        }
+        Act::Reset => {
+            let reset = web.provisioner.reset(&instance.id, now).await;
+            reset.map(|_| format!("{page}?done=reset")).map_err(Problem::from)
         }
         Act::Release => {
             let released = web.provisioner.release(&instance.id).await;
-            released.map(|()| "/?done=release".to_owned())
+            released.map(|()| "/?done=release".to_owned()).map_err(Problem::from)
         }
     };
     match done {
         Ok(to) => Redirect::to(&to).into_response(),
-        Err(error) => message::problem(&web.site, shell, &Problem::from(error), &page),
+        Err(problem) => message::problem(&web.site, shell, &problem, &page),
     }
 }
 

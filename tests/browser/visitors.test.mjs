@@ -107,6 +107,24 @@ test("a released demo is gone, also for its address, which offers a new one", as
   t.forgive(page, /410/);
 });
 
+test("a reset undoes what was changed, and the address and the login stay", async (t) => {
+  const page = await t.visitor();
+  const id = await click(page);
+  const password = await shown(page, "password");
+  const office = await newTab(page, () => page.getByRole("button", { name: "Open the back office" }).click());
+  await office.goto(`http://${id}.localhost:${PORT}/wp-admin/options-general.php`);
+  await office.getByLabel("Site Title").fill("Changed by me");
+  await office.getByRole("button", { name: "Save Changes" }).click();
+  await office.getByText("Settings saved.").waitFor();
+  await page.goto(`${home}demo/${id}#reset`);
+  await page.getByRole("button", { name: "Yes, reset it" }).click();
+  await page.getByText("It is as it was at the start.").waitFor();
+  assert.equal(await shown(page, "password"), password);
+  const shop = await newTab(page, () => page.getByRole("link", { name: "Open the shop" }).click());
+  await shop.getByRole("link", { name: "Demo shop" }).first().waitFor();
+  assert.equal(await shop.getByText("Changed by me").count(), 0);
+});
+
 test("a module in the link opens in the back office", async (t) => {
   const page = await t.visitor();
   await page.goto(`${home}?golden=wordpress&module=akismet`);

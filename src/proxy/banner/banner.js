@@ -42,7 +42,7 @@
   // Links and no more: what they lead to is done on a page that this shop's scripts do not reach.
   if (words.manage) {
     const nav = document.createElement("nav");
-    for (const [label, part] of [[words.more, "more"], [words.end, "end"]]) {
+    for (const [label, part] of [[words.more, "more"], [words.reset, "reset"], [words.end, "end"]]) {
       const link = Object.assign(document.createElement("a"), { href: `${words.manage}#${part}`, textContent: label, target: "_blank", rel: "noopener" });
       nav.append(link);
     }

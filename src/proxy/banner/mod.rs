@@ -5,7 +5,7 @@
 //! browser) the element's text says the same, without a countdown.
 //!
 //! The page it is on is the shop's, and its scripts are a stranger's. So the
-//! banner does nothing itself: more time and the end are links to the
+//! banner does nothing itself: more time, a reset and the end are links to the
 //! owner's page on the base domain, where the visitor's cookie
 //! counts and the shop's scripts reach nothing.
 //!

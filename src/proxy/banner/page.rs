@@ -66,6 +66,7 @@ texts! {
         left: "Demo shop, deleted in", "Boutique de démonstration, supprimée dans";
         ended: "This demo shop has ended", "Cette démonstration est terminée";
         more: "More time", "Plus de temps";
+        reset: "Reset", "Réinitialiser";
         end: "End", "Terminer";
         close: "Close", "Fermer";
     }
@@ -104,7 +105,10 @@ fn markup(banner: &Insert, script: bool) -> String {
                 " · <a href=\"{manage}\" target=\"_blank\" rel=\"noopener\" style=\"color:inherit\">{}</a>",
                 t.more
             ),
-            format!(" data-manage=\"{manage}\" data-more=\"{}\" data-end=\"{}\"", t.more, t.end),
+            format!(
+                " data-manage=\"{manage}\" data-more=\"{}\" data-reset=\"{}\" data-end=\"{}\"",
+                t.more, t.reset, t.end
+            ),
         ),
         None => (String::new(), String::new()),
     };
