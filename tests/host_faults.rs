@@ -160,7 +160,7 @@ async fn two_daemons_on_one_host_leave_each_other_s_shops_alone() {
     std::fs::remove_file(two.state_dir().join("store.redb")).unwrap();
     let second = two.daemon(&[]).await;
     second.holds_nothing().await;
-    assert_eq!(other.get("/").await.status, 404);
+    assert_eq!(other.get("/").await.status, 410, "it was taken down");
     shop.answers().await;
     same(&one.traces(), &host::place::Traces::all(&[shop.id().to_owned()])).unwrap();
     second.stop().await;

@@ -134,7 +134,7 @@ async fn a_shop_nobody_visits_ends_when_its_time_is_over() {
     .await;
     let page = short.get("/").await;
     assert_eq!(page.status, 410, "{}", page.text());
-    assert!(page.text().contains("This demo shop has ended"), "{}", page.text());
+    assert!(page.text().contains("This demo has ended"), "{}", page.text());
     assert_eq!(daemon.ids().await, [long.id()]);
     long.answers().await;
     daemon.stop().await;

@@ -150,6 +150,8 @@ pub struct Network {
     firewall: Firewall,
     handle: Handle,
     taken: Arc<Mutex<Taken>>,
+    /// One list at a time: the kernel answers EBUSY to a second one on a socket.
+    listing: tokio::sync::Mutex<()>,
 }
 
 impl Network {
@@ -181,7 +183,8 @@ impl Network {
         let address = handle.address().add(bridge, IpAddr::V4(gateway), subnet.prefix).replace();
         address.execute().await.map_err(netlink("give the bridge its address"))?;
         let bridge_name = bridge_name.to_owned();
-        Ok(Self { subnet, bridge, bridge_name, firewall, handle, taken: Arc::default() })
+        let (taken, listing) = Default::default();
+        Ok(Self { subnet, bridge, bridge_name, firewall, handle, taken, listing })
     }
 
     /// Takes a free address and makes a namespace that has it.
@@ -411,30 +414,28 @@ impl Network {
         self.handle.link().set(named).execute().await.map_err(to_io)
     }
 
-    /// All instances' ports of this bridge, each with the number of the network
-    /// namespace that its other end is in, as this one counts them
-    /// ([`netns::number`]); those of another daemon's bridge are none of our business.
+    /// All instances' ports of this bridge, each with the number of the network namespace
+    /// that its other end is in, as this one counts them ([`netns::number`]).
     ///
     /// # Errors
     /// When the interfaces cannot be listed.
     pub async fn ports(&self) -> io::Result<Vec<(InstanceId, Option<i32>)>> {
+        let _alone = self.listing.lock().await;
         let mut links = self.handle.link().get().execute();
         let mut ports = Vec::new();
         while let Some(link) = links.try_next().await.map_err(to_io)? {
-            if !link.attributes.contains(&LinkAttribute::Controller(self.bridge)) {
-                continue;
-            }
+            let is_ours = link.attributes.contains(&LinkAttribute::Controller(self.bridge));
             let (mut id, mut other_end) = (None, None);
             for attribute in link.attributes {
                 match attribute {
                     LinkAttribute::IfName(name) => {
-                        id = name.strip_prefix("dm-").and_then(|id| id.parse().ok());
+                        id = name.strip_prefix("dm-").and_then(|id| id.parse().ok())
                     }
                     LinkAttribute::LinkNetNsId(number) => other_end = Some(number),
                     _ => {}
                 }
             }
-            ports.extend(id.map(|id| (id, other_end)));
+            ports.extend(id.filter(|_| is_ours).map(|id| (id, other_end)));
         }
         Ok(ports)
     }
