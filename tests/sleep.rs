@@ -75,6 +75,25 @@ async fn a_sleeping_shop_takes_no_place_and_the_next_request_wakes_it() {
 }
 
 #[tokio::test]
+async fn a_key_whose_shop_sleeps_gets_that_shop() {
+    let host = Host::with_shops_at(shops().await);
+    let daemon = host.start(&[]).await;
+    let body = r#"{"idempotency_key": "one"}"#;
+    let first = daemon.post("/api/v1/demo/acquire", body).await;
+    let id = first.json()["id"].as_str().unwrap().to_owned();
+    change(&daemon, &id, "hibernate").await;
+    let again = daemon.post("/api/v1/demo/acquire", body).await;
+    assert_eq!(
+        (again.status, &again.json()["id"]),
+        (StatusCode::OK, &first.json()["id"]),
+        "{}",
+        again.text()
+    );
+    assert_eq!(page(&daemon, &id).await.status, StatusCode::OK, "which wakes");
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn requests_that_come_at_once_wake_a_shop_once() {
     let host = Host::with_shops_at(shops().await);
     let daemon = host.start(&[]).await;

@@ -26,7 +26,10 @@ pub(crate) struct Search {
     /// Part of an id, golden, snapshot, node or address.
     pub(crate) q: Option<String>,
     /// One state, or several after commas.
-    #[param(example = "ready,assigned")]
+    #[param(
+        example = "ready,assigned",
+        pattern = "^ *(warming|ready|assigned|expired|hibernated|failed)?( *, *(warming|ready|assigned|expired|hibernated|failed)?)* *$"
+    )]
     pub(crate) state: Option<String>,
     /// Of one golden.
     pub(crate) golden: Option<String>,
@@ -62,7 +65,7 @@ struct Wish {
 impl Search {
     fn check(self) -> Result<Wish, String> {
         let states = self.state.as_deref().unwrap_or_default();
-        let states = states.split(',').map(str::trim).filter(|word| !word.is_empty());
+        let states = states.split(',').map(|word| word.trim_matches(' ')).filter(|word| !word.is_empty());
         let states: Result<Vec<InstanceState>, String> = states.map(state).collect();
         let sort = self.sort.as_deref().unwrap_or("created");
         let (backwards, by) = match sort.strip_prefix('-') {

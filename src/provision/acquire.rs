@@ -125,7 +125,7 @@ impl Provisioner {
         let took = began.elapsed();
         let (answer, counted) = match answer {
             // Nobody waited for it any more, and it went to the pool.
-            Ok(given) if given.instance.state != State::Assigned => {
+            Ok(given) if given.instance.state == State::Ready => {
                 // The pool may have more than it wants now.
                 self.lifecycle.refill.now();
                 return self.untaken(took, given.counted).await;
