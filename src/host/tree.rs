@@ -1,8 +1,8 @@
 //! Trees that a stranger made: removed and copied without trusting their shape.
 //!
 //! A shop can nest directories without end, longer than any path may be and deeper
-//! than any stack. So a tree is taken apart from its top: what is below a directory
-//! is moved up before the directory goes, and nothing here calls itself.
+//! than any stack. So a tree is walked down and up by single names, nothing here calls
+//! itself, and nothing is moved or made: a full disk has room for removing alone.
 //! Links are never followed.
 
 use std::ffi::{CStr, CString, OsStr};
@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 use tokio::process::Command;
 
@@ -23,7 +23,7 @@ const COPY_DEADLINE: Duration = Duration::from_secs(60);
 /// Removes a tree, whatever is in it; absent is fine.
 ///
 /// # Errors
-/// As `open`, `unlink` and `rename` answer; call again later.
+/// As `open` and `unlink` answer; call again later.
 pub fn remove(top: &Path) -> io::Result<()> {
     let (Some(parent), Some(name)) = (top.parent(), top.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -55,56 +55,49 @@ fn open_in(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
     Ok(openat(dir, name, DIRECTORY, Mode::empty())?)
 }
 
-/// Removes all that is in a directory: each directory below gives its own up to
-/// the top before it goes, so that no path is longer than two names.
+/// Removes all that is in a directory, with one directory open at a time.
 fn empty(top: &OwnedFd) -> io::Result<()> {
-    let mut moved: u64 = 0;
-    loop {
-        let mut found = false;
-        for (name, kind) in entries(top.as_fd())? {
-            found = true;
-            if kind != FileType::Directory {
-                gone(unlinkat(top, &name, AtFlags::empty()))?;
-                continue;
-            }
-            match unlinkat(top, &name, AtFlags::REMOVEDIR) {
-                Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-                other => {
-                    gone(other)?;
-                    continue;
-                }
-            }
-            let below = open_in(top.as_fd(), &name)?;
-            for (inner, kind) in entries(below.as_fd())? {
-                if kind != FileType::Directory {
-                    gone(unlinkat(&below, &inner, AtFlags::empty()))?;
-                    continue;
-                }
-                match unlinkat(&below, &inner, AtFlags::REMOVEDIR) {
-                    Err(Errno::NOTEMPTY | Errno::EXIST) => up(&below, &inner, top, &mut moved)?,
-                    other => gone(other)?,
-                }
-            }
-            drop(below);
-            gone(unlinkat(top, &name, AtFlags::REMOVEDIR))?;
+    let mut at = top.try_clone()?;
+    // What is left to do in each directory from the top to `at`, and their names.
+    let (mut left, mut names) = (vec![clear(&at)?], Vec::new());
+    while let Some(here) = left.last_mut() {
+        if let Some(name) = here.pop() {
+            at = open_in(at.as_fd(), &name)?;
+            left.push(clear(&at)?);
+            names.push(name);
+            continue;
         }
-        if !found {
-            return Ok(());
+        left.pop();
+        if let Some(name) = names.pop() {
+            let above = open_in(at.as_fd(), c"..")?;
+            // Somebody who still moves directories about must not lead out of the tree.
+            let (is, was) =
+                (rustix::fs::statat(&above, &name, AtFlags::SYMLINK_NOFOLLOW)?, rustix::fs::fstat(&at)?);
+            if (is.st_dev, is.st_ino) != (was.st_dev, was.st_ino) {
+                return Err(io::Error::other("a directory was moved while it was removed"));
+            }
+            gone(unlinkat(&above, &name, AtFlags::REMOVEDIR))?;
+            at = above;
         }
     }
+    Ok(())
 }
 
-/// Moves a directory to the top under a name that nothing there has.
-fn up(from: &OwnedFd, name: &CStr, top: &OwnedFd, moved: &mut u64) -> io::Result<()> {
-    loop {
-        *moved += 1;
-        let to = CString::new(format!(".{moved:x}"))?;
-        match renameat(from, name, top, &to) {
-            // Onto a directory that is not empty, or a file: the next number.
-            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
-            other => return gone(other),
+/// Removes what is no directory, and directories with nothing in them; answers the
+/// others.
+fn clear(dir: &OwnedFd) -> io::Result<Vec<CString>> {
+    let mut full = Vec::new();
+    for (name, kind) in entries(dir.as_fd())? {
+        if kind != FileType::Directory {
+            gone(unlinkat(dir, &name, AtFlags::empty()))?;
+            continue;
+        }
+        match unlinkat(dir, &name, AtFlags::REMOVEDIR) {
+            Err(Errno::NOTEMPTY | Errno::EXIST) => full.push(name),
+            other => gone(other)?,
         }
     }
+    Ok(full)
 }
 
 fn gone(removed: rustix::io::Result<()>) -> io::Result<()> {
@@ -179,6 +172,7 @@ mod tests {
         for _ in 0..5_000 {
             rustix::fs::mkdirat(&at, &name, Mode::RWXU).unwrap();
             rustix::fs::mkdirat(&at, c"beside", Mode::RWXU).unwrap();
+            rustix::fs::mkdirat(&at, c"beside/inner", Mode::RWXU).unwrap();
             at = open_in(at.as_fd(), &name).unwrap();
         }
         drop(at);
