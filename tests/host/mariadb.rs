@@ -81,9 +81,13 @@ impl MariaDb {
             Kind::Host => {
                 let mut command = Command::new("mariadbd");
                 command.args(["--no-defaults", "--user=mysql", "--skip-networking"]);
-                for (option, path) in
-                    [("datadir", "data"), ("socket", "run/mysqld.sock"), ("log-error", "log")]
-                {
+                // A server that starts removes all temporary tables it finds: not those of another one.
+                for (option, path) in [
+                    ("datadir", "data"),
+                    ("socket", "run/mysqld.sock"),
+                    ("log-error", "log"),
+                    ("tmpdir", "run"),
+                ] {
                     command.arg(format!("--{option}={}", self.dir.join(path).display()));
                 }
                 command.arg(format!("--pid-file={}", self.dir.join("data/pid").display()));
