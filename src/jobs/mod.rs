@@ -30,6 +30,7 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,10 @@ use crate::instance::{Instance, State};
 
 /// The version this program writes into jobs.
 pub const JOB_VERSION: u16 = 1;
+
+/// How soon the end of an instance too many is asked for again: the worker may find
+/// that it is not, since another one went, and a queue takes an id once.
+const SURPLUS_SECONDS: i64 = 5;
 
 /// How long a queue remembers ids. Shorter than the rest after a job that was
 /// given up ([`board`]), so that the next attempt is no duplicate of it.
@@ -135,11 +140,15 @@ impl Job {
         Self { version: JOB_VERSION, id, task: Task::Provision { golden } }
     }
 
-    /// Asks for the end of an instance as it is now; the same job each time.
+    /// Asks for the end of an instance as it is now; the same job each time, but for
+    /// one too many: that it was wanted a moment ago says nothing about later.
     #[must_use]
     pub fn reap(instance: &Instance, why: Why) -> Self {
         let (instance_id, generation) = (instance.id.clone(), instance.generation);
-        let id = format!("reap-{instance_id}-{generation}");
+        let mut id = format!("reap-{instance_id}-{generation}");
+        if why == Why::Surplus {
+            id = format!("{id}-surplus-{}", Timestamp::now().as_second() / SURPLUS_SECONDS);
+        }
         Self { version: JOB_VERSION, id, task: Task::Reap { instance_id, generation, why } }
     }
 
