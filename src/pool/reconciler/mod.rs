@@ -137,7 +137,8 @@ impl Reconciler {
     }
 
     /// Asks for the end of those of a former snapshot, then of the youngest. Those
-    /// that were asked for before are among them, so asking again changes nothing.
+    /// that were asked for before are among them; the worker finds out who is still
+    /// one too many, since others may have gone after they were counted.
     async fn retire(&self, golden: &GoldenName, surplus: usize) {
         let mut ready = match self.lifecycle.store().own().await {
             Ok(all) => all,
