@@ -39,12 +39,12 @@ use crate::open_store::{Opened, StoreOpenError, open_store};
 use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::reconciler::Reconciler;
-use crate::pool::sleeper;
 use crate::pool::{Nudge, PoolStatus, Target};
+use crate::pool::{pruner, sleeper};
 use crate::promote::Desk;
 pub use crate::promote::Stock;
 use crate::provision::audit::Auditor;
-use crate::provision::{Lifecycle, Parts, Provisioner, Terms};
+use crate::provision::{Keeping, Lifecycle, Parts, Provisioner, Terms};
 use crate::proxy::{self, Proxy, PublicFace};
 use crate::route::{self, RouteError};
 use crate::shutdown::{Phase, PhaseSetter};
@@ -210,7 +210,8 @@ impl App {
             refill: refill.clone(),
             reap: reap.clone(),
         }));
-        let provisioner = Arc::new(Provisioner::new(Arc::clone(&lifecycle), Terms::of(&config)));
+        let provisioner = Provisioner::new(Arc::clone(&lifecycle), Terms::of(&config));
+        let provisioner = Arc::new(provisioner.keeping_in(Keeping::of(&config)));
         let target = Target {
             ready: config.pool_target_size,
             starts: config.restore_concurrency,
@@ -334,6 +335,7 @@ impl App {
         workers.spawn(route::keeper::keep(routes, stop_workers.clone()));
         workers.spawn(self.status.run(stop_workers.clone()));
         let (idle, provisioner) = (sleeper::after(&self.config), Arc::clone(&self.provisioner));
+        workers.spawn(pruner::keep(Arc::clone(&self.provisioner), stop_workers.clone()));
         workers.spawn(sleeper::keep(provisioner, idle, stop_workers.clone()));
         workers.spawn(self.chronicle.run(stop_workers.clone()));
         let address = self.listener.local_addr();

@@ -86,6 +86,8 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("promote", "provision", "a trial shop is made as every shop is"),
     ("promote", "restore", "the pool's maker is turned to another snapshot"),
     ("restore", "identity", "personalizing is a phase of making"),
+    ("provision", "snapshot", "a visitor's shop is kept as snapshots are"),
+    ("provision", "identity", "a kept shop's key is random"),
     ("restore", "snapshot", "a shop comes from a prepared snapshot"),
     ("checkpoint", "snapshot", "taking one is what a checkpoint is for"),
     ("egress", "restore", "a file of a shop's is opened as personalizing does it"),

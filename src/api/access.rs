@@ -78,6 +78,11 @@ const TABLE: &[(&str, Who)] = &[
     ("/api/v1/demo/{id}/reset", Who::Holder),
     ("/api/v1/demo/{id}/hibernate", Who::Holder),
     ("/api/v1/demo/{id}/wake", Who::Holder),
+    ("/api/v1/demo/{id}/save", Who::Holder),
+    // Its key says whose it is.
+    ("/api/v1/saved/{name}/open", Who::Acquirer),
+    ("/api/v1/saved/{name}", Who::Operator),
+    ("/api/v1/saved", Who::Operator),
     ("/api/v1/demo/{id}/status", Who::Holder),
     ("/api/v1/demo", Who::Operator),
     ("/api/v1/demo/{id}/logs", Who::Operator),

@@ -27,6 +27,7 @@ mod openapi;
 mod pool;
 pub mod problem;
 mod request;
+mod saved;
 mod sleep;
 mod snapshots;
 pub mod status;
@@ -131,6 +132,10 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(demo::reset))
         .routes(routes!(sleep::hibernate))
         .routes(routes!(sleep::wake))
+        .routes(routes!(saved::save))
+        .routes(routes!(saved::list))
+        .routes(routes!(saved::open))
+        .routes(routes!(saved::remove))
         .routes(routes!(status::status))
         .routes(routes!(logs::show))
         .routes(routes!(pool::stats))

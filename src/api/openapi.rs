@@ -34,6 +34,7 @@ const PROBLEM: &str = "application/problem+json";
     ),
     tags(
         (name = "demo", description = "Instances and their visitors"),
+        (name = "saved", description = "Shops that their visitors have kept"),
         (name = "pool", description = "What is kept ready"),
         (name = "snapshots", description = "What the pool is restored from"),
         (name = "limits", description = "Who acquires how often"),

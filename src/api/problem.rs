@@ -16,6 +16,7 @@ use super::limits;
 use super::status::StatusError;
 use crate::error::{Chain, ErrorKind};
 use crate::promote::DeskError;
+use crate::provision::SavedError;
 use crate::provision::errors::{AcquireError, LeaseError, ResetError, SleepError};
 use crate::provision::limits::{Standing, seconds};
 use crate::store::StoreError;
@@ -338,6 +339,12 @@ impl From<AcquireError> for Problem {
 
 impl From<ResetError> for Problem {
     fn from(error: ResetError) -> Self {
+        Self::of(error.kind(), &error)
+    }
+}
+
+impl From<SavedError> for Problem {
+    fn from(error: SavedError) -> Self {
         Self::of(error.kind(), &error)
     }
 }

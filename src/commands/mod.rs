@@ -22,6 +22,7 @@ mod pool;
 mod progress;
 mod promote;
 mod reap;
+mod saved;
 mod serve;
 mod snapshot;
 mod token;
@@ -67,6 +68,10 @@ enum Command {
     Hibernate(lease::Change),
     /// Wake an instance that sleeps
     Wake(lease::Change),
+    /// Keep an instance as it is now, to be opened when it is gone
+    Save(saved::Save),
+    /// List, open and remove shops that were kept
+    Saved(saved::Saved),
     /// Change what the pool keeps ready, or drain it
     Pool(pool::Pool),
     /// Build goldens
@@ -222,6 +227,8 @@ impl Invocation {
             Command::Extend(extend) => extend.run(&context).await?,
             Command::Reset(change) => change.run("reset", &context).await?,
             Command::Hibernate(change) => change.run("hibernate", &context).await?,
+            Command::Save(save) => save.run(&context).await?,
+            Command::Saved(saved) => saved.run(&context).await?,
             Command::Wake(change) => change.run("wake", &context).await?,
             Command::Pool(pool) => pool.run(&context).await?,
             Command::Golden(golden) => golden.run(&context).await?,

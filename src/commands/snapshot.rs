@@ -208,7 +208,7 @@ async fn prune(context: &Context, catalog: &Catalog, keep: usize) -> anyhow::Res
     // Instances outlive the daemon, and run on the files of what they were restored from.
     let mut lowers = mounts::lowers_in_use(&Parent::open(&context.config.cgroup_parent)?)?;
     let state_dir = &context.config.state_dir;
-    // So do those that sleep, once they wake.
+    // So do those that sleep or are kept, once they wake.
     lowers.extend(FrozenDir::lowers(state_dir)?);
     let removed = catalog.prune(keep, &prepare::in_use(state_dir, &lowers))?;
     let kept: Vec<Manifest> = catalog.list()?.into_iter().filter_map(|entry| entry.manifest.ok()).collect();

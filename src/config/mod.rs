@@ -130,6 +130,12 @@ pub struct Config {
     pub max_ttl: SignedDuration,
     /// How long nobody may ask a shop until it sleeps; zero: for ever.
     pub hibernate_after: Duration,
+    /// How many shops visitors may keep.
+    pub saved_max: usize,
+    /// How many bytes they may take together.
+    pub saved_max_bytes: u64,
+    /// For how long.
+    pub saved_keep: SignedDuration,
     /// The collector that traces are sent to.
     pub otlp_url: Option<String>,
     /// How many status streams are open at once at most.
@@ -189,6 +195,12 @@ impl Config {
         if default_ttl > max_ttl {
             read.problems.push(format!("DEFAULT_TTL={default_ttl:#} is longer than MAX_TTL={max_ttl:#}"));
         }
+        let saved_max = read.number("SAVED_MAX", 0..=100_000);
+        let saved_max_bytes = units::bytes(&read.text("SAVED_MAX_BYTES")).unwrap_or_else(|problem| {
+            read.problems.push(format!("SAVED_MAX_BYTES: {problem}"));
+            0
+        });
+        let saved_keep = read.duration("SAVED_KEEP");
         let hibernate_after = read.duration_or_none("HIBERNATE_AFTER");
         let trusted_proxies = read.text("TRUSTED_PROXIES").parse().unwrap_or_else(|problem| {
             read.problems.push(format!("TRUSTED_PROXIES: {problem}; further ones after a comma"));
@@ -313,6 +325,9 @@ impl Config {
             cgroup_parent,
             default_ttl,
             hibernate_after,
+            saved_max,
+            saved_max_bytes,
+            saved_keep,
             max_ttl,
             otlp_url: read.http_url("OTLP_URL"),
             sse_max_clients: read.number("SSE_MAX_CLIENTS", 1..=1_000_000),

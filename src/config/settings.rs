@@ -212,6 +212,9 @@ pub const SETTINGS: &[Setting] = &[
         "0s",
         "How long nobody may ask a shop until it sleeps and gives its memory back; 0s: none sleeps by itself",
     ),
+    setting("SAVED_MAX", "20", "How many shops visitors may keep on this host; 0: none"),
+    setting("SAVED_MAX_BYTES", "10G", "How much of the disk they may take together"),
+    setting("SAVED_KEEP", "168h", "For how long a kept shop is kept"),
     setting(
         "API_URL",
         "",

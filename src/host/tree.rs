@@ -129,6 +129,49 @@ fn entries(dir: BorrowedFd<'_>) -> io::Result<Vec<(CString, FileType)>> {
     Ok(found)
 }
 
+/// What a tree may be at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// By the files' own account: a hole counts, since whoever reads it gets it all.
+    pub bytes: u64,
+    /// Files and directories.
+    pub entries: usize,
+    /// Directories in each other.
+    pub depth: usize,
+}
+
+/// Whether a tree that nobody changes is within bounds.
+///
+/// # Errors
+/// What it has too much of, or as `stat` answers.
+pub fn check(top: &Path, bounds: Bounds) -> io::Result<()> {
+    let too = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    let (mut bytes, mut seen, mut waiting) = (0_u64, 0_usize, vec![(top.to_owned(), 0)]);
+    while let Some((dir, depth)) = waiting.pop() {
+        if depth > bounds.depth {
+            return too(format!("they are nested more than {} deep", bounds.depth));
+        }
+        for entry in std::fs::read_dir(&dir)? {
+            let entry = entry?;
+            // Not followed: a link is what the stranger made of it.
+            let metadata = entry.metadata()?;
+            seen += 1;
+            if seen > bounds.entries {
+                return too(format!("there are more than {}", bounds.entries));
+            }
+            if metadata.is_dir() {
+                waiting.push((entry.path(), depth + 1));
+            } else {
+                bytes = bytes.saturating_add(metadata.len());
+            }
+            if bytes > bounds.bytes {
+                return too(format!("they say that they are larger than {} bytes", bounds.bytes));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Copies what is in a directory into another that is there, by reference where the
 /// file system can: with owners, modes, xattrs, links and holes as they are.
 ///

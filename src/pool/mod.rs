@@ -11,6 +11,7 @@ pub mod adopt;
 pub mod aim;
 pub mod backoff;
 pub mod policy;
+pub mod pruner;
 pub mod reaper;
 pub mod reconciler;
 pub mod sleeper;

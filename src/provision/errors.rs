@@ -232,7 +232,7 @@ impl AcquireError {
 
 /// What a failure while making means to the client: a file that is missing or a
 /// record that is refused there is this host's, not the request's.
-const fn of_making(kind: ErrorKind) -> ErrorKind {
+pub(super) const fn of_making(kind: ErrorKind) -> ErrorKind {
     match kind {
         ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::Gone | ErrorKind::Invalid => ErrorKind::Bug,
         ErrorKind::Exhausted

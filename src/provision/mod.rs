@@ -38,6 +38,8 @@ pub mod limits;
 mod memory;
 pub mod pulse;
 mod reset;
+mod saved;
+mod saved_error;
 mod sleep;
 pub mod standing;
 mod steer;
@@ -56,6 +58,8 @@ pub use self::events::Events;
 pub use self::ledger::Doing;
 pub use self::lifecycle::{Ended, Lifecycle, Order, Parts};
 use self::limits::{Limits, Standing};
+pub use self::saved::{Keeping, Kept};
+pub use self::saved_error::SavedError;
 pub use self::tally::{Failure, GoldenTally, Quantiles, Tally};
 use crate::client::Client;
 use crate::config::{ColdStart, Config};
@@ -218,6 +222,8 @@ pub struct Provisioner {
     terms: Terms,
     flights: flight::Flights,
     clients: standing::Clients,
+    /// Where shops are kept; none where none is.
+    keeping: Option<Keeping>,
     stopping: AtomicBool,
 }
 
@@ -226,7 +232,13 @@ impl Provisioner {
     #[must_use]
     pub fn new(lifecycle: Arc<Lifecycle>, terms: Terms) -> Self {
         let (flights, clients) = (flight::Flights::default(), standing::Clients::default());
-        Self { lifecycle, terms, flights, clients, stopping: AtomicBool::new(false) }
+        Self { lifecycle, terms, flights, clients, keeping: None, stopping: AtomicBool::new(false) }
+    }
+
+    /// Has it keep shops there.
+    #[must_use]
+    pub fn keeping_in(self, keeping: Keeping) -> Self {
+        Self { keeping: Some(keeping), ..self }
     }
 
     /// The procedures and what they stand on.

@@ -7,7 +7,8 @@
 //! Invariants: a label is an instance id and ids are never used twice; a route
 //! that is replaced is another route of a later `epoch`; replacing or removing one
 //! cancels its `gone` token, and with it every connection that was opened by it;
-//! an id whose route was removed gets none again.
+//! an id whose route was removed gets none again, unless its instance is opened
+//! anew from what was kept of it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -113,6 +114,14 @@ impl MemoryRoutes {
         // Outside the lock: it wakes the connections' tasks.
         if let Some(route) = route {
             route.gone.cancel();
+        }
+    }
+
+    /// Has a removed id get a route again: its instance is opened anew.
+    pub fn revive(&self, id: &InstanceId) {
+        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        if routes.gone.remove(id.as_str()) {
+            routes.gone_in_order.retain(|gone| gone != id.as_str());
         }
     }
 
@@ -262,6 +271,19 @@ mod tests {
         table.remove(&id);
         table.sleep(&id);
         assert!(matches!(table.lookup(id.as_str()), Lookup::Gone), "it ended in its sleep");
+    }
+
+    #[test]
+    fn an_instance_that_is_opened_anew_gets_a_route_again() {
+        let (table, id) = (MemoryRoutes::default(), InstanceId::random());
+        table.ensure(&id, upstream());
+        table.remove(&id);
+        table.revive(&id);
+        assert!(matches!(table.lookup(id.as_str()), Lookup::Unknown));
+        table.ensure(&id, upstream());
+        assert!(matches!(table.lookup(id.as_str()), Lookup::Found(_)));
+        table.remove(&id);
+        assert!(matches!(table.lookup(id.as_str()), Lookup::Gone));
     }
 
     #[test]

@@ -238,6 +238,11 @@ impl Routes {
         }
     }
 
+    /// Has a removed id get a route again: its instance is opened anew.
+    pub fn revive(&self, id: &InstanceId) {
+        self.memory.revive(id);
+    }
+
     /// Wants a route no more, without waiting for the router.
     pub fn remove(&self, id: &InstanceId) {
         self.memory.remove(id);

@@ -38,4 +38,5 @@ pub mod manifest;
 mod mapped;
 pub mod prepare;
 pub mod served;
+pub mod shelf;
 pub mod signature;

@@ -108,6 +108,33 @@ impl FrozenDir {
         }
     }
 
+    /// Takes in a shop that was frozen before: `fill` puts its images and files into
+    /// the directory that it is given. Blocks.
+    ///
+    /// # Errors
+    /// As `fill`, or when the disk says no; nothing is there then.
+    pub fn receive(
+        &self,
+        id: &InstanceId,
+        snapshot: &SnapshotId,
+        fill: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let new = self.0.join(format!("{UNFINISHED}{id}"));
+        self.remove(id)?;
+        let received = (|| {
+            make_private(&new)?;
+            fill(&new)?;
+            let record = Record { version: VERSION, snapshot: snapshot.clone() };
+            std::fs::write(new.join(RECORD), serde_json::to_vec(&record)?)?;
+            std::fs::rename(&new, self.path(id))
+        })();
+        if received.is_err() {
+            // What cannot be removed now is swept.
+            drop(self.remove(id));
+        }
+        received
+    }
+
     /// Names of all that is there, whole or not.
     ///
     /// # Errors

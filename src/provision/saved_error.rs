@@ -1,0 +1,107 @@
+//! Why a shop was not kept, or not opened.
+
+use super::errors::{LeaseError, of_making};
+use crate::engine::{FreezeError, LaunchError};
+use crate::error::{ErrorKind, kind_of_io};
+use crate::id::{GoldenName, InstanceId, NodeName};
+use crate::instance::State;
+use crate::snapshot::shelf::ShelfError;
+use crate::store::StoreError;
+
+/// A shop was not kept, or not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SavedError {
+    /// This daemon keeps none.
+    #[error("no shops are kept here")]
+    Nowhere,
+    /// It cannot be read, or is no more.
+    #[error(transparent)]
+    Lease(LeaseError),
+    /// It is nobody's, or sleeps.
+    #[error("instance {id} is {}, not assigned", .state.as_str())]
+    NotAssigned {
+        /// Which.
+        id: InstanceId,
+        /// Its state.
+        state: State,
+    },
+    /// Its daemon is another one.
+    #[error("instance {id} runs on node {node}: ask that node's daemon")]
+    Elsewhere {
+        /// Which.
+        id: InstanceId,
+        /// Who made it.
+        node: NodeName,
+    },
+    /// Somebody is changing or ending it.
+    #[error("instance {id} is being changed already")]
+    Busy {
+        /// Which.
+        id: InstanceId,
+    },
+    /// The shelf.
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+    /// It could not be frozen, and goes on.
+    #[error("the shop cannot be kept and goes on")]
+    Freeze(#[source] FreezeError),
+    /// It is there, or something of it is.
+    #[error("instance {id} is still there: release it, or go on with it")]
+    StillThere {
+        /// Which.
+        id: InstanceId,
+    },
+    /// No place is left.
+    #[error("all {max} places of this host are taken")]
+    Full {
+        /// MAX_INSTANCES.
+        max: usize,
+    },
+    /// Its golden is not restored here.
+    #[error("shops of {golden} are not restored here any more")]
+    NoDriver {
+        /// Of which golden.
+        golden: GoldenName,
+    },
+    /// What is kept is no good, or the disk says no.
+    #[error("what is kept of the shop cannot be unpacked")]
+    Unpack(#[source] std::io::Error),
+    /// It could not be started.
+    #[error("the shop that is kept cannot be started")]
+    Thaw(#[source] LaunchError),
+    /// The store refused.
+    #[error("cannot write the opened shop down")]
+    Store(#[source] StoreError),
+    /// The daemon is being stopped.
+    #[error("the service is being stopped")]
+    Stopping,
+    /// The work ended without an answer.
+    #[error("the work on this request ended without an answer")]
+    Lost,
+}
+
+impl SavedError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Nowhere => ErrorKind::NotFound,
+            Self::Lease(error) => error.kind(),
+            Self::NotAssigned { .. }
+            | Self::Busy { .. }
+            | Self::Elsewhere { .. }
+            | Self::StillThere { .. } => ErrorKind::Conflict,
+            Self::Shelf(error) => error.kind(),
+            Self::Freeze(error) => match error.kind() {
+                ErrorKind::Conflict => ErrorKind::Conflict,
+                other => of_making(other),
+            },
+            Self::Full { .. } => ErrorKind::Exhausted,
+            Self::NoDriver { .. } | Self::Stopping => ErrorKind::Unavailable,
+            Self::Unpack(error) => of_making(kind_of_io(error)),
+            Self::Thaw(error) => of_making(error.kind),
+            Self::Store(error) => of_making(error.kind()),
+            Self::Lost => ErrorKind::Bug,
+        }
+    }
+}
