@@ -6,7 +6,7 @@
 //! only file beside [`crate::app`] that names concrete engines.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -55,6 +55,35 @@ pub struct Host {
     pub database: Option<Arc<Server>>,
     /// What shops may reach outside.
     pub egress: Arc<Egress>,
+    /// Drivers of what is served, kept filled.
+    pub engines: Engines,
+}
+
+/// Drivers whose things are made ahead; what is served later joins them.
+#[derive(Debug, Clone, Default)]
+pub struct Engines(Arc<Mutex<Vec<Arc<dyn ContainerEngine>>>>);
+
+impl Engines {
+    /// A std lock: held for one operation, never across an await.
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<dyn ContainerEngine>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Some more.
+    pub fn add(&self, more: impl IntoIterator<Item = Arc<dyn ContainerEngine>>) {
+        self.lock().extend(more);
+    }
+
+    /// One less.
+    pub fn remove(&self, gone: &Arc<dyn ContainerEngine>) {
+        self.lock().retain(|engine| !Arc::ptr_eq(engine, gone));
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<dyn ContainerEngine>> {
+        self.lock().clone()
+    }
 }
 
 impl Host {
@@ -81,7 +110,7 @@ impl Host {
         let database = config.database.clone().map(Server::open).transpose()?;
         let slots = Arc::new(slots);
         let egress = Arc::new(Egress::new(Arc::clone(&slots), config.egress_refresh));
-        Ok(Self { slots, supply: Arc::new(supply), database, egress })
+        Ok(Self { slots, supply: Arc::new(supply), database, egress, engines: Engines::default() })
     }
 }
 
@@ -100,9 +129,9 @@ const QUIET_AT_MOST: Duration = Duration::from_secs(1);
 /// Keeps slots, and what drivers make in them, made ahead until `stop`; spawned
 /// once by the daemon, which waits for its end before it drains: what is half
 /// made is finished first.
-pub async fn keep_filled(slots: Arc<Slots>, engines: Vec<Arc<dyn ContainerEngine>>, stop: CancellationToken) {
+pub async fn keep_filled(slots: Arc<Slots>, engines: Engines, stop: CancellationToken) {
     while !stop.is_cancelled() {
-        let pause = match fill(&slots, &engines).await {
+        let pause = match fill(&slots, &engines.all()).await {
             Ok(()) => None,
             Err(error) => {
                 tracing::warn!(error = %format!("{error:#}"), "nothing more can be made ahead");

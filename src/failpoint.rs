@@ -72,6 +72,15 @@ mod set {
         "destroy:after-directory",
         "store:before-remove",
         "store:after-remove",
+        "freeze:before-files",
+        "freeze:before-word",
+        "save:before-pack",
+        "save:before-rename",
+        "open:before-unpack",
+        "open:before-thaw",
+        "open:before-record",
+        "sleep:before-record",
+        "wake:before-record",
     ];
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]

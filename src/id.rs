@@ -111,18 +111,6 @@ text_newtype!(
 );
 
 text_newtype!(
-    /// A kept shop's name, which its visitor chose; also its directory.
-    SavedName,
-    "name of a saved shop",
-    "1 to 40 characters of a-z, 0-9 and -, a letter or digit first",
-    |text| {
-        text.len() <= 40
-            && text.starts_with(|first: char| first.is_ascii_lowercase() || first.is_ascii_digit())
-            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-    }
-);
-
-text_newtype!(
     /// A daemon's name among those that share a store; by default its host's.
     NodeName,
     "node name",

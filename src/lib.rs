@@ -3,7 +3,7 @@
 //! ```text
 //! L4  main, commands, app, workshop, open_{jobs,store} name concrete adapters, wire them
 //! L3  api, web, console, proxy, pool::{reconciler, reaper}, jobs::worker, events, webhook, route::keeper   edges and workers
-//! L2  provision, promote, checkpoint, restore, egress, database, snapshot::{archive, catalog, prepare}   procedures
+//! L2  provision, promote, checkpoint, template, restore, egress, database, snapshot::{archive, catalog, prepare}   procedures
 //! L1  engine, store, route, jobs, nats, host ports with their adapters; the kernel
 //! L0  id, client, lang, token, connections, error, config, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
 //! ```
@@ -52,6 +52,7 @@ pub mod shutdown;
 pub mod snapshot;
 pub mod store;
 pub mod telemetry;
+pub mod template;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod token;

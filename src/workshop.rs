@@ -12,9 +12,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::assemble::{self, Host, LoadError};
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::{self, Checkpoint, Origin};
 use crate::config::{Config, Values};
 use crate::database::{DatabaseError, Template};
+use crate::engine::ContainerEngine;
 use crate::engine::criu::freeze::FrozenDir;
 use crate::error::{Chain, ErrorKind, kind_of_io};
 use crate::golden::build::{self, Build};
@@ -22,11 +23,14 @@ use crate::golden::images::Images;
 use crate::golden::recipe::Recipe;
 use crate::host::mounts;
 use crate::id::{GoldenName, SnapshotId};
-use crate::promote::{Listed, Loaded, Say, Workshop, WorkshopError};
+use crate::promote::{Listed, Loaded, Publication, Say, Workshop, WorkshopError};
+use crate::provision::{GoldenAbout, Keeping};
 use crate::snapshot::catalog::{Catalog, CatalogError, Entry};
 use crate::snapshot::manifest::{Archive, Manifest};
 use crate::snapshot::prepare::{self, PrepareError};
 use crate::snapshot::served::{Choice, ChoiceError};
+use crate::snapshot::shelf::{Shelf, ShelfError};
+use crate::template::{self, TemplateError};
 
 /// The workshop.
 pub struct HostWorkshop {
@@ -100,8 +104,10 @@ impl HostWorkshop {
     fn lowers(&self) -> Result<BTreeSet<PathBuf>, WorkshopError> {
         let see = "see what instances run on";
         let mut lowers = mounts::lowers_in_use(self.host.slots.cgroups()).map_err(unavailable(see))?;
-        // So do those that sleep, once they wake.
-        lowers.extend(FrozenDir::lowers(&self.config.state_dir).map_err(unavailable(see))?);
+        // So do those that sleep or are kept, once they run again.
+        let state_dir = &self.config.state_dir;
+        lowers.extend(FrozenDir::lowers(state_dir).map_err(unavailable(see))?);
+        lowers.extend(Shelf::lowers(state_dir).map_err(unavailable(see))?);
         Ok(lowers)
     }
 }
@@ -152,7 +158,8 @@ impl Workshop for HostWorkshop {
         let image = build::build(&build, say).await.map_err(unavailable(doing()))?;
         let catalog = self.catalog()?;
         let server = self.host.database.as_ref();
-        let from = Checkpoint { recipe: &recipe, image: &image, catalog: &catalog, state_dir, server };
+        let (catalog, origin) = (&catalog, Origin::Recipe);
+        let from = Checkpoint { recipe: &recipe, image: &image, catalog, state_dir, server, origin };
         let manifest = checkpoint::create(&from, say).await.map_err(unavailable(doing()))?;
         Ok(manifest.id)
     }
@@ -173,7 +180,8 @@ impl Workshop for HostWorkshop {
         let maker = assemble::load(&manifest, &self.config, &self.host).await;
         let maker = maker.map_err(at(doing(), LoadError::kind))?;
         maker.engine().fill().await.map_err(at(doing(), kind_of_io))?;
-        Ok(Loaded { golden, maker })
+        let (title, about) = (manifest.recipe.title.clone(), GoldenAbout::of(&manifest.recipe));
+        Ok(Loaded { golden, title, about, maker })
     }
 
     async fn promote(&self, golden: &GoldenName, id: &SnapshotId) -> Result<(), WorkshopError> {
@@ -182,6 +190,63 @@ impl Workshop for HostWorkshop {
         self.choose(move |choice| choice.promote(golden, id)).await?;
         // Its sizes are shown, if it can still be read.
         manifest.iter().for_each(assemble::tell_size);
+        Ok(())
+    }
+
+    async fn may_publish(&self, golden: &GoldenName) -> Result<(), WorkshopError> {
+        let names = self.config.goldens.iter().map(String::as_str).chain([golden.as_str()]);
+        let mut recipes = names.filter_map(|name| Recipe::load(name, &self.config.recipe_dir).ok());
+        if !recipes.any(|(_, recipe)| recipe.name == *golden) {
+            return Ok(());
+        }
+        let source = "a recipe has that name: take another one".into();
+        Err(WorkshopError { doing: format!("publish {golden}"), kind: ErrorKind::Conflict, source })
+    }
+
+    async fn publish(&self, wanted: &Publication, say: Say<'_>) -> Result<SnapshotId, WorkshopError> {
+        let Publication { kept, golden, title } = wanted;
+        let doing = || format!("publish what is kept of {kept} as {golden}");
+        let shelf = Keeping::of(&self.config).shelf;
+        let saved = shelf.get(kept).map_err(at(doing(), ShelfError::kind))?;
+        let state_dir = &self.config.state_dir;
+        let (shelf, title) = (&shelf, title.as_deref());
+        let from = template::Wanted { saved: &saved, shelf, state_dir, golden, title };
+        let (recipe, image) = template::make(&from, say).await.map_err(at(doing(), TemplateError::kind))?;
+        let catalog = self.catalog()?;
+        let controllers = self.host.slots.cgroups().controllers();
+        let origin = Origin::Shop { controllers, bounds: shelf.bounds() };
+        let (catalog, server) = (&catalog, None);
+        let from = Checkpoint { recipe: &recipe, image: &image, catalog, state_dir, server, origin };
+        let manifest = checkpoint::create(&from, say).await.map_err(unavailable(doing()))?;
+        Ok(manifest.id)
+    }
+
+    async fn introduce(
+        &self,
+        golden: &GoldenName,
+        id: &SnapshotId,
+        engine: &Arc<dyn ContainerEngine>,
+    ) -> Result<(), WorkshopError> {
+        let (golden, id) = (golden.clone(), id.clone());
+        self.choose(move |choice| choice.publish(golden, id)).await?;
+        self.host.engines.add([Arc::clone(engine)]);
+        Ok(())
+    }
+
+    async fn published(&self) -> Result<Vec<GoldenName>, WorkshopError> {
+        let read = "read what is served";
+        let choice = Choice::read(&self.config.snapshot_dir).map_err(at(read, ChoiceError::kind))?;
+        Ok(choice.published().cloned().collect())
+    }
+
+    async fn withdraw(
+        &self,
+        golden: &GoldenName,
+        engine: &Arc<dyn ContainerEngine>,
+    ) -> Result<(), WorkshopError> {
+        let golden = golden.clone();
+        self.choose(move |choice| choice.withdraw(&golden)).await?;
+        self.host.engines.remove(engine);
         Ok(())
     }
 
@@ -194,7 +259,7 @@ impl Workshop for HostWorkshop {
         let doing = || format!("remove snapshot {id}");
         let lowers = self.lowers()?;
         if in_use.contains(id) || prepare::in_use(&self.config.state_dir, &lowers).contains(id) {
-            let source = "shops are made of it, or run on its files".into();
+            let source = "shops are made of it, run on its files, sleep or are kept on them".into();
             return Err(WorkshopError { doing: doing(), kind: ErrorKind::Conflict, source });
         }
         let catalog = self.catalog()?;

@@ -46,6 +46,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("egress", 2),
     ("identity", 2),
     ("checkpoint", 2),
+    ("template", 2),
     ("database", 2),
     ("snapshot", 2),
     ("golden::build", 2),
@@ -57,6 +58,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("console", 3),
     ("pool::reconciler", 3),
     ("pool::reaper", 3),
+    ("pool::pruner", 3),
     ("pool::sleeper", 3),
     ("pool::adopt", 3),
     ("jobs::worker", 3),
@@ -98,6 +100,9 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("console", "web", "its pages stand on the same ground as the visitors'"),
     ("web", "api", "pages stand beside the API: its doors, errors and status streams are theirs"),
     ("checkpoint", "golden::build", "a golden is built before it is frozen"),
+    ("checkpoint", "identity", "a shop that becomes a golden has its password changed"),
+    ("template", "snapshot", "a kept shop is made an image of"),
+    ("template", "golden::images", "and is one then"),
 ];
 
 /// No file is longer: what does not fit is two things.

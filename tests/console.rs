@@ -206,6 +206,7 @@ async fn every_page_is_whole_in_both_languages_and_runs_no_script_of_others() {
     workshop.add("shop-2-bbbb", "shop", &host.restore);
     let daemon = host.start_serving("shop-1-aaaa", &workshop, &[]).await;
     let id = daemon.acquire().await.id();
+    host.keep("aaaabbbbcccc");
     eventually("there is a sample", async || {
         let history = daemon.get("/api/v1/history").await.json();
         (!history["samples"].as_array().unwrap().is_empty()).then_some(())
@@ -217,6 +218,7 @@ async fn every_page_is_whole_in_both_languages_and_runs_no_script_of_others() {
         ("/admin/instances", "1 of 1 shown", "1 sur 1 affichées"),
         (one.as_str(), "Time left", "Temps restant"),
         ("/admin/snapshots", "Take a snapshot", "Prendre un instantané"),
+        ("/admin/saved", "Publish as a golden", "Publier comme modèle"),
         ("/admin/limits", "for one client", "pour un client"),
         ("/admin/events", "assigned", "assigned"),
     ] {
@@ -238,5 +240,52 @@ async fn every_page_is_whole_in_both_languages_and_runs_no_script_of_others() {
         daemon.get("/admin/snapshots").await.text().contains("restored from shop-2-bbbb").then_some(())
     })
     .await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_kept_shop_is_published_and_removed_by_forms() {
+    let (host, workshop) = (Host::new(), ScriptedWorkshop::new());
+    workshop.add("shop-1-aaaa", "shop", &host.restore);
+    let daemon = host.start_serving("shop-1-aaaa", &workshop, &[("POOL_TARGET_SIZE", "1")]).await;
+    host.keep("aaaabbbbcccc");
+    std::fs::create_dir(host.state_dir().join("saved/ddddeeeeffff")).unwrap();
+    let page = daemon.get("/admin/saved").await;
+    assert!(page.text().contains("2 of 20 at most") && page.text().contains("ddddeeeeffff"), "{}", page.text());
+    for (form, status) in [
+        ("id=aaaabbbbcccc&golden=shop", 409),
+        ("id=aaaabbbbcccc&golden=Not+a+name", 400),
+        ("id=aaaabbbbccc2&golden=spring", 404),
+        ("id=ddddeeeeffff&golden=spring", 503),
+    ] {
+        let refused = post(&daemon, "/admin/saved/publish", &[OWN], form).await;
+        assert_eq!(refused.status, status, "{form}: {}", refused.text());
+    }
+    let published = post(&daemon, "/admin/saved/publish", &[OWN], "id=aaaabbbbcccc&golden=spring&title=").await;
+    assert_eq!(leads_to(&published), "/admin/snapshots?did=begun");
+    eventually("it is served, from a pool of its own", async || {
+        let stats = daemon.get("/api/v1/pool/stats").await.json();
+        let spring = stats["goldens"].as_array().unwrap().iter().find(|it| it["golden"] == "spring")?.clone();
+        (spring["states"]["ready"] == 1).then_some(())
+    })
+    .await;
+    let acquired = daemon.post("/api/v1/demo/acquire", r#"{"golden": "spring"}"#).await;
+    assert_eq!((acquired.status.as_u16(), &acquired.json()["golden"]), (201, &"spring".into()));
+    assert!(daemon.get("/?golden=spring").await.text().contains("The spring shop"));
+    let withdrawn = post(&daemon, "/admin/snapshots/withdraw", &[OWN], "golden=spring").await;
+    assert_eq!(leads_to(&withdrawn), "/admin/snapshots?did=begun");
+    eventually("it is served no more, and its pool is gone", async || {
+        let all = daemon.get("/api/v1/demo?golden=spring").await.json();
+        let left = all["instances"].as_array().unwrap().iter().filter(|it| it["state"] == "ready").count();
+        let refused = daemon.post("/api/v1/demo/acquire", r#"{"golden": "spring"}"#).await.status == 400;
+        (left == 0 && refused).then_some(())
+    })
+    .await;
+    assert_eq!(post(&daemon, "/admin/snapshots/withdraw", &[OWN], "golden=shop").await.status, 404);
+    for id in ["aaaabbbbcccc", "ddddeeeeffff"] {
+        let removed = post(&daemon, "/admin/saved/remove", &[OWN], &format!("id={id}")).await;
+        assert_eq!(leads_to(&removed), "/admin/saved?did=removed");
+    }
+    assert!(daemon.get("/admin/saved").await.text().contains("No visitor has kept a shop"));
     daemon.stop().await;
 }

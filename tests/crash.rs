@@ -64,6 +64,34 @@ const POINTS: &[(&str, By)] = &[
     ("store:after-remove", By::Release),
 ];
 
+/// What has a daemon pass a point with a shop that its visitor has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum With {
+    /// It is kept.
+    Save,
+    /// It is put to sleep.
+    Hibernate,
+    /// It is woken.
+    Wake,
+    /// It is opened, from what was kept of it.
+    Open,
+}
+
+/// Points that keeping, sleeping and their ways back pass, in the order in which one
+/// shop is taken through them.
+const OF_A_SHOP: &[(&str, With)] = &[
+    ("freeze:before-files", With::Save),
+    ("freeze:before-word", With::Save),
+    ("save:before-pack", With::Save),
+    ("save:before-rename", With::Save),
+    ("freeze:before-word", With::Hibernate),
+    ("sleep:before-record", With::Hibernate),
+    ("wake:before-record", With::Wake),
+    ("open:before-unpack", With::Open),
+    ("open:before-thaw", With::Open),
+    ("open:before-record", With::Open),
+];
+
 /// Points of `snapshot create` and of a daemon's start.
 const OTHERS: &[&str] = &[
     "checkpoint:before-boot",
@@ -76,7 +104,8 @@ const OTHERS: &[&str] = &[
 
 #[test]
 fn every_fail_point_is_gone_through() {
-    let gone_through: BTreeSet<&str> = POINTS.iter().map(|(name, _)| name).chain(OTHERS).copied().collect();
+    let points = POINTS.iter().map(|(name, _)| name).chain(OF_A_SHOP.iter().map(|(name, _)| name));
+    let gone_through: BTreeSet<&str> = points.chain(OTHERS).copied().collect();
     assert_eq!(gone_through, NAMES.iter().copied().collect());
 }
 
@@ -234,6 +263,79 @@ async fn a_daemon_killed_at_any_step_leaves_nothing_and_keeps_its_promises() {
 #[tokio::test]
 async fn a_daemon_that_panics_at_any_step_leaves_nothing_and_keeps_its_promises() {
     dies_everywhere("crash-panics", "panic").await;
+}
+
+/// A call that the daemon may not live to answer.
+async fn call(daemon: &Daemon<'_>, path: &str, body: &Value) -> Option<Reply> {
+    let headers = [("content-type", "application/json")];
+    web::send(daemon.address(), "POST", "localhost", path, &headers, &body.to_string()).await.ok()
+}
+
+async fn with(daemon: &Daemon<'_>, shop: &Shop, with: With, key: &str) -> Option<Reply> {
+    let demo = format!("/api/v1/demo/{}", shop.id());
+    match with {
+        With::Save => call(daemon, &format!("{demo}/save"), &json!({})).await,
+        With::Hibernate => call(daemon, &format!("{demo}/hibernate"), &json!({})).await,
+        With::Wake => call(daemon, &format!("{demo}/wake"), &json!({})).await,
+        With::Open => {
+            let body = json!({ "key": key, "ttl": "1h" });
+            call(daemon, &format!("/api/v1/saved/{}/open", shop.id()), &body).await
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_killed_while_a_shop_is_kept_opened_put_to_sleep_or_woken_loses_nothing_of_it() {
+    let Some(trial) = Trial::begin("crash-kept").await else { return };
+    let mut daemon = trial.daemon("0").await;
+    let shop = visited(&trial, &daemon).await;
+    let mut key = String::new();
+    for (point, what) in OF_A_SHOP {
+        let (after, before) = (format!("death at {point}, {what:?}"), trial.times(point));
+        match what {
+            With::Save | With::Hibernate => {}
+            With::Wake => {
+                let asleep = with(&daemon, &shop, With::Hibernate, "").await.unwrap();
+                assert_eq!(asleep.status, 200, "{}", asleep.text());
+            }
+            With::Open => {
+                if key.is_empty() {
+                    let kept = with(&daemon, &shop, With::Save, "").await.unwrap();
+                    key = kept.json()["key"].as_str().unwrap().to_owned();
+                }
+                daemon.release(shop.id()).await;
+                daemon.holds_nothing().await;
+            }
+        }
+        trial.arm(point, "abort");
+        drop(with(&daemon, &shop, *what, &key).await);
+        daemon.dies().await;
+        trial.disarm();
+        assert!(trial.times(point) > before, "{after}: it died of something else");
+        daemon = trial.daemon("0").await;
+        trial.is_clean(&after).await;
+        if *what == With::Open {
+            eventually("it can be opened", 20, async || {
+                let opened = with(&daemon, &shop, With::Open, &key).await.unwrap();
+                if opened.status == 201 { Ok(()) } else { Err(opened.text()) }
+            })
+            .await;
+        }
+        // Which wakes one that sleeps.
+        let page = shop.get("/").await;
+        assert!(page.status == 200 && page.text().contains("Mine"), "{after}: {} {}", page.status, page.text());
+        eventually("nothing half kept is left", 20, async || {
+            let names = |dir: &str| {
+                let all = std::fs::read_dir(trial.place.state_dir().join(dir)).into_iter().flatten().flatten();
+                all.map(|entry| entry.file_name().into_string().unwrap()).collect::<Vec<_>>()
+            };
+            let (saved, asleep) = (names("saved"), names("asleep"));
+            let whole = saved.iter().all(|name| name == shop.id()) && asleep.is_empty();
+            if whole { Ok(()) } else { Err(format!("{after}: {saved:?} {asleep:?}")) }
+        })
+        .await;
+    }
+    trial.finish(daemon).await;
 }
 
 #[tokio::test]

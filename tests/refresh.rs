@@ -9,20 +9,25 @@ use host::daemon::Daemon;
 use host::{Place, eventually, golden, web};
 use serde_json::{Value, json};
 
-/// Asks the daemon for long work and waits for its end.
+/// Asks the daemon for long work that succeeds.
 async fn done(daemon: &Daemon<'_>, method: &str, path: &str, body: &Value) -> Value {
+    let ended = ended(daemon, method, path, body).await;
+    assert_eq!(ended["state"], "done", "{ended}");
+    ended
+}
+
+/// Asks the daemon for long work and waits for its end.
+async fn ended(daemon: &Daemon<'_>, method: &str, path: &str, body: &Value) -> Value {
     let headers = [("content-type", "application/json")];
     let begun = web::send(daemon.address(), method, "localhost", path, &headers, &body.to_string()).await;
     let begun = begun.unwrap();
     assert_eq!(begun.status, 202, "{}", begun.text());
     let task = format!("/api/v1/tasks/{}", begun.json()["number"]);
-    let ended = eventually("the task ends", 120, async || {
+    eventually("the task ends", 120, async || {
         let task = daemon.get(&task).await.json();
         if task["state"] == "running" { Err(task.to_string()) } else { Ok(task) }
     })
-    .await;
-    assert_eq!(ended["state"], "done", "{ended}");
-    ended
+    .await
 }
 
 /// Waits until all that is ready came from that snapshot, two of them.
@@ -86,12 +91,18 @@ async fn a_snapshot_is_taken_promoted_and_taken_back_while_visitors_have_shops()
     let path = format!("/api/v1/snapshots/{new}");
     let refused = web::send(daemon.address(), "DELETE", "localhost", &path, &[], "").await.unwrap();
     assert_eq!(refused.status, 409, "a visitor's shop runs on it");
+    let kept = format!("/api/v1/demo/{}/save", next.id());
+    let kept = web::send(daemon.address(), "POST", "localhost", &kept, &[], "").await.unwrap();
+    assert_eq!(kept.status, 201, "{}", kept.text());
     daemon.release(next.id()).await;
     eventually("the shop is gone", 30, async || {
         let all = daemon.get(&format!("/api/v1/demo?q={}", next.id())).await.json();
         if all["total"] == 0 { Ok(()) } else { Err(all.to_string()) }
     })
     .await;
+    let held = ended(&daemon, "DELETE", &path, &json!({})).await;
+    assert!(held["error"].as_str().is_some_and(|why| why.contains("are kept on them")), "{held}");
+    place.cli_with(&["saved", "rm", next.id()], &settings).await.ok();
     done(&daemon, "DELETE", &path, &json!({})).await;
     for gone in [snapshots.join(&new), place.state_dir().join("prepared").join(&new)] {
         assert!(!gone.try_exists().unwrap(), "{}", gone.display());

@@ -1,28 +1,38 @@
-//! Shops that their visitors keep, on real CRIU: what comes back, and what is left.
+//! Shops that their visitors keep, on real CRIU: what comes back, with which key, what is
+//! refused, and what becomes of one that is published. A daemon that dies meanwhile:
+//! `crash.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod host;
 
-use std::time::Duration;
-
 use host::daemon::{Daemon, Shop};
-use host::{Place, eventually, web};
+use host::{Place, eventually, golden, web};
 use serde_json::{Value, json};
 
 const OWN: &str = "UPDATE wp_options SET option_value = 'Mine' WHERE option_name = 'blogdescription'";
 
-async fn post(daemon: &Daemon<'_>, path: &str, body: &Value) -> web::Reply {
-    let headers = [("content-type", "application/json")];
+/// A visitor from elsewhere; the tests themselves are this host's own, who has no limits.
+const VISITOR: (&str, &str) = ("x-forwarded-for", "203.0.113.5");
+
+async fn post(daemon: &Daemon<'_>, path: &str, body: &Value, more: &[(&str, &str)]) -> web::Reply {
+    let headers = [&[("content-type", "application/json")], more].concat();
     web::send(daemon.address(), "POST", "localhost", path, &headers, &body.to_string()).await.unwrap()
 }
 
-async fn save(daemon: &Daemon<'_>, shop: &Shop, name: &str) -> web::Reply {
-    post(daemon, &format!("/api/v1/demo/{}/save", shop.id()), &json!({ "name": name })).await
+async fn save(daemon: &Daemon<'_>, shop: &Shop) -> web::Reply {
+    post(daemon, &format!("/api/v1/demo/{}/save", shop.id()), &json!({}), &[]).await
 }
 
-async fn open(daemon: &Daemon<'_>, name: &str, key: &str) -> web::Reply {
-    post(daemon, &format!("/api/v1/saved/{name}/open"), &json!({ "key": key, "ttl": "1h" })).await
+async fn kept(daemon: &Daemon<'_>, shop: &Shop) -> String {
+    let reply = save(daemon, shop).await;
+    assert_eq!(reply.status, 201, "{}", reply.text());
+    reply.json()["key"].as_str().unwrap().to_owned()
+}
+
+async fn open(daemon: &Daemon<'_>, id: &str, key: &str, more: &[(&str, &str)]) -> web::Reply {
+    let body = json!({ "key": key, "ttl": "1h" });
+    post(daemon, &format!("/api/v1/saved/{id}/open"), &body, more).await
 }
 
 fn names(place: &Place, dir: &str) -> Vec<String> {
@@ -39,18 +49,17 @@ async fn a_kept_shop_comes_back_with_all_that_was_in_it_at_its_address_and_with_
     let shop = daemon.acquire("restore").await;
     let mut visitor = shop.browser();
     assert!(visitor.log_in(shop.text("admin_password")).await);
+    let former = kept(&daemon, &shop).await;
     place.sql(shop.id(), OWN).await;
     place.inside(shop.id(), &["sh", "-c", "echo kept >/tmp/mine; ln -s /etc/passwd /tmp/link"]).await;
-    let kept = save(&daemon, &shop, "my-shop").await;
-    assert_eq!(kept.status, 201, "{} {}", kept.text(), place.log());
-    let key = kept.json()["key"].as_str().unwrap().to_owned();
+    let key = kept(&daemon, &shop).await;
     assert_eq!(names(&place, "asleep"), Vec::<String>::new(), "what was frozen on the way is gone");
     shop.answers().await;
     assert!(visitor.is_in().await, "it goes on");
-    save(&daemon, &shop, "my-shop").await.problem(409);
-    save(&daemon, &shop, "another").await.problem(503);
-    save(&daemon, &shop, "../../etc").await.problem(400);
-    assert_eq!(open(&daemon, "my-shop", &key).await.status, 409, "it is still there");
+    let other = daemon.acquire("restore").await;
+    save(&daemon, &other).await.problem(503);
+    daemon.release(other.id()).await;
+    assert_eq!(open(&daemon, shop.id(), &key, &[]).await.status, 409, "it is still there");
 
     // What comes after it was kept is not in it.
     place.sql(shop.id(), &OWN.replace("Mine", "Later")).await;
@@ -59,10 +68,15 @@ async fn a_kept_shop_comes_back_with_all_that_was_in_it_at_its_address_and_with_
     assert_eq!(shop.get("/").await.status, 410);
     daemon.kill().await;
 
-    let daemon = place.daemon(&[]).await;
-    open(&daemon, "my-shop", "another key").await.problem(404);
-    open(&daemon, "no-shop", &key).await.problem(404);
-    let opened = open(&daemon, "my-shop", &key).await;
+    let settings = [("RATE_LIMIT_HOURLY", "3"), ("TRUSTED_PROXIES", "127.0.0.1")];
+    let daemon = place.daemon(&settings).await;
+    open(&daemon, shop.id(), &former, &[]).await.problem(404);
+    open(&daemon, other.id(), &key, &[]).await.problem(404);
+    for _ in 0..3 {
+        open(&daemon, shop.id(), "a guess", &[VISITOR]).await.problem(404);
+    }
+    open(&daemon, shop.id(), &key, &[VISITOR]).await.problem(429);
+    let opened = open(&daemon, shop.id(), &key, &[]).await;
     assert_eq!(opened.status, 201, "{} {}", opened.text(), place.log());
     for field in ["id", "url", "admin_password"] {
         assert_eq!(opened.json()[field], shop.answer[field], "{field}");
@@ -73,70 +87,134 @@ async fn a_kept_shop_comes_back_with_all_that_was_in_it_at_its_address_and_with_
     assert_eq!(place.inside(shop.id(), &["cat", "/tmp/mine"]).await, "kept");
     let checked = place.inside(shop.id(), &["mariadb-check", "--all-databases"]).await;
     assert!(checked.lines().all(|line| line.ends_with("OK")), "{checked}");
+    // Keeping what was opened keeps what it has become.
+    let key = kept(&daemon, &shop).await;
     daemon.release(shop.id()).await;
     daemon.holds_nothing().await;
 
     // It stays kept until it is removed.
     let list = daemon.get("/api/v1/saved").await.json();
-    assert_eq!((&list["saved"][0]["name"], list["saved"].as_array().unwrap().len()), (&json!("my-shop"), 1));
+    assert_eq!((&list["saved"][0]["id"], list["saved"].as_array().unwrap().len()), (&json!(shop.id()), 1));
     assert!(!list.to_string().contains(&key));
-    assert!(place.cli(&["saved", "ls"]).await.ok().contains("my-shop"));
-    place.cli(&["saved", "rm", "my-shop"]).await.ok();
-    open(&daemon, "my-shop", &key).await.problem(404);
+    assert!(place.cli(&["saved", "ls"]).await.ok().contains(shop.id()));
+    place.cli(&["saved", "rm", shop.id()]).await.ok();
+    open(&daemon, shop.id(), &key, &[]).await.problem(404);
     assert_eq!((names(&place, "saved"), names(&place, "asleep")), (Vec::new(), Vec::new()));
-    assert!(!place.log().contains(&key), "a key is no log's business");
+    for key in [former, key] {
+        assert!(!place.log().contains(&key), "a key is no log's business");
+    }
     daemon.stop().await;
 }
 
 #[tokio::test]
 async fn a_damaged_shop_is_not_opened_and_one_with_a_file_that_is_all_hole_is_not_kept() {
     let Some(place) = Place::beside_others("saved-damaged").await else { return };
-    let daemon = place.daemon(&[]).await;
+    let daemon = place.daemon(&[("SAVED_KEEP", "1h")]).await;
     let shop = daemon.acquire("restore").await;
-    let key = save(&daemon, &shop, "whole").await.json()["key"].as_str().unwrap().to_owned();
     place.inside(shop.id(), &["truncate", "-s", "4T", "/tmp/sparse"]).await;
-    save(&daemon, &shop, "sparse").await.problem(409);
+    save(&daemon, &shop).await.problem(409);
     place.inside(shop.id(), &["rm", "/tmp/sparse"]).await;
+    let key = kept(&daemon, &shop).await;
     shop.answers().await;
     daemon.release(shop.id()).await;
     daemon.holds_nothing().await;
-    let archive = place.state_dir().join("saved/whole/files.tar.zst");
+    let archive = place.state_dir().join("saved").join(shop.id()).join("files.tar.zst");
     let mut bytes = std::fs::read(&archive).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&archive, bytes).unwrap();
-    assert!(open(&daemon, "whole", &key).await.status >= 500);
+    let opened = open(&daemon, shop.id(), &key, &[]).await;
+    assert!(opened.status >= 500, "{} {}", opened.status, opened.text());
     daemon.holds_nothing().await;
-    assert_eq!((names(&place, "saved"), names(&place, "asleep")), (vec!["whole".to_owned()], Vec::new()));
+    assert_eq!((names(&place, "saved"), names(&place, "asleep")), (vec![shop.id().to_owned()], Vec::new()));
     daemon.stop().await;
 }
 
+/// Has a place's daemons prepare what they need in its own directory: what the first
+/// daemon of all has prepared is only lent.
+fn prepare_here(place: &Place) {
+    for kind in ["prepared", "images"] {
+        let own = place.state_dir().join(kind);
+        let shared = std::fs::read_link(&own).unwrap();
+        std::fs::remove_file(&own).unwrap();
+        std::fs::create_dir(&own).unwrap();
+        for entry in std::fs::read_dir(&shared).unwrap().flatten() {
+            std::os::unix::fs::symlink(entry.path(), own.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+async fn acquire(daemon: &Daemon<'_>, golden: &str) -> Shop {
+    let reply = daemon.try_acquire(&json!({ "golden": golden, "ttl": "1h" })).await;
+    assert_eq!(reply.status, 201, "{}", reply.text());
+    Shop::of(reply.json(), daemon)
+}
+
+async fn publish(daemon: &Daemon<'_>, id: &str, golden: &str) -> Value {
+    let body = json!({ "golden": golden, "title": "Spring sale" });
+    let begun = post(daemon, &format!("/api/v1/saved/{id}/publish"), &body, &[]).await;
+    assert_eq!(begun.status, 202, "{}", begun.text());
+    let task = format!("/api/v1/tasks/{}", begun.json()["number"]);
+    eventually("it is published", 180, async || {
+        let task = daemon.get(&task).await.json();
+        if task["state"] == "running" { Err(task.to_string()) } else { Ok(task) }
+    })
+    .await
+}
+
 #[tokio::test]
-async fn a_daemon_killed_while_a_shop_is_kept_or_opened_leaves_no_half_of_it() {
-    let Some(place) = Place::beside_others("saved-killed").await else { return };
-    for milliseconds in [30, 200, 400] {
-        let daemon = place.lasting_daemon(&[]).await;
-        let shop = daemon.acquire("restore").await;
-        place.sql(shop.id(), OWN).await;
-        let (address, id) = (daemon.address(), shop.id().to_owned());
-        let asked = tokio::spawn(async move {
-            let headers = [("content-type", "application/json")];
-            let path = format!("/api/v1/demo/{id}/save");
-            web::send(address, "POST", "localhost", &path, &headers, r#"{"name":"half"}"#).await
-        });
-        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
-        daemon.kill().await;
-        drop(asked.await.unwrap());
-        let daemon = place.daemon(&[]).await;
-        assert!(shop.get("/").await.text().contains("Mine"), "{milliseconds} ms: it goes on");
-        eventually("no half is left", 20, async || {
-            let (saved, asleep) = (names(&place, "saved"), names(&place, "asleep"));
-            let whole = saved.is_empty() || saved == ["half"];
-            if whole && asleep.is_empty() { Ok(()) } else { Err(format!("{saved:?} {asleep:?}")) }
-        })
-        .await;
-        place.cli(&["saved", "rm", "half"]).await.ok();
-        daemon.release(shop.id()).await;
-        daemon.holds_nothing().await;
-        daemon.stop().await;
+async fn a_published_shop_is_a_golden_and_its_copies_are_each_their_own_also_after_a_restart() {
+    let Some(place) = Place::beside_others("published").await else { return };
+    prepare_here(&place);
+    let (_, from) = golden::snapshot();
+    let snapshots = place.dir.join("snapshots");
+    std::fs::create_dir_all(&snapshots).unwrap();
+    host::place::run("cp", &["-a", from.to_str().unwrap(), snapshots.to_str().unwrap()]).await.ok();
+    let settings = [("SNAPSHOT_DIR", snapshots.to_str().unwrap())];
+    let daemon = place.lasting_daemon(&settings).await;
+    let shop = daemon.acquire("restore").await;
+    for statement in [OWN, "UPDATE wp_options SET option_value = 'Spring' WHERE option_name = 'blogname'"] {
+        place.sql(shop.id(), statement).await;
+    }
+    let script = "cd /usr/share/wordpress; cp /bin/sh wp-content/suid; chmod 4755 wp-content/suid; \
+                  mkfifo /tmp/fifo; echo mine >/golden/mine; rm wp-trackback.php";
+    place.inside(shop.id(), &["sh", "-c", script]).await;
+    kept(&daemon, &shop).await;
+    let refused = post(&daemon, &format!("/api/v1/saved/{}/publish", shop.id()), &json!({ "golden": "wordpress" }), &[]).await;
+    assert!(refused.problem(409).contains("publish wordpress"));
+    let ended = publish(&daemon, shop.id(), "spring").await;
+    assert_eq!(ended["state"], "done", "{ended} {}", place.log());
+    place.cli_with(&["saved", "rm", shop.id()], &settings).await.ok();
+
+    let landing = daemon.get("/?golden=spring").await;
+    assert!(landing.text().contains("Spring sale"), "{}", landing.text());
+    let copies = [acquire(&daemon, "spring").await, acquire(&daemon, "spring").await];
+    let mut secrets = vec![shop.text("admin_password").to_owned()];
+    for copy in &copies {
+        let page = copy.get("/").await;
+        assert!(page.status == 200 && page.text().contains("Mine"), "{} {}", page.status, page.text());
+        assert!(!page.text().contains(shop.id()), "the former address is nowhere: {}", page.text());
+        let (mut former, mut own) = (copy.browser(), copy.browser());
+        assert!(!former.log_in(shop.text("admin_password")).await, "the visitor's password is of no use");
+        assert!(own.log_in(copy.text("admin_password")).await, "{}", place.log());
+        let mode = place.inside(copy.id(), &["stat", "-c", "%a", "/usr/share/wordpress/wp-content/suid"]).await;
+        assert_eq!(mode, "755", "a stranger's file gives no rights");
+        let left = place.inside(copy.id(), &["sh", "-c", "cat /golden/mine; cd /usr/share/wordpress; ls /tmp/fifo wp-trackback.php 2>/dev/null; true"]).await;
+        assert_eq!(left, "mine");
+        secrets.push(copy.text("admin_password").to_owned());
+        secrets.push(place.inside(copy.id(), &["grep", "secret", "/etc/golden/instance.ini"]).await);
+    }
+    let count = secrets.len();
+    secrets.sort();
+    secrets.dedup();
+    assert_eq!(secrets.len(), count, "no two share a secret");
+    daemon.kill().await;
+
+    let daemon = place.daemon(&settings).await;
+    assert!(copies[0].get("/").await.text().contains("Mine"), "it is adopted");
+    assert!(acquire(&daemon, "spring").await.get("/").await.text().contains("Mine"));
+    daemon.stop().await;
+    let images = host::place::run("podman", &["images", "--quiet", "--no-trunc", "localhost/demo-multiplexer-template-spring"]).await;
+    for image in images.ok().lines() {
+        host::place::run("podman", &["rmi", "--force", image]).await.ok();
     }
 }

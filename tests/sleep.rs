@@ -1,12 +1,10 @@
 //! Shops that sleep: on a scripted engine what becomes of them, on real CRIU what is
-//! left in them.
+//! left in them. A daemon that dies meanwhile: `crash.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod common;
 mod host;
-
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -225,42 +223,4 @@ async fn a_real_shop_sleeps_without_a_process_and_wakes_as_it_was_again_and_agai
     daemon.release(shop.id()).await;
     daemon.holds_nothing().await;
     daemon.stop().await;
-}
-
-#[tokio::test]
-async fn a_daemon_killed_while_a_real_shop_falls_asleep_or_wakes_leaves_it_whole_or_nothing() {
-    let Some(place) = Place::beside_others("sleep-killed").await else { return };
-    for (what, milliseconds) in [
-        ("hibernate", 20),
-        ("hibernate", 150),
-        ("hibernate", 350),
-        ("wake", 20),
-        ("wake", 120),
-        ("wake", 300),
-    ] {
-        let daemon = place.lasting_daemon(&[]).await;
-        let shop = daemon.acquire("restore").await;
-        place.sql(shop.id(), OWN).await;
-        if what == "wake" {
-            assert_eq!(asked(&daemon, shop.id(), "hibernate").await.status, 200);
-        }
-        let (address, path) = (daemon.address(), format!("/api/v1/demo/{}/{what}", shop.id()));
-        let sent = tokio::spawn(async move { web::send(address, "POST", "localhost", &path, &[], "").await });
-        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
-        daemon.kill().await;
-        drop(sent.await.unwrap());
-        let daemon = place.daemon(&[]).await;
-        let page = shop.get("/").await;
-        let case = format!("{what} {milliseconds}: {} {}", page.status, place.log());
-        match page.status {
-            200 => assert!(page.text().contains("Mine"), "{case}"),
-            // Its tree was ended and its record did not say yet that it slept.
-            410 => assert_eq!(what, "hibernate", "{case}"),
-            _ => panic!("{case}"),
-        }
-        daemon.release(shop.id()).await;
-        daemon.holds_nothing().await;
-        assert_eq!(frozen(&place), Vec::<String>::new(), "{case}");
-        daemon.stop().await;
-    }
 }

@@ -388,3 +388,21 @@ async fn a_token_is_in_no_log_and_no_metric() {
     let wanted = &it.acquire.as_bytes()[4..];
     assert!(!store.windows(wanted.len()).any(|window| window == wanted), "nor in the store");
 }
+
+#[tokio::test]
+async fn keeping_a_shop_takes_more_than_its_name_which_is_its_address() {
+    let host = Host::new();
+    let guarded = Guarded::start(&host, &[]).await;
+    let address = guarded.daemon.address;
+    let save = format!("/api/v1/demo/{}/save", guarded.daemon.acquire().await.id());
+    assert_eq!(ask(address, Method::POST, &save, "", &[]).await.status, 401);
+    for token in [&guarded.acquire, &guarded.operate] {
+        let asked = ask(address, Method::POST, &save, token, &[]).await;
+        assert!(asked.problem(409).contains("restored from a snapshot"), "scripted shops are not: {}", asked.text());
+    }
+    guarded.daemon.stop().await;
+    let daemon = host.start(&[]).await;
+    assert_eq!(ask(daemon.address, Method::POST, &save, "", &[VISITOR]).await.status, 403);
+    assert_eq!(daemon.post(&save, "").await.status, 409);
+    daemon.stop().await;
+}

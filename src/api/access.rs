@@ -10,6 +10,9 @@
 //!              ACQUIRE=token: scope acquire
 //! Holder       ACQUIRE=open: who has the id    the same
 //!              ACQUIRE=token: a token and the id
+//! Keeper       a token and the id; without     the same
+//!              any API_TOKENS this host's
+//!              own clients
 //! Watcher      as Operator                     everybody: who reaches it is
 //!                                              the network's to say
 //! Operator     scope operate; without any      the same, also when LISTEN
@@ -58,6 +61,9 @@ pub(super) enum Who {
     Acquirer,
     /// Who has an instance.
     Holder,
+    /// Who has an instance and is known by more than that: its name is part of its
+    /// address, and whoever keeps it is given what opens it, password and all.
+    Keeper,
     /// Who measures the daemon.
     Watcher,
     /// Who runs it.
@@ -78,10 +84,11 @@ const TABLE: &[(&str, Who)] = &[
     ("/api/v1/demo/{id}/reset", Who::Holder),
     ("/api/v1/demo/{id}/hibernate", Who::Holder),
     ("/api/v1/demo/{id}/wake", Who::Holder),
-    ("/api/v1/demo/{id}/save", Who::Holder),
+    ("/api/v1/demo/{id}/save", Who::Keeper),
     // Its key says whose it is.
-    ("/api/v1/saved/{name}/open", Who::Acquirer),
-    ("/api/v1/saved/{name}", Who::Operator),
+    ("/api/v1/saved/{id}/open", Who::Acquirer),
+    ("/api/v1/saved/{id}/publish", Who::Operator),
+    ("/api/v1/saved/{id}", Who::Operator),
     ("/api/v1/saved", Who::Operator),
     ("/api/v1/demo/{id}/status", Who::Holder),
     ("/api/v1/demo", Who::Operator),
@@ -91,6 +98,7 @@ const TABLE: &[(&str, Who)] = &[
     ("/api/v1/pool/target", Who::Operator),
     ("/api/v1/pool/drain", Who::Operator),
     ("/api/v1/goldens", Who::Operator),
+    ("/api/v1/goldens/{golden}", Who::Operator),
     ("/api/v1/events", Who::Operator),
     ("/api/v1/events/stream", Who::Operator),
     ("/api/v1/history", Who::Operator),
@@ -125,7 +133,7 @@ pub(super) fn refusals(path: &str) -> &'static [(&'static str, &'static str)] {
     const HIDDEN: (&str, &str) = ("404", "It is answered at ADMIN_LISTEN only");
     match row(path).unwrap_or(Who::Operator) {
         Who::Anybody => &[UNKNOWN],
-        Who::Acquirer | Who::Holder => &[UNKNOWN, NOT_FOR_YOU],
+        Who::Acquirer | Who::Holder | Who::Keeper => &[UNKNOWN, NOT_FOR_YOU],
         Who::Watcher | Who::Operator => &[UNKNOWN, NOT_FOR_YOU, HIDDEN],
     }
 }
@@ -186,7 +194,7 @@ fn judge(who: Who, door: Door, access: &Access, rights: &Rights) -> Verdict {
     match (who, door, access.acquire) {
         (Who::Anybody, ..) | (Who::Acquirer | Who::Holder, _, Acquire::Open) => Verdict::Pass,
         (Who::Acquirer, _, Acquire::Token) => any_of(&[Scope::Acquire]),
-        (Who::Holder, _, Acquire::Token) => any_of(&[Scope::Acquire, Scope::Operate]),
+        (Who::Holder, _, Acquire::Token) | (Who::Keeper, ..) => any_of(&[Scope::Acquire, Scope::Operate]),
         (Who::Watcher, Door::Admin, _) => Verdict::Pass,
         (Who::Watcher | Who::Operator, Door::Public, _) => Verdict::Hidden,
         (Who::Watcher | Who::Operator, ..) => any_of(&[Scope::Operate]),

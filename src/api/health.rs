@@ -155,7 +155,7 @@ fn pool_health(api: &ApiState) -> (bool, BTreeMap<String, GoldenHealth>) {
     let status = api.pool.borrow();
     let mut all_well = true;
     let mut goldens = BTreeMap::new();
-    for golden in api.provisioner.lifecycle().goldens() {
+    for golden in api.provisioner.lifecycle().goldens().iter() {
         let of = status.get(&golden.name).cloned().unwrap_or_default();
         let entry = match (&golden.restore, of.failures_in_a_row) {
             (Err(reason), _) => GoldenHealth {
@@ -195,8 +195,8 @@ fn router_health(api: &ApiState) -> (bool, RouterHealth) {
 pub(super) async fn prometheus(State(api): State<ApiState>) -> Result<Response, Problem> {
     let lifecycle = api.provisioner.lifecycle();
     // All or nothing: gauges of some goldens only would look like expiries.
-    let mut seen = Vec::new();
-    for golden in lifecycle.goldens() {
+    let (goldens, mut seen) = (lifecycle.goldens(), Vec::new());
+    for golden in goldens.iter() {
         seen.push((golden, lifecycle.store().counts(&golden.name).await?));
     }
     for (golden, counts) in seen {

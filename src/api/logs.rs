@@ -112,7 +112,7 @@ pub(crate) async fn read(api: &ApiState, instance: &Instance, tail: usize) -> Re
     let not_running = || Problem::of(ErrorKind::Conflict, &NotHere::Dead { id: id.clone() });
     let Some(container) = &instance.container else { return Err(not_running()) };
     let golden = lifecycle.golden(&instance.golden);
-    let maker = golden.and_then(|golden| match instance.made_by {
+    let maker = golden.as_ref().and_then(|golden| match instance.made_by {
         Source::Restore => golden.restore.as_ref().ok().or(golden.cold.as_ref()),
         Source::Pool | Source::Cold => golden.cold.as_ref().or_else(|| golden.restore.as_ref().ok()),
     });

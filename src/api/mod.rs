@@ -27,7 +27,7 @@ mod openapi;
 mod pool;
 pub mod problem;
 mod request;
-mod saved;
+pub(crate) mod saved;
 mod sleep;
 mod snapshots;
 pub mod status;
@@ -136,6 +136,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(saved::list))
         .routes(routes!(saved::open))
         .routes(routes!(saved::remove))
+        .routes(routes!(saved::publish))
         .routes(routes!(status::status))
         .routes(routes!(logs::show))
         .routes(routes!(pool::stats))
@@ -143,6 +144,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(steer::targets, steer::set_target))
         .routes(routes!(steer::drain, steer::undrain))
         .routes(routes!(goldens::list))
+        .routes(routes!(goldens::withdraw))
         .routes(routes!(chronicle::events))
         .routes(routes!(chronicle::events_stream))
         .routes(routes!(chronicle::history))

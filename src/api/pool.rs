@@ -22,7 +22,7 @@ use crate::store::StoreError;
 pub(super) async fn stats(State(api): State<ApiState>) -> Result<Json<StatsAnswer>, Problem> {
     let lifecycle = api.provisioner.lifecycle();
     let mut goldens = Vec::new();
-    for golden in lifecycle.goldens() {
+    for golden in lifecycle.goldens().iter() {
         goldens.push(of_golden(&api, golden).await?);
     }
     Ok(Json(StatsAnswer {

@@ -345,7 +345,11 @@ impl From<ResetError> for Problem {
 
 impl From<SavedError> for Problem {
     fn from(error: SavedError) -> Self {
-        Self::of(error.kind(), &error)
+        match error {
+            // With what a client is told of its limits.
+            SavedError::Acquire(error) => error.into(),
+            error => Self::of(error.kind(), &error),
+        }
     }
 }
 

@@ -1,46 +1,54 @@
 //! `/api/v1/demo/{id}/save` and `/api/v1/saved`: shops that their visitors keep.
 
 use axum::Json;
-use axum::extract::{Path, State};
-use http::StatusCode;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use http::{StatusCode, header};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::ApiState;
-use super::dto::AcquireAnswer;
-use super::extract::{JsonBody, PathId};
+use super::dto::{AcquireAnswer, whole_ms};
+use super::extract::{Asker, JsonBody, PathId};
 use super::openapi::{Id, Ttl};
 use super::problem::Problem;
-use crate::error::ErrorKind;
-use crate::id::SavedName;
-use crate::provision::SavedError;
+use super::snapshots::{TaskAnswer, begun};
+use super::{ApiState, limits};
+use crate::error::{Chain, ErrorKind};
+use crate::id::{IdError, InstanceId};
+use crate::promote::{Publication, Task};
 use crate::provision::errors::AcquireError;
-use crate::provision::ttl;
-use crate::snapshot::shelf::Saved;
-
-/// The body of a save.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct SaveBody {
-    /// What it is to be called.
-    #[schema(required, value_type = String, pattern = "^[a-z0-9][a-z0-9-]{0,39}$", examples("my-shop"))]
-    name: Option<String>,
-}
+use crate::provision::{OpenRequest, SavedError, ttl};
+use crate::snapshot::shelf::{Entry, Saved, Shelf};
 
 /// The body of an open.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OpenBody {
-    /// What was answered when it was saved.
+    /// What was answered when it was kept.
     #[schema(required, value_type = String)]
     key: Option<SecretString>,
     /// For how long; without it DEFAULT_TTL, and MAX_TTL at most.
     #[schema(value_type = Option<Ttl>)]
     ttl: Option<Value>,
 }
+
+/// The body of a publish.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PublishBody {
+    /// What the golden is to be called; no recipe's name. The same name again has a
+    /// later shop take the former one's place.
+    #[schema(required, value_type = String, examples("spring-sale"))]
+    golden: Option<String>,
+    /// What people are told; without it, what they are told of the shop's own golden.
+    title: Option<String>,
+}
+
+/// The longest title: a line on a phone.
+const TITLE_MAX: usize = 80;
 
 /// The one answer that has the key.
 #[derive(Debug, Serialize, ToSchema)]
@@ -53,59 +61,80 @@ pub(super) struct SaveAnswer {
 
 /// A kept shop.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct SavedAnswer {
-    name: String,
+pub(crate) struct SavedAnswer {
     /// The instance that it was and will be.
     #[schema(value_type = Id)]
-    id: String,
-    golden: String,
-    snapshot: String,
-    url: String,
+    pub(crate) id: String,
+    pub(crate) golden: String,
+    /// What it stands on, which is held for it.
+    pub(crate) snapshot: String,
+    pub(crate) url: String,
     #[schema(value_type = String, format = DateTime)]
-    saved_at: Timestamp,
+    pub(crate) saved_at: Timestamp,
     /// Until when it is kept.
     #[schema(value_type = String, format = DateTime)]
-    until: Timestamp,
-    bytes: u64,
+    pub(crate) until: Timestamp,
+    /// What it takes of the disk.
+    pub(crate) bytes: u64,
 }
 
 impl SavedAnswer {
-    fn of(saved: &Saved) -> Self {
+    pub(crate) fn of(saved: &Saved) -> Self {
         Self {
-            name: saved.name.to_string(),
             id: saved.id.to_string(),
             golden: saved.golden.to_string(),
             snapshot: saved.snapshot.to_string(),
             url: saved.access.url.clone(),
-            saved_at: saved.saved_at,
-            until: saved.until,
+            saved_at: whole_ms(saved.saved_at),
+            until: whole_ms(saved.until),
             bytes: saved.bytes(),
         }
     }
 }
 
+/// One that cannot be opened any more.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct UnreadableAnswer {
+    #[schema(value_type = Id)]
+    pub(crate) id: String,
+    /// Why not.
+    pub(crate) why: String,
+}
+
 /// All kept shops.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct SavedList {
-    saved: Vec<SavedAnswer>,
+pub(crate) struct SavedList {
+    pub(crate) saved: Vec<SavedAnswer>,
+    /// Those whose record cannot be read; they take a place until they are removed.
+    pub(crate) unreadable: Vec<UnreadableAnswer>,
+}
+
+impl SavedList {
+    pub(crate) fn of(entries: &[Entry]) -> Self {
+        let unreadable = |entry: &Entry| {
+            let why = Chain(entry.saved.as_ref().err()?).to_string();
+            Some(UnreadableAnswer { id: entry.id.to_string(), why })
+        };
+        Self {
+            saved: entries.iter().filter_map(|entry| entry.saved.as_ref().ok()).map(SavedAnswer::of).collect(),
+            unreadable: entries.iter().filter_map(unreadable).collect(),
+        }
+    }
 }
 
 /// Keeps an instance as it is now, to be opened when it is gone.
 ///
 /// The shop stands still for some tenths of a second and goes on. Whoever has the key
-/// gets it back, at the same address and with the same credentials.
+/// gets it back, at the same address and with the same credentials. An instance is kept
+/// once: the later one takes the former one's place, and has another key.
 #[utoipa::path(
     post, path = "/api/v1/demo/{id}/save", tag = "saved", operation_id = "save_instance",
     params(("id" = inline(Id), Path)),
-    request_body(content = SaveBody, example = json!({ "name": "my-shop" })),
     responses(
         (status = 201, description = "It is kept", body = SaveAnswer),
-        (status = 400, description = "The body or the name is not valid"),
-        (status = 404, description = "The instance is unknown, or its end is long past"),
-        (status = 409, description = "The name is taken, or it is nobody's, is being changed, cannot be kept, or is another node's"),
+        (status = 404, description = "The instance is unknown, or its end is long past; or no shops are kept here"),
+        (status = 409, description = "It is nobody's, is being changed, cannot be kept, or is another node's"),
         (status = 410, description = "Its time is over"),
-        (status = 413, description = "The body is too large"),
-        (status = 415, description = "The body is not JSON by its own account"),
         (status = 500, description = "A defect of this service"),
         (status = 503, description = "As much as may be is kept already, or it cannot be frozen now"),
         (status = 507, description = "No disk is left for it")
@@ -114,81 +143,122 @@ pub(super) struct SavedList {
 pub(super) async fn save(
     State(api): State<ApiState>,
     PathId(id): PathId,
-    JsonBody(body): JsonBody<SaveBody>,
 ) -> Result<(StatusCode, Json<SaveAnswer>), Problem> {
-    let name = body.name.ok_or_else(|| Problem::invalid("the body has no name"))?;
-    let name = name.parse::<SavedName>().map_err(|error| Problem::invalid(error.to_string()))?;
-    let kept = api.provisioner.save(&id, name).await?;
+    let kept = api.provisioner.save(&id).await?;
     let key = kept.key.expose_secret().to_owned();
     Ok((StatusCode::CREATED, Json(SaveAnswer { saved: SavedAnswer::of(&kept.saved), key })))
 }
 
 /// Lists all kept shops, for the operator.
 #[utoipa::path(get, path = "/api/v1/saved", tag = "saved", operation_id = "list_saved", responses(
-    (status = 200, description = "All, by name", body = SavedList),
+    (status = 200, description = "All, by instance", body = SavedList),
     (status = 404, description = "No shops are kept here"),
-    (status = 500, description = "What is kept cannot be read"),
+    (status = 500, description = "A defect of this service"),
     (status = 503, description = "The disk does not answer")
 ))]
 pub(super) async fn list(State(api): State<ApiState>) -> Result<Json<SavedList>, Problem> {
-    let saved = api.provisioner.keeping()?.shelf.list().map_err(SavedError::Shelf)?;
-    Ok(Json(SavedList { saved: saved.iter().map(SavedAnswer::of).collect() }))
+    let entries = api.provisioner.keeping()?.on_shelf(Shelf::list).await?;
+    Ok(Json(SavedList::of(&entries)))
 }
 
 /// Opens a kept shop; it stays kept.
+///
+/// Counts as an acquire does. So does an attempt with a wrong key.
 #[utoipa::path(
-    post, path = "/api/v1/saved/{name}/open", tag = "saved", operation_id = "open_saved",
-    params(("name" = String, Path, description = "What it is called", example = "my-shop")),
+    post, path = "/api/v1/saved/{id}/open", tag = "saved", operation_id = "open_saved",
+    params(("id" = inline(Id), Path)),
     request_body(content = OpenBody, example = json!({ "key": "3q9fJ0cXv1", "ttl": "30m" })),
     responses(
-        (status = 201, description = "The instance, as it was when it was kept", body = AcquireAnswer),
+        (status = 201, description = "The instance, as it was when it was kept", body = AcquireAnswer,
+            headers(("Location" = String, description = "Where it is shown"))),
         (status = 400, description = "The body is not valid"),
-        (status = 404, description = "None is kept under that name with that key"),
+        (status = 404, description = "Nothing is kept of that instance that this key opens"),
         (status = 409, description = "The instance that it was is still there"),
         (status = 413, description = "The body is too large"),
         (status = 415, description = "The body is not JSON by its own account"),
+        (status = 429, description = "The client has had as many instances as it may"),
         (status = 500, description = "What is kept is damaged, or a defect of this service"),
-        (status = 503, description = "No place is left, or its golden is not restored here"),
+        (status = 503, description = "No place is left, its golden is not restored here, or something does not answer"),
         (status = 507, description = "No disk or memory is left for it")
     )
 )]
 pub(super) async fn open(
     State(api): State<ApiState>,
-    Path(name): Path<String>,
+    PathId(id): PathId,
+    Asker(client): Asker,
     JsonBody(body): JsonBody<OpenBody>,
-) -> Result<(StatusCode, Json<AcquireAnswer>), Problem> {
-    let name = named(&name)?;
+) -> Result<Response, Problem> {
     let key = body.key.ok_or_else(|| Problem::invalid("the body has no key"))?;
     let max = api.provisioner.terms().max_ttl;
-    let ttl = body.ttl.as_ref().map(|given| ttl::parse(given, max)).transpose();
-    let opened = api.provisioner.open(&name, &key, ttl.map_err(AcquireError::from)?).await?;
+    let ttl = body.ttl.as_ref().map(|given| ttl::parse(given, max)).transpose().map_err(AcquireError::from)?;
+    let opened = api.provisioner.open(OpenRequest { id, key, ttl, client, holder: None }).await?;
+    let location = format!("/api/v1/demo/{}", opened.instance.id);
     let answer = AcquireAnswer::of(&opened, Timestamp::now());
     let answer = answer.ok_or_else(|| Problem::of(ErrorKind::Bug, &SavedError::Lost))?;
-    Ok((StatusCode::CREATED, Json(answer)))
+    let mut response = (StatusCode::CREATED, [(header::LOCATION, location)], Json(answer)).into_response();
+    limits::tell(response.headers_mut(), &opened.standings);
+    Ok(response)
 }
 
 /// Removes a kept shop, for the operator; one that is not there is fine.
 #[utoipa::path(
-    delete, path = "/api/v1/saved/{name}", tag = "saved", operation_id = "remove_saved",
-    params(("name" = String, Path, description = "What it is called", example = "my-shop")),
+    delete, path = "/api/v1/saved/{id}", tag = "saved", operation_id = "remove_saved",
+    params(("id" = inline(Id), Path)),
     responses(
         (status = 204, description = "It is not kept any more"),
-        (status = 404, description = "No kept shop can have that name"),
-        (status = 500, description = "It cannot be removed"),
-        (status = 503, description = "The disk does not answer")
+        (status = 404, description = "No instance can have that name, or no shops are kept here"),
+        (status = 500, description = "A defect of this service"),
+        (status = 503, description = "It cannot be removed now")
     )
 )]
-pub(super) async fn remove(
-    State(api): State<ApiState>,
-    Path(name): Path<String>,
-) -> Result<StatusCode, Problem> {
-    let (shelf, name) = (api.provisioner.keeping()?.shelf.clone(), named(&name)?);
-    let removed = tokio::task::spawn_blocking(move || shelf.remove(&name)).await;
-    removed.map_err(|_| SavedError::Lost)?.map_err(SavedError::Shelf)?;
+pub(super) async fn remove(State(api): State<ApiState>, PathId(id): PathId) -> Result<StatusCode, Problem> {
+    api.provisioner.keeping()?.on_shelf(move |shelf| shelf.remove(&id)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What cannot be a name cannot be a kept shop's.
-fn named(text: &str) -> Result<SavedName, Problem> {
-    text.parse().map_err(|error: crate::id::IdError| Problem::not_found(error.to_string()))
+/// Begins to make a golden of a kept shop, and to serve it, for the operator.
+///
+/// Its files are booted anew, confined as a shop is, given a golden's identity, warmed and
+/// frozen: no process of the shop's goes on, and each copy has its own address, password
+/// and keys. Visitors are led to it by `/?golden=NAME`. It stays kept as well.
+#[utoipa::path(
+    post, path = "/api/v1/saved/{id}/publish", tag = "saved", operation_id = "publish_saved",
+    params(("id" = inline(Id), Path)),
+    request_body(content = PublishBody, example = json!({ "golden": "spring-sale", "title": "Spring sale" })),
+    responses(
+        (status = 202, description = "It was begun", body = TaskAnswer,
+            headers(("Location" = String, description = "Where it is shown"))),
+        (status = 400, description = "The body, the name or the title is not valid"),
+        (status = 404, description = "Nothing is kept of that instance"),
+        (status = 409, description = "A recipe has that name, another task is under way, or the daemon restores no snapshots"),
+        (status = 413, description = "The body is too large"),
+        (status = 415, description = "The body is not JSON by its own account"),
+        (status = 500, description = "A defect of this service"),
+        (status = 503, description = "The disk does not answer")
+    )
+)]
+pub(super) async fn publish(
+    State(api): State<ApiState>,
+    PathId(id): PathId,
+    JsonBody(body): JsonBody<PublishBody>,
+) -> Result<Response, Problem> {
+    let golden = body.golden.ok_or_else(|| Problem::invalid("the body has no golden"))?;
+    Ok(begun(begin(&api, id, &golden, body.title).await?))
+}
+
+/// As the console's form does it.
+pub(crate) async fn begin(
+    api: &ApiState,
+    kept: InstanceId,
+    golden: &str,
+    title: Option<String>,
+) -> Result<Task, Problem> {
+    let golden = golden.parse().map_err(|error: IdError| Problem::invalid(error.to_string()))?;
+    let title = title.map(|title| title.trim().to_owned()).filter(|title| !title.is_empty());
+    if title.as_ref().is_some_and(|title| title.chars().count() > TITLE_MAX) {
+        return Err(Problem::invalid(format!("a title has {TITLE_MAX} characters at most")));
+    }
+    let of = kept.clone();
+    api.provisioner.keeping()?.on_shelf(move |shelf| shelf.get(&of)).await?;
+    Ok(api.desk.publish(Publication { kept, golden, title }).await?)
 }

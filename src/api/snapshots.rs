@@ -144,7 +144,7 @@ impl From<Task> for TaskAnswer {
 }
 
 /// A task that was begun: where it is shown.
-fn begun(task: Task) -> Response {
+pub(super) fn begun(task: Task) -> Response {
     let location = format!("/api/v1/tasks/{}", task.number);
     (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(TaskAnswer::from(task))).into_response()
 }

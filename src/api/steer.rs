@@ -90,10 +90,11 @@ pub(crate) fn aim(api: &ApiState, golden: Option<&str>, target: Option<usize>) -
             "a target of {target} is more than MAX_INSTANCES, which is {max}"
         )));
     }
-    let all = lifecycle.goldens().iter().map(|golden| &golden.name);
+    let goldens = lifecycle.goldens();
+    let all = goldens.iter().map(|golden| &golden.name);
     let meant: Vec<&GoldenName> = all.filter(|name| golden.is_none_or(|it| name.as_str() == it)).collect();
     if meant.is_empty() {
-        let known: Vec<&str> = lifecycle.goldens().iter().map(|golden| golden.name.as_str()).collect();
+        let known: Vec<&str> = goldens.iter().map(|golden| golden.name.as_str()).collect();
         let asked: String = golden.unwrap_or_default().chars().take(80).collect();
         return Err(Problem::invalid(format!(
             "golden {asked:?} is unknown; there are: {}",

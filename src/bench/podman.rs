@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::{BenchError, Timing, until_200};
+use crate::checkpoint::Origin;
 use crate::checkpoint::golden::{Boot, Golden, HOST};
 use crate::engine::podman::cli::{self, RunSpec};
 use crate::golden::recipe::Recipe;
@@ -83,9 +84,11 @@ impl<'a> Stock<'a> {
         let dir = state_dir.join("bench");
         std::fs::create_dir_all(&dir)
             .map_err(|source| BenchError::Io { doing: "make a directory", source })?;
-        let golden = Golden::boot(&Boot { recipe, image, state_dir, database: None }, say).await?;
+        let origin = Origin::Recipe;
+        let boot = Boot { recipe, image, state_dir, database: None, origin };
+        let golden = Golden::boot(&boot, say).await?;
         let stock = Self { golden, recipe, dir };
-        stock.golden.warm(recipe, say).await?;
+        stock.golden.warm(recipe, origin, say).await?;
         stock.golden.quiesce(recipe, say).await?;
         Ok(stock)
     }

@@ -71,8 +71,9 @@ impl Service {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let running = tokio::spawn(async move { Ok(app.run(stopped).await?) });
-        let filling =
-            tokio::spawn(assemble::keep_filled(Arc::clone(&host.slots), engines.clone(), stop.clone()));
+        host.engines.add(engines.clone());
+        let (slots, filled) = (Arc::clone(&host.slots), host.engines.clone());
+        let filling = tokio::spawn(assemble::keep_filled(slots, filled, stop.clone()));
         let service = Self {
             address,
             client: Client::builder(TokioExecutor::new()).build(HttpConnector::new()),

@@ -13,12 +13,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::{Origin, shop};
 use crate::engine::OwnDatabase;
 use crate::engine::podman::cli::{self, PodmanError, RunSpec};
 use crate::engine::podman::profile;
-use crate::golden::recipe::Recipe;
+use crate::golden::recipe::{Recipe, Warm};
 use crate::host::devices;
 use crate::host::net::{self, NetError};
+use crate::identity::SupplyError;
 use crate::restore::personalize::{self, PersonalizeError};
 use crate::restore::probe::{self, Page, ProbeError};
 use crate::restore::values::{RenderError, Values};
@@ -79,9 +81,12 @@ pub enum GoldenError {
     /// Its recipe asks for something unknown.
     #[error("its recipe's values cannot be drawn")]
     Values(#[from] RenderError),
-    /// It could not be told where its database is.
-    #[error("it cannot be told where its database is")]
+    /// It could not be told where its database is, or whose it is now.
+    #[error("it cannot be told what it is")]
     Identity(#[from] PersonalizeError),
+    /// No password for it.
+    #[error("no password can be drawn for it")]
+    Password(#[from] SupplyError),
     /// It does not come to rest.
     #[error("it does not come to rest within {} s: {what}", QUIET_DEADLINE.as_secs())]
     Restless {
@@ -119,6 +124,8 @@ pub struct Boot<'a> {
     pub state_dir: &'a Path,
     /// Its database on a shared server; none when it has a server inside.
     pub database: Option<&'a OwnDatabase>,
+    /// Whose its content is.
+    pub origin: Origin<'a>,
 }
 
 impl Golden {
@@ -127,7 +134,7 @@ impl Golden {
     /// # Errors
     /// [`GoldenError`]; the container is removed.
     pub async fn boot(boot: &Boot<'_>, say: &(dyn Fn(&str) + Sync)) -> Result<Self, GoldenError> {
-        let Boot { recipe, image, state_dir, database } = *boot;
+        let Boot { recipe, image, state_dir, database, origin } = *boot;
         let name = format!("dm-golden-{}", recipe.name);
         cli::remove(&name).await?;
         let config = state_dir.join("criu-checkpoint.conf");
@@ -144,7 +151,10 @@ impl Golden {
             image,
             netns: &path,
             recipe,
-            controllers: &[],
+            controllers: match origin {
+                Origin::Recipe => &[],
+                Origin::Shop { controllers, .. } => controllers,
+            },
             io_max: None,
             devices: &devices,
             profile: &profile,
@@ -159,6 +169,10 @@ impl Golden {
             if let Some(own) = database {
                 // Before the first page: PHP reads it anew at each.
                 golden.tell(recipe, own)?;
+            }
+            if let Origin::Shop { .. } = origin {
+                say("giving it a golden's identity");
+                shop::become_golden(golden.pid, recipe).await?;
             }
             golden.wait_until_up(recipe).await?;
             Ok(golden)
@@ -204,16 +218,9 @@ impl Golden {
 
     /// Tells the golden where its database is, in the files that tell a clone.
     fn tell(&self, recipe: &Recipe, own: &OwnDatabase) -> Result<(), GoldenError> {
-        let mut values = Values::default();
-        values.set("host", HOST);
-        values.set("domain", HOST);
-        values.set("url", format!("http://{HOST}"));
-        values.set("admin_email", format!("admin@{HOST}"));
-        // Nobody logs in by it: the database has the one of the build. Nor by a link,
-        // and nothing is signed before a clone has keys of its own.
-        for name in ["admin_password_bcrypt", "login_key", "rsa_private_key", "rsa_public_key"] {
-            values.set(name, "");
-        }
+        let mut values = own_values();
+        // Nobody logs in by it: the database has the one of the build.
+        values.set("admin_password_bcrypt", "");
         values.set_database(&recipe.run, Some(own));
         values.draw(&recipe.personalize.values)?;
         Ok(personalize::write_files(self.pid, &recipe.personalize, &values)?)
@@ -251,21 +258,38 @@ impl Golden {
     /// compiled code and filled caches.
     ///
     /// # Errors
-    /// [`GoldenError`].
-    pub async fn warm(&self, recipe: &Recipe, say: &(dyn Fn(&str) + Sync)) -> Result<(), GoldenError> {
+    /// [`GoldenError`]. Of a visitor's shop a step may fail: it need not have any more
+    /// what the recipe looks for.
+    pub async fn warm(
+        &self,
+        recipe: &Recipe,
+        origin: Origin<'_>,
+        say: &(dyn Fn(&str) + Sync),
+    ) -> Result<(), GoldenError> {
         for step in &recipe.warm {
-            if let Some(path) = &step.path {
-                say(&format!("warming {path}"));
-                for _ in 0..step.times {
-                    let page = self.page(path).await?;
-                    if page.status.is_client_error() || page.status.is_server_error() {
-                        return Err(GoldenError::Page { path: path.clone(), status: page.status });
-                    }
+            match (self.warm_once(step, say).await, origin) {
+                (Ok(()), _) => {}
+                (Err(error), Origin::Recipe) => return Err(error),
+                (Err(error), Origin::Shop { .. }) => {
+                    say(&format!("left out: {}", crate::error::Chain(&error)));
                 }
             }
-            if let Some(command) = &step.exec {
-                self.exec(command, say).await?;
+        }
+        Ok(())
+    }
+
+    async fn warm_once(&self, step: &Warm, say: &(dyn Fn(&str) + Sync)) -> Result<(), GoldenError> {
+        if let Some(path) = &step.path {
+            say(&format!("warming {path}"));
+            for _ in 0..step.times {
+                let page = self.page(path).await?;
+                if page.status.is_client_error() || page.status.is_server_error() {
+                    return Err(GoldenError::Page { path: path.clone(), status: page.status });
+                }
             }
+        }
+        if let Some(command) = &step.exec {
+            self.exec(command, say).await?;
         }
         Ok(())
     }
@@ -324,6 +348,20 @@ impl Golden {
             tokio::time::sleep(POLL).await;
         }
     }
+}
+
+/// What a golden is told of itself.
+pub(super) fn own_values() -> Values {
+    let mut values = Values::default();
+    values.set("host", HOST);
+    values.set("domain", HOST);
+    values.set("url", format!("http://{HOST}"));
+    values.set("admin_email", format!("admin@{HOST}"));
+    // Nobody is signed in by a link, and nothing is signed, before a clone has keys of its own.
+    for name in ["login_key", "rsa_private_key", "rsa_public_key"] {
+        values.set(name, "");
+    }
+    values
 }
 
 /// Directories below /proc of the processes in the golden's pid namespace.

@@ -19,8 +19,12 @@
 //!
 //! The container is `dm-golden-<name>`; one left by a procedure that died is
 //! removed by the next.
+//!
+//! An image that was made of a visitor's shop ([`Origin::Shop`]) is booted within the
+//! limits of a shop and given a golden's identity first ([`shop`]).
 
 pub mod golden;
+mod shop;
 pub(crate) mod zero;
 
 use std::io;
@@ -37,6 +41,7 @@ use crate::engine::podman::cli::{self, PodmanError};
 use crate::failpoint;
 use crate::golden::build::Image;
 use crate::golden::recipe::Recipe;
+use crate::host::tree::{self, Bounds};
 use crate::id::SnapshotId;
 use crate::snapshot::archive::{self, ArchiveError};
 use crate::snapshot::catalog::{Catalog, CatalogError};
@@ -105,6 +110,22 @@ pub struct Checkpoint<'a> {
     pub state_dir: &'a Path,
     /// The server that the clones will share; none when each has its own.
     pub server: Option<&'a Arc<Server>>,
+    /// Whose the image's content is.
+    pub origin: Origin<'a>,
+}
+
+/// Whose the content of an image is.
+#[derive(Debug, Clone, Copy)]
+pub enum Origin<'a> {
+    /// The recipe's, which has built it.
+    Recipe,
+    /// A visitor's, whose shop it was.
+    Shop {
+        /// Cgroup controllers whose limits are in force on this host.
+        controllers: &'a [String],
+        /// What it may write while it is booted and warmed.
+        bounds: Bounds,
+    },
 }
 
 /// Boots, warms, freezes and stores a golden; `say` is told each step.
@@ -169,11 +190,12 @@ async fn boot_and_collect(
 ) -> Result<(Archives, u32), CheckpointError> {
     let Checkpoint { recipe, image, state_dir, .. } = *checkpoint;
     stop_at("checkpoint:before-boot")?;
-    let boot = Boot { recipe, image: &image.name, state_dir, database: scratch.map(Scratch::own) };
+    let origin = checkpoint.origin;
+    let boot = Boot { recipe, image: &image.name, state_dir, database: scratch.map(Scratch::own), origin };
     let golden = Golden::boot(&boot, say).await?;
     let dump = dir.join(prepare::DUMP);
     let frozen = async {
-        golden.warm(recipe, say).await?;
+        golden.warm(recipe, origin, say).await?;
         golden.quiesce(recipe, say).await?;
         stop_at("checkpoint:before-freeze")?;
         let program = recipe.run.database_program.as_deref();
@@ -186,7 +208,7 @@ async fn boot_and_collect(
     let result = match frozen.await {
         Ok(mut frozen) => {
             frozen.dump = scratch.map(|_| dump.clone());
-            match stop_at("checkpoint:after-freeze") {
+            match stop_at("checkpoint:after-freeze").and_then(|()| frozen.is_within(origin)) {
                 Ok(()) => collect(frozen, dir, say).await,
                 Err(error) => Err(error),
             }
@@ -210,6 +232,15 @@ struct Frozen {
     root_mode: u32,
     /// Its database as SQL, if it was on a shared server.
     dump: Option<PathBuf>,
+}
+
+impl Frozen {
+    /// Whether what a visitor's shop has written is no more than it may.
+    fn is_within(&self, origin: Origin<'_>) -> Result<(), CheckpointError> {
+        let Origin::Shop { bounds, .. } = origin else { return Ok(()) };
+        let checked = tree::check(&self.upper, bounds);
+        checked.map_err(|source| CheckpointError::Io { path: self.upper.clone(), source })
+    }
 }
 
 async fn freeze(golden: &Golden, say: &(dyn Fn(&str) + Sync)) -> Result<Frozen, CheckpointError> {

@@ -20,7 +20,12 @@ pub(super) async fn promote(context: &Context, id: &SnapshotId) -> anyhow::Resul
     let api = Api::of(context)?;
     let path = format!("/api/v1/snapshots/{id}/promote");
     let begun = api.call(Method::POST, &path, Some(json!({}))).await?;
-    let ended = wait(&api, &begun).await?;
+    follow(context, &api, &begun).await
+}
+
+/// Waits for a task's end, tells its steps and what came of it.
+pub(super) async fn follow(context: &Context, api: &Api, begun: &Value) -> anyhow::Result<()> {
+    let ended = wait(api, begun).await?;
     if ended["state"] != "done" {
         bail!("{}", text(&ended, "error"));
     }

@@ -10,15 +10,15 @@ use tokio_util::sync::CancellationToken;
 use super::Context;
 use crate::app::{App, OnExit, StateLock, Stock};
 use crate::assemble::{self, Host};
-use crate::config::ContainerMode;
+use crate::config::{Config, ContainerMode};
 use crate::egress::Egress;
-use crate::engine::ContainerEngine;
 use crate::error::Chain;
-use crate::host::slots::Slots;
+use crate::id::GoldenName;
 use crate::metrics;
 use crate::promote::Workshop;
 use crate::provision::GoldenRuntime;
 use crate::shutdown::Phase;
+use crate::snapshot::served::Choice;
 use crate::workshop::HostWorkshop;
 
 /// `serve`
@@ -46,7 +46,16 @@ impl Serve {
         for name in &config.goldens {
             goldens.push(assemble::golden(name, &shared, &host).await?.runtime);
         }
-        let engines: Vec<_> = goldens.iter().flat_map(GoldenRuntime::engines).collect();
+        for name in published(&config) {
+            match assemble::golden(name.as_str(), &shared, &host).await {
+                Ok(assembled) => goldens.push(assembled.runtime),
+                // It was not asked for by a setting; the others are served.
+                Err(error) => {
+                    tracing::warn!(golden = %name, error = %format!("{error:#}"), "published golden not served");
+                }
+            }
+        }
+        host.engines.add(goldens.iter().flat_map(GoldenRuntime::engines));
         let workshop = match config.container_mode {
             ContainerMode::Podman => {
                 let workshop = HostWorkshop::new(shared, context.values, Arc::clone(&host));
@@ -60,7 +69,7 @@ impl Serve {
             app = App::build(config, lock, Stock { goldens, workshop }, on_exit) => app?,
             () = stop.cancelled() => return Ok(()),
         };
-        let filling = tokio::spawn(fill(app.phase(), Arc::clone(&host.slots), engines.clone(), stop.clone()));
+        let filling = tokio::spawn(fill(app.phase(), Arc::clone(&host), stop.clone()));
         let guarding = tokio::spawn(assemble::keep_guarded(Arc::clone(&host.slots), stop.clone()));
         let egress = Arc::clone(&host.egress);
         let leading_out = tokio::spawn(lead_out(app.phase(), egress, stop.clone()));
@@ -70,7 +79,7 @@ impl Serve {
         filling.await?;
         guarding.await?;
         leading_out.await?;
-        for failed in assemble::drain(&host.slots, &engines).await {
+        for failed in assemble::drain(&host.slots, &host.engines.all()).await {
             tracing::warn!(error = %Chain(&failed), "something made ahead was not removed completely");
         }
         Ok(ran?)
@@ -89,15 +98,20 @@ fn raise_open_files() {
 
 /// Makes things ahead, as soon as the former daemon's instances are known: before,
 /// a slot would be given the address of one that lives.
-async fn fill(
-    mut phase: watch::Receiver<Phase>,
-    slots: Arc<Slots>,
-    engines: Vec<Arc<dyn ContainerEngine>>,
-    stop: CancellationToken,
-) {
+async fn fill(mut phase: watch::Receiver<Phase>, host: Arc<Host>, stop: CancellationToken) {
     if phase.wait_for(|phase| *phase != Phase::Starting).await.is_ok() {
-        assemble::keep_filled(slots, engines, stop).await;
+        assemble::keep_filled(Arc::clone(&host.slots), host.engines.clone(), stop).await;
     }
+}
+
+/// Goldens that were visitors' shops, and that no setting names.
+fn published(config: &Config) -> Vec<GoldenName> {
+    if config.container_mode == ContainerMode::Docker {
+        return Vec::new();
+    }
+    // Said wrongly, it says nothing; the catalogue tells.
+    let choice = Choice::read(&config.snapshot_dir).unwrap_or_default();
+    choice.published().filter(|name| !config.goldens.iter().any(|golden| golden == name.as_str())).cloned().collect()
 }
 
 /// Keeps what shops may reach outside, as soon as the former daemon's are known:

@@ -9,7 +9,7 @@ use super::client::print_json;
 use super::paint::{self, Tone};
 use super::progress::Progress;
 use super::{Context, Output, golden, promote};
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::{self, Checkpoint, Origin};
 use crate::database::{Server, Template};
 use crate::engine::criu::freeze::FrozenDir;
 use crate::error::Chain;
@@ -20,6 +20,7 @@ use crate::id::SnapshotId;
 use crate::snapshot::catalog::{Catalog, Entry};
 use crate::snapshot::manifest::Manifest;
 use crate::snapshot::prepare;
+use crate::snapshot::shelf::Shelf;
 
 /// `snapshot`
 #[derive(Debug, clap::Args)]
@@ -132,7 +133,8 @@ async fn create(
     let progress = Progress::of_steps();
     let state_dir = &context.config.state_dir;
     let server = context.config.database.clone().map(Server::open).transpose()?;
-    let from = Checkpoint { recipe: &recipe, image: &image, catalog, state_dir, server: server.as_ref() };
+    let (server, origin) = (server.as_ref(), Origin::Recipe);
+    let from = Checkpoint { recipe: &recipe, image: &image, catalog, state_dir, server, origin };
     Ok(checkpoint::create(&from, &|step| progress.say(step)).await?)
 }
 
@@ -208,8 +210,9 @@ async fn prune(context: &Context, catalog: &Catalog, keep: usize) -> anyhow::Res
     // Instances outlive the daemon, and run on the files of what they were restored from.
     let mut lowers = mounts::lowers_in_use(&Parent::open(&context.config.cgroup_parent)?)?;
     let state_dir = &context.config.state_dir;
-    // So do those that sleep or are kept, once they wake.
+    // So do those that sleep or are kept, once they run again.
     lowers.extend(FrozenDir::lowers(state_dir)?);
+    lowers.extend(Shelf::lowers(state_dir)?);
     let removed = catalog.prune(keep, &prepare::in_use(state_dir, &lowers))?;
     let kept: Vec<Manifest> = catalog.list()?.into_iter().filter_map(|entry| entry.manifest.ok()).collect();
     prepare::forget(state_dir, &kept.iter().collect::<Vec<_>>(), &lowers)?;

@@ -47,7 +47,7 @@ impl Fields {
 }
 
 /// Leads back and says what was done.
-fn done(back: &str, did: &str) -> Response {
+pub(super) fn done(back: &str, did: &str) -> Response {
     let separator = if back.contains('?') { '&' } else { '?' };
     see_other(&format!("{back}{separator}did={did}"))
 }
@@ -168,6 +168,11 @@ async fn begin(console: &Console, verb: &str, fields: &Fields) -> Result<(), Pro
         "verify" => drop(desk.verify(&id()?).await?),
         "promote" => drop(desk.promote(&id()?).await?),
         "remove" => drop(desk.remove(&id()?).await?),
+        "withdraw" => {
+            let golden = fields.golden.as_deref().unwrap_or_default().parse();
+            let golden = golden.map_err(|_| Problem::not_found("no golden is named so"))?;
+            drop(desk.withdraw(&golden).await?);
+        }
         "prune" => {
             let keep = fields.keep.as_deref().unwrap_or_default().trim();
             let keep = if keep.is_empty() { Some(KEEP) } else { keep.parse().ok() };

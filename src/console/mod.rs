@@ -7,6 +7,7 @@
 //! /admin                  gauges, charts, target, drain      /admin/sign-in, /admin/sign-out
 //! /admin/instances[/ID]   list, logs, release, extend, log in
 //! /admin/snapshots        snapshots, goldens, tasks
+//! /admin/saved            shops that their visitors have kept
 //! /admin/limits           clients near a limit
 //! /admin/events           the last changes
 //! /admin/live             the API's event stream, for the pages' script
@@ -22,6 +23,7 @@ mod chart;
 mod instances;
 mod overview;
 mod pages;
+mod saved;
 mod session;
 mod snapshots;
 mod texts;
@@ -63,6 +65,8 @@ pub fn router(api: ApiState, site: Arc<Site>, header: Option<HeaderName>) -> Rou
         .route("/admin/pool/{verb}", post(act::pool))
         .route("/admin/snapshots", get(snapshots::show))
         .route("/admin/snapshots/{verb}", post(act::snapshots))
+        .route("/admin/saved", get(saved::show))
+        .route("/admin/saved/{verb}", post(saved::act))
         .route("/admin/limits", get(pages::limits))
         .route("/admin/limits/clear", post(act::clear))
         .route("/admin/events", get(pages::events))

@@ -81,7 +81,7 @@ pub(super) async fn show(
     let t = Texts::of(shell.lang);
     let lifecycle = console.api.provisioner.lifecycle();
     let mut goldens = Vec::new();
-    for golden in lifecycle.goldens() {
+    for golden in lifecycle.goldens().iter() {
         goldens.push(row(&console, golden, shell.lang, t).await);
     }
     let page = Page {
@@ -130,7 +130,7 @@ fn gauges(console: &Console, goldens: &[GoldenRow], lang: Lang, t: &'static Text
     );
     let waiting = lifecycle.gate().clients_waiting();
     let (mut hits, mut all) = (0, 0);
-    for golden in lifecycle.goldens() {
+    for golden in lifecycle.goldens().iter() {
         let handed = lifecycle.tally().of(&golden.name).handed_over;
         hits += handed.get("pool").copied().unwrap_or(0);
         all += handed.values().sum::<u64>();

@@ -64,6 +64,7 @@ impl Did {
             "drained" => t.did_drained,
             "undrained" => t.did_undrained,
             "begun" => t.did_begun,
+            "removed" => t.did_removed,
             "cleared" => t.did_cleared,
             _ => return None,
         })

@@ -50,6 +50,8 @@ impl Row {
 }
 
 struct GoldenRow {
+    /// Whether it was a visitor's shop, and may be withdrawn.
+    is_published: bool,
     name: String,
     title: String,
     from: String,
@@ -71,6 +73,8 @@ impl TaskRow {
             Kind::Create => t.task_create,
             Kind::Verify => t.task_verify,
             Kind::Promote => t.task_promote,
+            Kind::Publish => t.task_publish,
+            Kind::Withdraw => t.task_withdraw,
             Kind::Prune => t.task_prune,
             Kind::Remove => t.task_remove,
         };
@@ -120,7 +124,10 @@ pub(super) async fn show(
         Err(error) => (Vec::new(), Some(Chain(&error).to_string())),
     };
     let served = desk.served();
-    let goldens = console.api.provisioner.lifecycle().goldens().iter().map(|golden| GoldenRow {
+    let goldens = console.api.provisioner.lifecycle().goldens();
+    let published = desk.published().await;
+    let goldens = goldens.iter().map(|golden| GoldenRow {
+        is_published: published.contains(&golden.name),
         name: golden.name.to_string(),
         title: golden.title.clone(),
         from: match (served.get(&golden.name), &golden.restore) {

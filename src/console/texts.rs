@@ -9,6 +9,7 @@ texts! {
         overview: "Overview", "Vue d’ensemble";
         instances: "Instances", "Instances";
         snapshots: "Snapshots", "Instantanés";
+        saved: "Kept shops", "Boutiques conservées";
         limits: "Limits", "Limites";
         events: "Events", "Événements";
         sections: "Sections", "Rubriques";
@@ -111,6 +112,16 @@ texts! {
         prune: "Remove old ones", "Supprimer les anciens";
         keep: "Keep of each golden", "À garder par modèle";
         no_snapshots: "There are no snapshots.", "Il n’y a pas d’instantané.";
+        kept_of: "{} of {} at most, {} of {}.", "{} sur {} au plus, {} sur {}.";
+        none_kept: "No visitor has kept a shop.", "Aucun visiteur n’a conservé de boutique.";
+        kept_at: "Kept", "Conservée le";
+        kept_until: "Until", "Jusqu’au";
+        unkeep_sure: "Remove this shop? Its visitor cannot open it any more.", "Supprimer cette boutique ? Son visiteur ne pourra plus l’ouvrir.";
+        publish: "Publish as a golden", "Publier comme modèle";
+        publish_text: "Everybody who tries the golden then gets a copy of this shop, each with its own address, password and keys. What its visitor has put into it goes along: look through it first.", "Toute personne qui essaie ce modèle reçoit une copie de cette boutique, chacune avec sa propre adresse, son mot de passe et ses clés. Ce que son visiteur y a mis est repris : examinez-la d’abord.";
+        publish_sure: "Offer copies of this shop to everybody?", "Proposer des copies de cette boutique à tout le monde ?";
+        new_golden: "Name of the golden", "Nom du modèle";
+        new_title: "Title", "Titre";
         goldens: "Goldens", "Modèles";
         restored_from: "restored from {}", "restauré à partir de {}";
         only_booted: "only booted: {}", "seulement démarré : {}";
@@ -119,6 +130,10 @@ texts! {
         task_create: "Take a snapshot of {}", "Prendre un instantané de {}";
         task_verify: "Verify {}", "Vérifier {}";
         task_promote: "Serve {}", "Mettre {} en service";
+        task_publish: "Publish {}", "Publier {}";
+        task_withdraw: "Withdraw {}", "Retirer {}";
+        withdraw: "Withdraw", "Retirer";
+        withdraw_sure: "Offer this golden no more? Visitors’ shops live on.", "Ne plus proposer ce modèle ? Les boutiques des visiteurs restent.";
         task_prune: "Remove old snapshots, {}", "Supprimer les anciens instantanés, {}";
         task_remove: "Remove {}", "Supprimer {}";
         running: "running", "en cours";
@@ -142,6 +157,7 @@ texts! {
         did_target: "The target is changed.", "La cible est modifiée.";
         did_drained: "The pool is drained.", "La réserve est en vidange.";
         did_undrained: "The pool is filled again.", "La réserve se remplit à nouveau.";
+        did_removed: "It is not kept any more.", "Elle n’est plus conservée.";
         did_begun: "The task has begun.", "La tâche a commencé.";
         did_cleared: "The client begins anew.", "Le client repart de zéro.";
         not_done: "Not done", "Non effectué";

@@ -12,6 +12,7 @@ mod disk;
 pub mod enter;
 pub mod facts;
 pub mod firewall;
+pub mod layers;
 pub mod memory;
 pub mod mounts;
 pub mod net;

@@ -1,4 +1,5 @@
-//! Trees that a stranger made: removed and copied without trusting their shape.
+//! Trees that a stranger made: removed, measured and copied without trusting their
+//! shape.
 //!
 //! A shop can nest directories without end, longer than any path may be and deeper
 //! than any stack. So a tree is walked down and up by single names, nothing here calls
@@ -13,7 +14,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, unlinkat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2, unlinkat};
 use rustix::io::Errno;
 use tokio::process::Command;
 
@@ -32,23 +33,53 @@ pub fn remove(top: &Path) -> io::Result<()> {
         Err(Errno::NOENT) => return Ok(()),
         opened => opened?,
     };
-    let name = CString::new(name.as_bytes())?;
-    match unlinkat(&parent, &name, AtFlags::empty()) {
+    remove_in(parent.as_fd(), &CString::new(name.as_bytes())?)
+}
+
+/// Removes a tree by its name in a directory, whatever is in it; absent is fine.
+///
+/// # Errors
+/// As above.
+pub(super) fn remove_in(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+    match unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         // Linux says EISDIR, POSIX EPERM.
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(error) => return Err(error.into()),
     }
-    let top = open_in(parent.as_fd(), &name)?;
+    let top = open_in(parent, name)?;
     empty(&top)?;
     drop(top);
-    match unlinkat(&parent, &name, AtFlags::REMOVEDIR) {
+    match unlinkat(parent, name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-const DIRECTORY: OFlags =
+/// Removes a tree by its path below a root that a stranger made, or with a slash at
+/// the path's end what is in it: no link on the way leads out of the root, absent is
+/// fine.
+///
+/// # Errors
+/// As above; also when a link on the way leads out.
+pub fn remove_below(root: &Path, path: &str) -> io::Result<()> {
+    let stays = path.ends_with('/');
+    let path = path.trim_matches('/');
+    let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
+    if matches!(name, "" | "." | "..") {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let root = rustix::fs::open(root, DIRECTORY, Mode::empty())?;
+    let open = if stays { path } else { parent };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match openat2(&root, open, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS) {
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
+        Ok(opened) if stays => empty(&opened),
+        opened => remove_in(opened?.as_fd(), &CString::new(name)?),
+    }
+}
+
+pub(super) const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 fn open_in(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
@@ -109,7 +140,7 @@ fn gone(removed: rustix::io::Result<()>) -> io::Result<()> {
 
 /// Names and kinds of what is in a directory; read whole, since it is changed
 /// meanwhile.
-fn entries(dir: BorrowedFd<'_>) -> io::Result<Vec<(CString, FileType)>> {
+pub(super) fn entries(dir: BorrowedFd<'_>) -> io::Result<Vec<(CString, FileType)>> {
     let mut found = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
@@ -136,40 +167,71 @@ pub struct Bounds {
     pub bytes: u64,
     /// Files and directories.
     pub entries: usize,
-    /// Directories in each other.
+    /// Directories in each other; each is open meanwhile.
     pub depth: usize,
 }
 
 /// Whether a tree that nobody changes is within bounds.
 ///
 /// # Errors
-/// What it has too much of, or as `stat` answers.
+/// `InvalidData` with what it has too much of, or as `open` and `stat` answer.
 pub fn check(top: &Path, bounds: Bounds) -> io::Result<()> {
-    let too = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
-    let (mut bytes, mut seen, mut waiting) = (0_u64, 0_usize, vec![(top.to_owned(), 0)]);
-    while let Some((dir, depth)) = waiting.pop() {
-        if depth > bounds.depth {
-            return too(format!("they are nested more than {} deep", bounds.depth));
+    let top = rustix::fs::open(top, DIRECTORY, Mode::empty())?;
+    let mut seen = Seen { bounds, bytes: 0, entries: 0 };
+    // The directories from the top down to where it is, with what is left to do in each.
+    let mut open = vec![(seen.look(&top)?, top)];
+    while let Some((left, here)) = open.last_mut() {
+        let Some(name) = left.pop() else {
+            open.pop();
+            continue;
+        };
+        let below = open_in(here.as_fd(), &name)?;
+        if open.len() >= bounds.depth {
+            return Err(too_much(format!("they are nested more than {} deep", bounds.depth)));
         }
-        for entry in std::fs::read_dir(&dir)? {
-            let entry = entry?;
-            // Not followed: a link is what the stranger made of it.
-            let metadata = entry.metadata()?;
-            seen += 1;
-            if seen > bounds.entries {
-                return too(format!("there are more than {}", bounds.entries));
-            }
-            if metadata.is_dir() {
-                waiting.push((entry.path(), depth + 1));
-            } else {
-                bytes = bytes.saturating_add(metadata.len());
-            }
-            if bytes > bounds.bytes {
-                return too(format!("they say that they are larger than {} bytes", bounds.bytes));
-            }
-        }
+        open.push((seen.look(&below)?, below));
     }
     Ok(())
+}
+
+fn too_much(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// What was seen of a tree.
+struct Seen {
+    bounds: Bounds,
+    bytes: u64,
+    entries: usize,
+}
+
+impl Seen {
+    /// Counts what is in a directory; answers the directories in it.
+    fn look(&mut self, dir: &OwnedFd) -> io::Result<Vec<CString>> {
+        let mut directories = Vec::new();
+        for entry in Dir::read_from(dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            self.entries += 1;
+            if self.entries > self.bounds.entries {
+                return Err(too_much(format!("there are more than {}", self.bounds.entries)));
+            }
+            let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                directories.push(name.to_owned());
+                continue;
+            }
+            self.bytes = self.bytes.saturating_add(u64::try_from(stat.st_size).unwrap_or(u64::MAX));
+            if self.bytes > self.bounds.bytes {
+                let most = self.bounds.bytes;
+                return Err(too_much(format!("they say that they are larger than {most} bytes together")));
+            }
+        }
+        Ok(directories)
+    }
 }
 
 /// Copies what is in a directory into another that is there, by reference where the
@@ -233,6 +295,51 @@ mod tests {
         remove(&dir.path().join("link")).unwrap();
         assert!(dir.path().join("kept/file").try_exists().unwrap());
         assert!(!dir.path().join("link").try_exists().unwrap());
+    }
+
+    #[test]
+    fn what_is_removed_below_a_root_is_below_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir_all(root.join("a/cache/deep")).unwrap();
+        std::fs::create_dir(dir.path().join("kept")).unwrap();
+        std::os::unix::fs::symlink(dir.path(), root.join("out")).unwrap();
+        std::os::unix::fs::symlink("a", root.join("in")).unwrap();
+        assert!(remove_below(&root, "/out/kept").is_err());
+        assert!(remove_below(&root, "/../kept").is_err());
+        assert!(remove_below(&root, "/").is_err() && remove_below(&root, "/a/..").is_err());
+        remove_below(&root, "/in/cache/").unwrap();
+        assert_eq!(std::fs::read_dir(root.join("a/cache")).unwrap().count(), 0, "it is emptied and stays");
+        remove_below(&root, "/in/cache").unwrap();
+        remove_below(&root, "/nothing/at/all").unwrap();
+        remove_below(&root, "/out").unwrap();
+        let there = |path: &str| dir.path().join(path).symlink_metadata().is_ok();
+        assert!(there("kept") && there("root/a") && !there("root/a/cache") && !there("root/out"));
+    }
+
+    #[test]
+    fn a_tree_is_measured_by_what_it_says_of_itself_and_no_link_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        std::fs::create_dir_all(top.join("a/b")).unwrap();
+        std::fs::write(top.join("a/b/file"), "12345").unwrap();
+        std::fs::write(dir.path().join("large"), "much").unwrap();
+        std::os::unix::fs::symlink("../large", top.join("ln")).unwrap();
+        std::os::unix::fs::symlink("..", top.join("up")).unwrap();
+        // The links are as large as their texts.
+        let most = Bounds { bytes: 5 + 8 + 2, entries: 5, depth: 3 };
+        check(&top, most).unwrap();
+        for (bounds, why) in [
+            (Bounds { bytes: 14, ..most }, "larger than 14 bytes"),
+            (Bounds { entries: 4, ..most }, "more than 4"),
+            (Bounds { depth: 2, ..most }, "more than 2 deep"),
+        ] {
+            let error = check(&top, bounds).unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+        }
+        std::fs::File::create(top.join("hole")).unwrap().set_len(1 << 40).unwrap();
+        assert!(check(&top, Bounds { entries: 9, ..most }).is_err(), "a hole counts");
+        assert!(check(&top.join("up"), most).is_err(), "nor the one at the top");
     }
 
     #[tokio::test]

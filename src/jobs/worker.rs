@@ -185,7 +185,7 @@ impl Worker {
     /// Makes one instance for the pool.
     async fn provision(&self, name: &GoldenName) -> Outcome {
         let golden = self.lifecycle.golden(name);
-        let maker = golden.and_then(|golden| golden.warm_maker(self.target.cold_start));
+        let maker = golden.as_ref().and_then(|golden| golden.warm_maker(self.target.cold_start));
         let Some(maker) = maker else { return Outcome::Unneeded };
         let _place = match self.place(name).await {
             Ok(Some(place)) => place,

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-pub use self::port::{Listed, Loaded, Say, Workshop, WorkshopError};
+pub use self::port::{Listed, Loaded, Publication, Say, Workshop, WorkshopError};
 use self::refresh::RefreshError;
 use self::task::Board;
 pub use self::task::{Kind, Outcome, Task};
@@ -58,6 +58,12 @@ pub enum DeskError {
         /// Which.
         id: SnapshotId,
     },
+    /// No such golden was published.
+    #[error("golden {golden} was not published: what settings name is served until they say otherwise")]
+    NotPublished {
+        /// Which.
+        golden: GoldenName,
+    },
     /// It is in use.
     #[error("snapshot {id} is in use: {by}")]
     InUse {
@@ -84,7 +90,7 @@ impl DeskError {
         match self {
             Self::Busy { .. } | Self::NoSnapshots | Self::InUse { .. } => ErrorKind::Conflict,
             Self::UnknownGolden { .. } => ErrorKind::Invalid,
-            Self::UnknownSnapshot { .. } => ErrorKind::NotFound,
+            Self::UnknownSnapshot { .. } | Self::NotPublished { .. } => ErrorKind::NotFound,
             Self::Workshop(error) => error.kind,
             Self::Store(error) => error.kind(),
             Self::Refresh(error) => error.kind(),
@@ -162,8 +168,8 @@ impl Desk {
     /// Which snapshot each golden is restored from; those that are restored only.
     #[must_use]
     pub fn served(&self) -> BTreeMap<GoldenName, SnapshotId> {
-        let goldens = self.0.lifecycle.goldens().iter();
-        goldens.filter_map(|golden| Some((golden.name.clone(), switch_of(golden)?.served()))).collect()
+        let goldens = self.0.lifecycle.goldens();
+        goldens.iter().filter_map(|golden| Some((golden.name.clone(), switch_of(golden)?.served()))).collect()
     }
 
     /// All snapshots.
@@ -218,6 +224,34 @@ impl Desk {
     pub async fn promote(&self, id: &SnapshotId) -> Result<Task, DeskError> {
         self.find(id).await?;
         self.begin(Order::Promote(id.clone()))
+    }
+
+    /// Begins to make a golden of a visitor's shop that was kept, and to serve it.
+    ///
+    /// # Errors
+    /// [`DeskError`]; nothing was begun.
+    pub async fn publish(&self, wanted: Publication) -> Result<Task, DeskError> {
+        self.workshop()?.may_publish(&wanted.golden).await?;
+        self.begin(Order::Publish(wanted))
+    }
+
+    /// Goldens that were published, as far as they are known.
+    pub async fn published(&self) -> Vec<GoldenName> {
+        match &self.0.workshop {
+            Some(workshop) => workshop.published().await.unwrap_or_default(),
+            None => Vec::new(),
+        }
+    }
+
+    /// Begins to serve a published golden no more.
+    ///
+    /// # Errors
+    /// [`DeskError`]; nothing was begun.
+    pub async fn withdraw(&self, golden: &GoldenName) -> Result<Task, DeskError> {
+        if !self.workshop()?.published().await?.contains(golden) {
+            return Err(DeskError::NotPublished { golden: golden.clone() });
+        }
+        self.begin(Order::Withdraw(golden.clone()))
     }
 
     /// Begins to remove all but the newest `keep` snapshots of each golden, and
@@ -308,6 +342,12 @@ impl Desk {
                 let served = refresh::refresh(&self.0.lifecycle, workshop, &id, &say).await;
                 served.map_err(|error| DeskError::Refresh(Box::new(error)))
             }
+            Order::Publish(wanted) => {
+                let id = workshop.publish(&wanted, &say).await?;
+                let served = refresh::introduce(&self.0.lifecycle, workshop, &id, &say).await;
+                served.map_err(|error| DeskError::Refresh(Box::new(error)))
+            }
+            Order::Withdraw(golden) => Ok(refresh::withdraw(&self.0.lifecycle, workshop, &golden).await?),
             Order::Prune(keep) => {
                 let removed = workshop.prune(keep, &self.in_use().await?).await?;
                 let names: Vec<&str> = removed.iter().map(SnapshotId::as_str).collect();
@@ -327,6 +367,8 @@ enum Order {
     Create(GoldenName),
     Verify(SnapshotId),
     Promote(SnapshotId),
+    Publish(Publication),
+    Withdraw(GoldenName),
     Prune(usize),
     Remove(SnapshotId),
 }
@@ -337,6 +379,8 @@ impl Order {
             Self::Create(_) => Kind::Create,
             Self::Verify(_) => Kind::Verify,
             Self::Promote(_) => Kind::Promote,
+            Self::Publish(_) => Kind::Publish,
+            Self::Withdraw(_) => Kind::Withdraw,
             Self::Prune(_) => Kind::Prune,
             Self::Remove(_) => Kind::Remove,
         }
@@ -344,7 +388,8 @@ impl Order {
 
     fn subject(&self) -> String {
         match self {
-            Self::Create(golden) => golden.to_string(),
+            Self::Create(golden) | Self::Withdraw(golden) => golden.to_string(),
+            Self::Publish(wanted) => wanted.golden.to_string(),
             Self::Verify(id) | Self::Promote(id) | Self::Remove(id) => id.to_string(),
             Self::Prune(keep) => format!("all but {keep}"),
         }

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
+use crate::engine::ContainerEngine;
 use crate::error::ErrorKind;
-use crate::id::{GoldenName, SnapshotId};
+use crate::id::{GoldenName, InstanceId, SnapshotId};
+use crate::provision::GoldenAbout;
 use crate::restore::Make;
 
 /// One snapshot of the catalogue.
@@ -35,11 +37,26 @@ pub struct Listed {
     pub refused: Option<String>,
 }
 
+/// A visitor's shop that is to become a golden.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    /// What was kept of that instance.
+    pub kept: InstanceId,
+    /// Its name.
+    pub golden: GoldenName,
+    /// What people are told; none: what they are told of the shop's own golden.
+    pub title: Option<String>,
+}
+
 /// What can be made of a snapshot.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     /// Of which golden.
     pub golden: GoldenName,
+    /// What people are told of it, by its recipe.
+    pub title: String,
+    /// As above.
+    pub about: GoldenAbout,
     /// By whom.
     pub maker: Arc<dyn Make>,
 }
@@ -83,6 +100,32 @@ pub trait Workshop: Send + Sync + fmt::Debug {
 
     /// Removes one snapshot that is not in use.
     async fn remove(&self, id: &SnapshotId, in_use: &[SnapshotId]) -> Result<(), WorkshopError>;
+
+    /// Whether a visitor's shop may become a golden of that name.
+    async fn may_publish(&self, golden: &GoldenName) -> Result<(), WorkshopError>;
+
+    /// Makes a snapshot of what is kept of an instance, as of a golden of its own. Not
+    /// cancel-safe.
+    async fn publish(&self, wanted: &Publication, say: Say<'_>) -> Result<SnapshotId, WorkshopError>;
+
+    /// Writes down that a golden that no setting names is served, from this snapshot; what
+    /// can be made ahead for it is made ahead from now on.
+    async fn introduce(
+        &self,
+        golden: &GoldenName,
+        id: &SnapshotId,
+        engine: &Arc<dyn ContainerEngine>,
+    ) -> Result<(), WorkshopError>;
+
+    /// Goldens that were published.
+    async fn published(&self) -> Result<Vec<GoldenName>, WorkshopError>;
+
+    /// Writes down that a published golden is served no more.
+    async fn withdraw(
+        &self,
+        golden: &GoldenName,
+        engine: &Arc<dyn ContainerEngine>,
+    ) -> Result<(), WorkshopError>;
 
     /// Removes all but the newest `keep` of each golden and those in use.
     async fn prune(&self, keep: usize, in_use: &[SnapshotId]) -> Result<Vec<SnapshotId>, WorkshopError>;

@@ -10,6 +10,9 @@
 //! drain    what waited ahead of the old one is removed     (what is left is told)
 //! ```
 //!
+//! A golden that is new to the daemon comes the same way, but for what there is none of
+//! before: it is served when its trial shop is there and it is written down.
+//!
 //! Invariants: the pool is never emptier than it was by more than what clients
 //! take; the canary is a shop like any other and goes to the pool; a snapshot
 //! whose canary failed is never taken for the newest again, unless an operator
@@ -24,8 +27,8 @@ use crate::id::{GoldenName, SnapshotId};
 use crate::instance::{Instance, State};
 use crate::provision::errors::MakeError;
 use crate::provision::gate::Rank;
-use crate::provision::{Lifecycle, Order};
-use crate::restore::{FirstPage, Make, Served};
+use crate::provision::{GoldenRuntime, Lifecycle, Order};
+use crate::restore::{FirstPage, Make, Served, Switch};
 
 /// The snapshot is not served; what was served before still is.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +67,17 @@ pub enum RefreshError {
         #[source]
         source: MakeError,
     },
+    /// The trial shop of a new golden was no good, or cannot be tried now.
+    #[error("golden {golden} is not served: no trial shop of snapshot {id} could be made")]
+    Trial {
+        /// Of which golden.
+        golden: GoldenName,
+        /// Which.
+        id: SnapshotId,
+        /// Why not.
+        #[source]
+        source: MakeError,
+    },
     /// It could not be loaded or written down.
     #[error(transparent)]
     Workshop(#[from] WorkshopError),
@@ -76,7 +90,7 @@ impl RefreshError {
         match self {
             Self::NotServed { .. } | Self::OnlyBooted { .. } => ErrorKind::Conflict,
             Self::Canary { .. } => ErrorKind::Incompatible,
-            Self::NoRoom { source, .. } => source.kind(),
+            Self::NoRoom { source, .. } | Self::Trial { source, .. } => source.kind(),
             Self::Workshop(error) => error.kind,
         }
     }
@@ -93,7 +107,7 @@ pub(super) async fn refresh(
     say: Say<'_>,
 ) -> Result<String, RefreshError> {
     say("loading it");
-    let Loaded { golden, maker } = match workshop.load(id).await {
+    let Loaded { golden, maker, .. } = match workshop.load(id).await {
         Ok(loaded) => loaded,
         Err(error) => {
             // A full disk says nothing about the snapshot.
@@ -105,7 +119,7 @@ pub(super) async fn refresh(
         }
     };
     let Some(runtime) = lifecycle.golden(&golden) else { return Err(RefreshError::NotServed { golden }) };
-    let Some(switch) = switch_of(runtime) else { return Err(RefreshError::OnlyBooted { golden }) };
+    let Some(switch) = switch_of(&runtime) else { return Err(RefreshError::OnlyBooted { golden }) };
     let served = switch.served();
     say("making a trial shop");
     if let Err(source) = make_one(lifecycle, &golden, &maker).await {
@@ -138,6 +152,70 @@ pub(super) async fn refresh(
             format!("{id} is served, {served} was; {left} ready ones of it stay until somebody gets them")
         }
     })
+}
+
+/// Serves a golden that was published, from this snapshot; answers what came of it.
+///
+/// # Cancel safety
+/// Not cancel-safe: spawn it.
+pub(super) async fn introduce(
+    lifecycle: &Lifecycle,
+    workshop: &Arc<dyn Workshop>,
+    id: &SnapshotId,
+    say: Say<'_>,
+) -> Result<String, RefreshError> {
+    say("loading it");
+    let Loaded { golden, title, about, maker } = workshop.load(id).await?;
+    if lifecycle.golden(&golden).is_some() {
+        // It was published before.
+        return refresh(lifecycle, workshop, id, say).await;
+    }
+    say("making a trial shop");
+    if let Err(source) = make_one(lifecycle, &golden, &maker).await {
+        tell_left(maker.engine().drain().await);
+        let why = Chain(&source).to_string();
+        refuse(workshop, id, &why).await;
+        return Err(RefreshError::Trial { golden, id: id.clone(), source });
+    }
+    say("its front page is there; writing it down");
+    let served = Switch::new(Served { snapshot: id.clone(), maker });
+    let engine = Arc::clone(served.engine());
+    if let Err(error) = workshop.introduce(&golden, id, &engine).await {
+        tell_left(engine.drain().await);
+        return Err(error.into());
+    }
+    let name = golden.clone();
+    lifecycle.serve_too(GoldenRuntime { name, title, about, restore: Ok(Arc::new(served)), cold: None });
+    tracing::info!(golden = %golden, snapshot_id = %id, "published golden is served");
+    Ok(format!("{golden} is served, restored from {id}"))
+}
+
+/// Serves a published golden no more; answers what came of it. Visitors' shops live on,
+/// and its snapshots stay until they are removed.
+///
+/// # Cancel safety
+/// Not cancel-safe: spawn it.
+pub(super) async fn withdraw(
+    lifecycle: &Lifecycle,
+    workshop: &Arc<dyn Workshop>,
+    golden: &GoldenName,
+) -> Result<String, WorkshopError> {
+    let Some(runtime) = lifecycle.golden(golden) else { return Ok(format!("{golden} was not served")) };
+    for engine in runtime.engines() {
+        workshop.withdraw(golden, &engine).await?;
+    }
+    lifecycle.serve_no_more(golden);
+    for spare in ready_of(lifecycle, golden).await {
+        let still_ready = |present: &Instance| present.state == State::Ready;
+        if let Err(error) = lifecycle.end(spare, State::Expired, still_ready).await {
+            tracing::warn!(error = %Chain(&error), "ready shop of a withdrawn golden not taken down yet");
+        }
+    }
+    for engine in runtime.engines() {
+        tell_left(engine.drain().await);
+    }
+    tracing::info!(golden = %golden, "published golden is served no more");
+    Ok(format!("{golden} is served no more"))
 }
 
 async fn refuse(workshop: &Arc<dyn Workshop>, id: &SnapshotId, why: &str) {

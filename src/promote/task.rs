@@ -20,6 +20,10 @@ pub enum Kind {
     Verify,
     /// It is tried, and the pool restored from it.
     Promote,
+    /// A visitor's shop becomes a golden.
+    Publish,
+    /// It is one no more.
+    Withdraw,
     /// Old ones are removed.
     Prune,
     /// One is removed.
@@ -28,7 +32,15 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 5] = [Self::Create, Self::Verify, Self::Promote, Self::Prune, Self::Remove];
+    pub const ALL: [Self; 7] = [
+        Self::Create,
+        Self::Verify,
+        Self::Promote,
+        Self::Publish,
+        Self::Withdraw,
+        Self::Prune,
+        Self::Remove,
+    ];
 
     /// The word used in answers and logs.
     #[must_use]
@@ -37,6 +49,8 @@ impl Kind {
             Self::Create => "create",
             Self::Verify => "verify",
             Self::Promote => "promote",
+            Self::Publish => "publish",
+            Self::Withdraw => "withdraw",
             Self::Prune => "prune",
             Self::Remove => "remove",
         }

@@ -34,7 +34,7 @@ const KEY_MAX: usize = 255;
 /// A checked request.
 #[derive(Debug, Clone)]
 struct Wish {
-    golden: GoldenRuntime,
+    golden: Arc<GoldenRuntime>,
     ttl: jiff::SignedDuration,
     /// The client's key, within what is this client's alone.
     key: Option<String>,

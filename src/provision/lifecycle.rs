@@ -24,7 +24,7 @@
 //! reaper comes again; an address is given up only after nothing leads to it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
@@ -52,12 +52,16 @@ use crate::store::{Store, StoreError};
 /// another writer succeed, and an instance has few.
 const STALE_ROUNDS: usize = 5;
 
+/// What is served, as of one moment.
+pub type Goldens = Arc<[Arc<GoldenRuntime>]>;
+
 /// What making and ending stand on.
 #[derive(Debug)]
 pub struct Lifecycle {
     pub(super) store: Arc<dyn Store>,
     pub(super) routes: Arc<Routes>,
-    pub(super) goldens: Vec<GoldenRuntime>,
+    /// A std lock: held for one operation, never across an await.
+    goldens: RwLock<Goldens>,
     pub(super) gate: Gate,
     pub(super) tally: Tally,
     /// Wakes the reconciler: the pool has changed.
@@ -123,7 +127,7 @@ impl Lifecycle {
         Self {
             store: parts.store,
             routes: parts.routes,
-            goldens: parts.goldens,
+            goldens: RwLock::new(parts.goldens.into_iter().map(Arc::new).collect()),
             gate: Gate::new(parts.restore_concurrency),
             tally: Tally::default(),
             refill: parts.refill,
@@ -385,7 +389,7 @@ impl Lifecycle {
     /// got that far, each that might have.
     fn engines_of(&self, instance: &Instance) -> Vec<Arc<dyn ContainerEngine>> {
         let mut own: Vec<Arc<dyn ContainerEngine>> =
-            self.golden(&instance.golden).map(GoldenRuntime::engines).unwrap_or_default();
+            self.golden(&instance.golden).map(|golden| golden.engines()).unwrap_or_default();
         own.extend(self.engines());
         match &instance.container {
             // Its own golden's driver stands first.
@@ -406,7 +410,7 @@ impl Lifecycle {
 
     /// Every driver of every golden.
     pub fn engines(&self) -> Vec<Arc<dyn ContainerEngine>> {
-        self.goldens.iter().flat_map(GoldenRuntime::engines).collect()
+        self.goldens().iter().flat_map(|golden| golden.engines()).collect()
     }
 
     /// The driver that runs an instance's container.
@@ -423,14 +427,35 @@ impl Lifecycle {
 
     /// A golden that is served.
     #[must_use]
-    pub fn golden(&self, name: &GoldenName) -> Option<&GoldenRuntime> {
-        self.goldens.iter().find(|golden| golden.name == *name)
+    pub fn golden(&self, name: &GoldenName) -> Option<Arc<GoldenRuntime>> {
+        self.goldens().iter().find(|golden| golden.name == *name).cloned()
     }
 
     /// All goldens that are served, the default one first.
     #[must_use]
-    pub fn goldens(&self) -> &[GoldenRuntime] {
-        &self.goldens
+    pub fn goldens(&self) -> Goldens {
+        Arc::clone(&self.goldens.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Serves one more golden from now on, the last one; in place of one of its name.
+    pub fn serve_too(&self, golden: GoldenRuntime) {
+        self.change_goldens(|all| {
+            all.retain(|other| other.name != golden.name);
+            all.push(Arc::new(golden));
+        });
+        self.refill.now();
+    }
+
+    /// Serves a golden no more; its shops live on.
+    pub fn serve_no_more(&self, name: &GoldenName) {
+        self.change_goldens(|all| all.retain(|golden| golden.name != *name));
+    }
+
+    fn change_goldens(&self, change: impl FnOnce(&mut Vec<Arc<GoldenRuntime>>)) {
+        let mut goldens = self.goldens.write().unwrap_or_else(PoisonError::into_inner);
+        let mut all = goldens.to_vec();
+        change(&mut all);
+        *goldens = all.into();
     }
 
     /// The routes.

@@ -1,4 +1,5 @@
-//! Handing instances out and taking them back: acquire, show, extend, reset, release.
+//! Handing instances out and taking them back: acquire, show, extend, reset, keep,
+//! open, release.
 //!
 //! Called by the API. An acquire takes the first of these that works, and the
 //! answer, the metrics and the log say which one it was:
@@ -56,9 +57,9 @@ use jiff::SignedDuration;
 
 pub use self::events::Events;
 pub use self::ledger::Doing;
-pub use self::lifecycle::{Ended, Lifecycle, Order, Parts};
+pub use self::lifecycle::{Ended, Goldens, Lifecycle, Order, Parts};
 use self::limits::{Limits, Standing};
-pub use self::saved::{Keeping, Kept};
+pub use self::saved::{Keeping, Kept, OpenRequest};
 pub use self::saved_error::SavedError;
 pub use self::tally::{Failure, GoldenTally, Quantiles, Tally};
 use crate::client::Client;

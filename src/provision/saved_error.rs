@@ -1,6 +1,6 @@
 //! Why a shop was not kept, or not opened.
 
-use super::errors::{LeaseError, of_making};
+use super::errors::{AcquireError, LeaseError, of_making};
 use crate::engine::{FreezeError, LaunchError};
 use crate::error::{ErrorKind, kind_of_io};
 use crate::id::{GoldenName, InstanceId, NodeName};
@@ -12,8 +12,11 @@ use crate::store::StoreError;
 #[derive(Debug, thiserror::Error)]
 pub enum SavedError {
     /// This daemon keeps none.
-    #[error("no shops are kept here")]
+    #[error("no shops are kept here (SAVED_MAX)")]
     Nowhere,
+    /// As an acquire would have been refused: the client's limit, or nothing is handed out.
+    #[error(transparent)]
+    Acquire(#[from] AcquireError),
     /// It cannot be read, or is no more.
     #[error(transparent)]
     Lease(LeaseError),
@@ -51,6 +54,12 @@ pub enum SavedError {
         /// Which.
         id: InstanceId,
     },
+    /// Its holder has another one of its golden, and has one of each.
+    #[error("whoever asks has another instance of that golden, {other}: release it first")]
+    Holds {
+        /// Which.
+        other: InstanceId,
+    },
     /// No place is left.
     #[error("all {max} places of this host are taken")]
     Full {
@@ -72,6 +81,12 @@ pub enum SavedError {
     /// The store refused.
     #[error("cannot write the opened shop down")]
     Store(#[source] StoreError),
+    /// It takes longer than a client waits.
+    #[error("it was not done after {} s", .after.as_secs())]
+    TooSlow {
+        /// How long was waited.
+        after: std::time::Duration,
+    },
     /// The daemon is being stopped.
     #[error("the service is being stopped")]
     Stopping,
@@ -86,18 +101,20 @@ impl SavedError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Nowhere => ErrorKind::NotFound,
+            Self::Acquire(error) => error.kind(),
             Self::Lease(error) => error.kind(),
             Self::NotAssigned { .. }
             | Self::Busy { .. }
             | Self::Elsewhere { .. }
-            | Self::StillThere { .. } => ErrorKind::Conflict,
+            | Self::StillThere { .. }
+            | Self::Holds { .. } => ErrorKind::Conflict,
             Self::Shelf(error) => error.kind(),
             Self::Freeze(error) => match error.kind() {
                 ErrorKind::Conflict => ErrorKind::Conflict,
                 other => of_making(other),
             },
             Self::Full { .. } => ErrorKind::Exhausted,
-            Self::NoDriver { .. } | Self::Stopping => ErrorKind::Unavailable,
+            Self::NoDriver { .. } | Self::TooSlow { .. } | Self::Stopping => ErrorKind::Unavailable,
             Self::Unpack(error) => of_making(kind_of_io(error)),
             Self::Thaw(error) => of_making(error.kind),
             Self::Store(error) => of_making(error.kind()),

@@ -31,8 +31,9 @@ use super::gate::Rank;
 use super::ledger::NoWake;
 use super::lifecycle::Lifecycle;
 use super::reset::Left;
-use crate::engine::{ContainerEngine, Freeze, Launched, Then};
+use crate::engine::{ContainerEngine, Freeze, FreezeError, Launched, Then};
 use crate::error::{Chain, ErrorKind};
+use crate::failpoint;
 use crate::id::InstanceId;
 use crate::instance::event::Happened;
 use crate::instance::{Instance, State};
@@ -145,6 +146,10 @@ impl Provisioner {
     }
 }
 
+fn at_fail_point(source: std::io::Error) -> SleepError {
+    SleepError::Freeze(FreezeError::Io { step: "pass a fail point", source })
+}
+
 fn turn_of(id: &InstanceId) -> String {
     // No client's key begins so: those have their scope in front.
     format!("asleep {id}")
@@ -185,6 +190,7 @@ impl Lifecycle {
             then: Then::Stop,
         };
         left.engine.freeze(freeze).await.map_err(SleepError::Freeze)?;
+        failpoint::hit("sleep:before-record").map_err(at_fail_point)?;
         let asleep = |mut record: Instance| {
             record.state = State::Hibernated;
             (record.container, record.slot) = (None, None);
@@ -205,6 +211,10 @@ impl Lifecycle {
         let thawed = thawed.inspect_err(|_| self.ledger.end_slot(&slot));
         let Launched { container, .. } = thawed.map_err(SleepError::Thaw)?;
         let left = Left { engine: Arc::clone(&engine), slot: slot.clone(), container: container.clone() };
+        if let Err(error) = failpoint::hit("wake:before-record") {
+            self.leave_later(Some(left));
+            return Err(at_fail_point(error));
+        }
         let awake = |mut record: Instance| {
             record.state = State::Assigned;
             (record.container, record.slot) = (Some(container.clone()), Some(slot.clone()));
@@ -266,7 +276,7 @@ impl Lifecycle {
 
     /// The driver that can thaw an instance: one of its golden, else any of its kind.
     fn thawer(&self, instance: &Instance) -> Option<Arc<dyn ContainerEngine>> {
-        let own = self.golden(&instance.golden).map(super::GoldenRuntime::engines).unwrap_or_default();
+        let own = self.golden(&instance.golden).map(|golden| golden.engines()).unwrap_or_default();
         own.into_iter().chain(self.engines()).find(|engine| engine.source() == instance.made_by)
     }
 

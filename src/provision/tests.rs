@@ -68,7 +68,7 @@ impl World {
     /// One instance in the pool.
     async fn warm(&self) -> Instance {
         let lifecycle = self.provisioner.lifecycle();
-        let golden = &lifecycle.goldens()[0];
+        let golden = Arc::clone(&lifecycle.goldens()[0]);
         let order = Order {
             golden: &golden.name,
             maker: golden.restore.as_ref().unwrap(),

@@ -201,13 +201,41 @@ pub async fn prepare(
 /// # Errors
 /// [`PrepareError`]: it is not there any more, or not whole.
 pub fn found(state_dir: &Path, id: &SnapshotId, deadline: Duration) -> Result<RestoreSource, PrepareError> {
-    let dir = state_dir.join("prepared").join(id.as_str());
+    let (manifest, [_, image]) = stands_on(state_dir, id)?;
+    restore_source(&manifest, &dir_of(state_dir, id), image, deadline)
+}
+
+/// The manifest of a snapshot that was prepared before, and the lower directories of its
+/// clones, the top one first.
+///
+/// # Errors
+/// As above.
+pub fn stands_on(state_dir: &Path, id: &SnapshotId) -> Result<(Manifest, [PathBuf; 2]), PrepareError> {
+    let dir = dir_of(state_dir, id);
     let path = dir.join("manifest.json");
     let manifest = std::fs::read(&path).map_err(at("read", &path))?;
     let manifest =
         Manifest::parse(&manifest).map_err(|source| CatalogError::Manifest { id: id.clone(), source })?;
     let image = state_dir.join("images").join(&manifest.image_id).join("rootfs");
-    restore_source(&manifest, &dir, image, deadline)
+    Ok((manifest, [dir.join("upper"), image]))
+}
+
+/// The OCI spec of the container that a prepared snapshot was.
+///
+/// # Errors
+/// As above.
+pub fn spec(state_dir: &Path, id: &SnapshotId) -> Result<serde_json::Value, PrepareError> {
+    read_spec(&dir_of(state_dir, id))
+}
+
+fn read_spec(dir: &Path) -> Result<serde_json::Value, PrepareError> {
+    let path = dir.join(SPEC);
+    let spec = std::fs::read(&path).and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from));
+    spec.map_err(at("read", &path))
+}
+
+fn dir_of(state_dir: &Path, id: &SnapshotId) -> PathBuf {
+    state_dir.join("prepared").join(id.as_str())
 }
 
 /// Has the kernel read what every restore reads, so that the first one after a
@@ -329,9 +357,7 @@ fn restore_source(
     image: PathBuf,
     deadline: Duration,
 ) -> Result<RestoreSource, PrepareError> {
-    let path = dir.join(SPEC);
-    let spec = std::fs::read(&path).and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from));
-    let spec = spec.map_err(at("read", &path))?;
+    let spec = read_spec(dir)?;
     let run = &manifest.recipe.run;
     let images = dir.join(IMAGES);
     let mut written = images::written(&images).map_err(at("read", &images))?;

@@ -4,15 +4,17 @@
 //! ```text
 //! SNAPSHOT_DIR/served.json   {"version": 1,
 //!                             "promoted": {"<golden>": "<snapshot id>"},
-//!                             "refused": {"<snapshot id>": "<why>"}}
+//!                             "refused": {"<snapshot id>": "<why>"},
+//!                             "published": ["<golden>"]}
 //! ```
 //!
-//! A golden that is not named is restored from its newest usable snapshot. The
+//! A published golden was a visitor's shop: no setting names it, so the next daemon
+//! serves it because it stands here. A golden that is not named is restored from its newest usable snapshot. The
 //! file appears by one rename, when it is on the disk: whoever dies in between
 //! leaves the one before. Written by the daemon alone, which has one task at a
 //! time for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -43,6 +45,8 @@ pub struct Choice {
     promoted: BTreeMap<GoldenName, SnapshotId>,
     #[serde(default)]
     refused: BTreeMap<SnapshotId, String>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    published: BTreeSet<GoldenName>,
 }
 
 /// The file cannot be used.
@@ -158,6 +162,23 @@ impl Choice {
         self.promoted.insert(golden, id);
     }
 
+    /// Goldens that were visitors' shops, by name.
+    pub fn published(&self) -> impl Iterator<Item = &GoldenName> {
+        self.published.iter()
+    }
+
+    /// Has a golden that no setting names be served from a snapshot.
+    pub fn publish(&mut self, golden: GoldenName, id: SnapshotId) {
+        self.promote(golden.clone(), id);
+        self.published.insert(golden);
+    }
+
+    /// Has a published golden be none any more.
+    pub fn withdraw(&mut self, golden: &GoldenName) {
+        self.published.remove(golden);
+        self.promoted.remove(golden);
+    }
+
     /// Has a snapshot never be taken for the newest.
     pub fn refuse(&mut self, id: SnapshotId, why: &str) {
         self.refused.insert(id, why.to_owned());
@@ -198,6 +219,14 @@ mod tests {
         assert_eq!(again.refused(&id("shop-1-a")), None, "it was tried again, and works");
         again.forget(&id("shop-1-a"));
         assert_eq!(again.promoted(&shop), None);
+        assert_eq!(again.published().count(), 0);
+        again.publish(shop.clone(), id("shop-3-c"));
+        again.write(dir.path()).unwrap();
+        let again = Choice::read(dir.path()).unwrap();
+        assert!(again.promoted(&shop) == Some(&id("shop-3-c")) && again.published().eq([&shop]));
+        let mut again = again;
+        again.withdraw(&shop);
+        assert!(again.promoted(&shop).is_none() && again.published().count() == 0);
     }
 
     #[test]

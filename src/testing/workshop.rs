@@ -8,9 +8,11 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::Script;
+use crate::engine::ContainerEngine;
 use crate::error::ErrorKind;
 use crate::id::{GoldenName, SnapshotId};
-use crate::promote::{Listed, Loaded, Say, Workshop, WorkshopError};
+use crate::promote::{Listed, Loaded, Publication, Say, Workshop, WorkshopError};
+use crate::provision::GoldenAbout;
 
 /// What the workshop has and does.
 #[derive(Debug)]
@@ -24,6 +26,7 @@ pub struct ScriptedWorkshop {
 struct ScriptedState {
     snapshots: BTreeMap<SnapshotId, Taken>,
     promoted: BTreeMap<GoldenName, SnapshotId>,
+    published: Vec<GoldenName>,
     taken: u32,
 }
 
@@ -130,7 +133,8 @@ impl Workshop for ScriptedWorkshop {
         if taken.is_damaged {
             return Err(failure(ErrorKind::Invalid, "memory.tar.zst is damaged"));
         }
-        Ok(Loaded { maker: taken.script.maker_of(id), golden: taken.golden })
+        let (title, about) = (format!("The {} shop", taken.golden), GoldenAbout::default());
+        Ok(Loaded { maker: taken.script.maker_of(id), golden: taken.golden, title, about })
     }
 
     async fn promote(&self, golden: &GoldenName, id: &SnapshotId) -> Result<(), WorkshopError> {
@@ -139,6 +143,50 @@ impl Workshop for ScriptedWorkshop {
             taken.refused = None;
         }
         state.promoted.insert(golden.clone(), id.clone());
+        Ok(())
+    }
+
+    async fn may_publish(&self, golden: &GoldenName) -> Result<(), WorkshopError> {
+        match self.lock().snapshots.values().any(|taken| taken.golden == *golden) {
+            true => Err(failure(ErrorKind::Conflict, "a recipe has that name")),
+            false => Ok(()),
+        }
+    }
+
+    async fn publish(&self, wanted: &Publication, say: Say<'_>) -> Result<SnapshotId, WorkshopError> {
+        say("laying the shop's files over it");
+        let mut state = self.lock();
+        let script = state.snapshots.values().next().map(|taken| Arc::clone(&taken.script));
+        let script = script.ok_or_else(|| failure(ErrorKind::NotFound, "nothing to stand on"))?;
+        let id: SnapshotId =
+            format!("{}-1-aaaa", wanted.golden).parse().map_err(|_| failure(ErrorKind::Bug, "no name"))?;
+        let golden = wanted.golden.clone();
+        state.snapshots.insert(id.clone(), Taken { golden, script, refused: None, is_damaged: false });
+        Ok(id)
+    }
+
+    async fn introduce(
+        &self,
+        golden: &GoldenName,
+        id: &SnapshotId,
+        _: &Arc<dyn ContainerEngine>,
+    ) -> Result<(), WorkshopError> {
+        let mut state = self.lock();
+        state.promoted.insert(golden.clone(), id.clone());
+        state.published.push(golden.clone());
+        Ok(())
+    }
+
+    async fn published(&self) -> Result<Vec<GoldenName>, WorkshopError> {
+        Ok(self.lock().published.clone())
+    }
+
+    async fn withdraw(
+        &self,
+        golden: &GoldenName,
+        _: &Arc<dyn ContainerEngine>,
+    ) -> Result<(), WorkshopError> {
+        self.lock().published.retain(|published| published != golden);
         Ok(())
     }
 

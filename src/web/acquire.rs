@@ -131,7 +131,7 @@ async fn serve(
     asked: &Asked,
     first: First,
 ) -> Response {
-    let wish = match asked.check(web.provisioner.lifecycle().goldens()) {
+    let wish = match asked.check(&web.provisioner.lifecycle().goldens()) {
         Ok(wish) => wish,
         Err(wrong) => return message::say(&web.site, shell, Say::Wrong(wrong)),
     };
@@ -181,14 +181,14 @@ async fn serve(
 }
 
 /// How many could be served at once.
-async fn places(web: &WebState, wish: &Wish<'_>) -> usize {
+async fn places(web: &WebState, wish: &Wish) -> usize {
     let lifecycle = web.provisioner.lifecycle();
     // Without the store nobody is served, and the one in front finds out.
     let counts = lifecycle.store().counts(wish.name()).await.unwrap_or_default();
     counts.get(&InstanceState::Ready).copied().unwrap_or(0) + lifecycle.room()
 }
 
-async fn attempt(web: &WebState, wish: &Wish<'_>, holder: &str, client: Client) -> Tried {
+async fn attempt(web: &WebState, wish: &Wish, holder: &str, client: Client) -> Tried {
     let name = wish.name().to_string();
     let request = AcquireRequest {
         golden: Some(name.clone()),
@@ -208,7 +208,7 @@ async fn attempt(web: &WebState, wish: &Wish<'_>, holder: &str, client: Client) 
 }
 
 /// Leads the visitor to where the click was to end.
-fn arrive(web: &WebState, wish: &Wish<'_>, instance: &Instance, took: Option<Duration>) -> Response {
+fn arrive(web: &WebState, wish: &Wish, instance: &Instance, took: Option<Duration>) -> Response {
     let page = match &wish.module {
         Some(module) => format!("/demo/{}?module={}", instance.id, module.as_str()),
         None => format!("/demo/{}", instance.id),
@@ -231,7 +231,7 @@ fn arrive(web: &WebState, wish: &Wish<'_>, instance: &Instance, took: Option<Dur
 async fn waiting(
     web: &WebState,
     shell: Shell,
-    wish: &Wish<'_>,
+    wish: &Wish,
     standing: Standing,
     making: bool,
 ) -> Response {

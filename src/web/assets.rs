@@ -22,6 +22,8 @@ pub(crate) static APP_CSS: Asset = Asset::new("app", "css", STYLE, include_str!(
 pub(crate) static APP_JS: Asset = Asset::new("app", "js", SCRIPT, include_str!("assets/app.js"));
 /// The clock of a demo's page.
 pub(crate) static DEMO_JS: Asset = Asset::new("demo", "js", SCRIPT, include_str!("assets/demo.js"));
+/// Takes the key of a kept demo from the address.
+pub(crate) static SAVED_JS: Asset = Asset::new("saved", "js", SCRIPT, include_str!("assets/saved.js"));
 /// The operator's pages' own style.
 pub(crate) static CONSOLE_CSS: Asset =
     Asset::new("console", "css", STYLE, include_str!("../console/assets/console.css"));
@@ -32,7 +34,7 @@ pub(crate) static CONSOLE_JS: Asset =
 pub(crate) static ICON: Asset = Asset::new("icon", "svg", PICTURE, include_str!("assets/icon.svg"));
 
 /// Every one; what is not here is not served.
-static ALL: [&Asset; 6] = [&APP_CSS, &APP_JS, &DEMO_JS, &CONSOLE_CSS, &CONSOLE_JS, &ICON];
+static ALL: [&Asset; 7] = [&APP_CSS, &APP_JS, &DEMO_JS, &SAVED_JS, &CONSOLE_CSS, &CONSOLE_JS, &ICON];
 
 /// Characters of a hash in an address: a changed file has another one for certain.
 const HASH: usize = 16;

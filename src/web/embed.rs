@@ -77,7 +77,7 @@ pub(super) async fn snippets(
 ) -> Response {
     let shell = Shell::of(&headers);
     let goldens = web.provisioner.lifecycle().goldens();
-    let wish = match asked.check(goldens) {
+    let wish = match asked.check(&goldens) {
         Ok(wish) => wish,
         Err(wrong) => return message::say(&web.site, shell, Say::Wrong(wrong)),
     };
@@ -117,7 +117,7 @@ pub(super) async fn button(
     headers: HeaderMap,
 ) -> Response {
     let shell = Shell::of(&headers);
-    let wish = match asked.check(web.provisioner.lifecycle().goldens()) {
+    let wish = match asked.check(&web.provisioner.lifecycle().goldens()) {
         Ok(wish) => wish,
         Err(wrong) => return message::say(&web.site, shell, Say::Wrong(wrong)),
     };

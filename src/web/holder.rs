@@ -53,14 +53,17 @@ texts! {
         password: "Password", "Mot de passe";
         copy: "Copy", "Copier";
         copied: "Copied", "Copié";
-        manage: "Start over, or end it", "Recommencer ou terminer";
+        manage: "Keep it, start over, or end it", "Conserver, recommencer ou terminer";
         reset: "Reset to the original", "Revenir à l’état d’origine";
         reset_text: "Everything you changed in it is undone. Address, password and time left stay.", "Toutes vos modifications sont annulées. L’adresse, le mot de passe et le temps restant sont conservés.";
         reset_do: "Yes, reset it", "Oui, réinitialiser";
         busy: "One moment…", "Un instant…";
         was_reset: "It is as it was at the start.", "Elle est revenue à son état d’origine.";
+        save: "Keep it for later", "La conserver pour plus tard";
+        save_text: "Everything in it is kept as it is now, for {}. You get a link that brings it back when it has ended; the demo goes on meanwhile.", "Tout son contenu est conservé tel qu’il est maintenant, pendant {}. Vous recevez un lien qui la fera revenir lorsqu’elle sera terminée ; la démo continue en attendant.";
+        save_do: "Yes, keep it", "Oui, la conserver";
         release: "End it now", "Terminer maintenant";
-        release_text: "The shop and everything in it is deleted at once. Nobody can get it back.", "La boutique et tout son contenu sont supprimés immédiatement. Personne ne pourra les récupérer.";
+        release_text: "The shop and everything in it is deleted at once. Only what you have kept can be brought back.", "La boutique et tout son contenu sont supprimés immédiatement. Seul ce que vous avez conservé pourra revenir.";
         release_do: "Yes, delete it", "Oui, supprimer";
         was_extended: "It has more time now.", "Elle dispose de plus de temps.";
         keep: "Keep this page: it is how you come back to your demo. It is only shown in this browser.", "Gardez cette page : c’est par elle que vous revenez à votre démo. Elle ne s’affiche que dans ce navigateur.";
@@ -80,6 +83,8 @@ struct Page<'a> {
     access: Access<'a>,
     time: Time,
     extend: Option<String>,
+    /// What is said beside the button that keeps it; none where nothing can be kept.
+    save: Option<String>,
     module: String,
     module_label: String,
     signs_in: bool,
@@ -127,10 +132,14 @@ pub(super) async fn show(
     };
     let t = Texts::of(shell.lang);
     let golden = web.provisioner.lifecycle().golden(&instance.golden);
-    let opens_modules = golden.is_some_and(|golden| golden.about.opens_modules);
+    let opens_modules = golden.as_ref().is_some_and(|golden| golden.about.opens_modules);
     let module = Module::parse(&extra.module).filter(|_| opens_modules);
     let extend = more_time(&web, &instance).map(|by| fill(t.extend, &[&shell.lang.duration(by)]));
-    let name = golden.map_or(instance.golden.as_str(), |golden| golden.title.as_str());
+    let keeping = web.provisioner.keeping().ok().filter(|_| web.provisioner.keeps_shops());
+    let can_be_kept = keeping.filter(|_| instance.made_by == Source::Restore);
+    let save = can_be_kept
+        .map(|keeping| fill(t.save_text, &[&shell.lang.duration(keeping.shelf.limits().keep)]));
+    let name = golden.as_ref().map_or(instance.golden.as_str(), |golden| golden.title.as_str());
     let page = Page {
         shell,
         t,
@@ -151,6 +160,7 @@ pub(super) async fn show(
         },
         time: time(shell, t, &instance, now),
         extend,
+        save,
         module_label: module.as_ref().map_or_else(String::new, |it| fill(t.open_module, &[it.as_str()])),
         module: module.map_or_else(String::new, |module| module.as_str().to_owned()),
         signs_in: access.one_click.is_some(),
@@ -197,7 +207,7 @@ fn more_time(web: &WebState, instance: &Instance) -> Option<SignedDuration> {
 }
 
 /// The instance of that name, if it lives and is this visitor's.
-async fn own(
+pub(super) async fn own(
     web: &WebState,
     shell: Shell,
     headers: &HeaderMap,

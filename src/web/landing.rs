@@ -1,5 +1,7 @@
 //! `/`: what there is to try, and what this visitor has already.
 
+use std::sync::Arc;
+
 use askama::Template;
 use axum::extract::{Query, State};
 use axum::response::Response;
@@ -102,7 +104,7 @@ impl Offer {
     pub(super) async fn all(web: &WebState, chosen: Option<&GoldenName>) -> Vec<Self> {
         let lifecycle = web.provisioner.lifecycle();
         let mut offers = Vec::new();
-        for golden in lifecycle.goldens() {
+        for golden in lifecycle.goldens().iter() {
             let counts = lifecycle.store().counts(&golden.name).await.unwrap_or_default();
             let ready = counts.get(&InstanceState::Ready).copied().unwrap_or(0);
             let at = match (ready, lifecycle.room()) {
@@ -165,7 +167,7 @@ pub(super) async fn show(
     let shell = Shell::of(&headers);
     let t = Texts::of(shell.lang);
     let goldens = web.provisioner.lifecycle().goldens();
-    let wish = asked.check(goldens);
+    let wish = asked.check(&goldens);
     let notice = match (&wish, extra.done.as_str()) {
         (Err(Wrong::Golden), _) => t.unknown,
         (Err(Wrong::Module | Wrong::Go), _) => t.no_module,
@@ -196,7 +198,7 @@ async fn held(web: &WebState, shell: Shell, t: &Texts, headers: &HeaderMap) -> V
     let Some(visitor) = Visitor::of(headers, &web.site) else { return Vec::new() };
     let (holder, now) = (visitor.holder(), Timestamp::now());
     let mut held = Vec::new();
-    for golden in web.provisioner.lifecycle().goldens() {
+    for golden in web.provisioner.lifecycle().goldens().iter() {
         let found = web.provisioner.held(&holder, golden.name.as_str(), now).await;
         if let Ok(Some(instance)) = found {
             let left = instance.expires_at.unwrap_or(now).duration_since(now);
@@ -210,7 +212,7 @@ async fn held(web: &WebState, shell: Shell, t: &Texts, headers: &HeaderMap) -> V
 /// How long the last hand-overs from the pool took; nothing is said before some.
 fn median(web: &WebState, shell: Shell, t: &Texts) -> String {
     let lifecycle = web.provisioner.lifecycle();
-    let of = |golden: &GoldenRuntime| lifecycle.tally().of(&golden.name).quantiles().remove("pool");
+    let of = |golden: &Arc<GoldenRuntime>| lifecycle.tally().of(&golden.name).quantiles().remove("pool");
     let quantiles = lifecycle.goldens().iter().filter_map(of).find(|of| of.count >= 3);
     quantiles.map_or_else(String::new, |of| fill(t.median, &[&shell.lang.ms(of.p50.as_secs_f64() * 1000.0)]))
 }

@@ -20,6 +20,7 @@ texts! {
     Texts {
         new_one: "Start a new demo", "Démarrer une nouvelle démo";
         back: "Back to the start", "Retour à l’accueil";
+        back_to_it: "Back to the demo", "Retour à la démo";
         try_again: "Try again", "Réessayer";
         ended: "This demo has ended", "Cette démo est terminée";
         ended_text: "Its time is over and everything in it is deleted. You can start a new one at any time.", "Le temps imparti est écoulé et tout son contenu est supprimé. Vous pouvez en démarrer une nouvelle à tout moment.";
@@ -37,6 +38,8 @@ texts! {
         foreign_text: "Another site has sent this form for you, so nothing was done. Open our page and try again there.", "Un autre site a envoyé ce formulaire à votre place ; rien n’a été fait. Ouvrez notre page et réessayez depuis celle-ci.";
         full: "Too many people are waiting", "Trop de personnes attendent";
         full_text: "All demos are taken, and the line is too long to stand in it. Please come back later.", "Toutes les démos sont prises et la file d’attente est trop longue. Merci de revenir plus tard.";
+        shelf_full: "No more demos can be kept now", "Aucune autre démo ne peut être conservée pour l’instant";
+        shelf_full_text: "There is room for a limited number of them, and it is taken. Yours goes on; try again later.", "La place est limitée et elle est entièrement prise. La vôtre continue ; réessayez plus tard.";
         conflict: "This is not possible now", "Ce n’est pas possible pour l’instant";
         conflict_text: "The demo is being changed, or it cannot live any longer. Look at it again.", "La démo est en cours de modification, ou sa durée ne peut plus être prolongée. Revenez à sa page.";
         failed: "This did not work", "Cela n’a pas fonctionné";
@@ -72,6 +75,8 @@ pub(super) enum Say<'a> {
     Foreign,
     /// The line is as long as it may get.
     LineFull,
+    /// As many demos are kept as may be; the way back.
+    ShelfFull(&'a str),
     /// It cannot be done in the present state; the way back.
     Conflict(&'a str),
     /// This service fails.
@@ -94,12 +99,15 @@ pub(super) fn say(site: &Site, shell: Shell, what: Say<'_>) -> Response {
         }
         Say::Foreign => (StatusCode::FORBIDDEN, t.foreign, t.foreign_text, t.back, "/"),
         Say::LineFull => (StatusCode::SERVICE_UNAVAILABLE, t.full, t.full_text, t.back, "/"),
+        Say::ShelfFull(back) => {
+            (StatusCode::SERVICE_UNAVAILABLE, t.shelf_full, t.shelf_full_text, t.back_to_it, back)
+        }
         Say::Conflict(back) => (StatusCode::CONFLICT, t.conflict, t.conflict_text, t.try_again, back),
         Say::Failed(status) => (status, t.failed, t.failed_text, t.back, "/"),
     };
     let wait = match what {
         Say::Limited(wait) => Some(wait),
-        Say::LineFull => Some(Duration::from_secs(300)),
+        Say::LineFull | Say::ShelfFull(_) => Some(Duration::from_secs(300)),
         _ => None,
     };
     let text = match what {

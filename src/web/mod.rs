@@ -15,6 +15,7 @@ pub(crate) mod assets;
 pub mod cookie;
 mod embed;
 mod holder;
+mod keep;
 mod landing;
 mod line;
 mod message;
@@ -86,7 +87,9 @@ pub fn router(state: WebState) -> Router {
             .route("/wait", get(acquire::wait))
             .route("/demo/{id}", get(holder::show))
             .route("/demo/{id}/status", get(holder::watch))
+            .route("/demo/{id}/save", post(keep::save))
             .route("/demo/{id}/{act}", post(holder::act))
+            .route("/saved/{id}", get(keep::show).post(keep::open))
             .route("/embed", get(embed::snippets))
             .route("/embed/button", get(embed::button))
             .layer(DefaultBodyLimit::max(FORM_MAX))

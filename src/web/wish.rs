@@ -6,6 +6,8 @@
 //! go       where the click ends: page (the visitor's own), shop, admin
 //! ```
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 
 use crate::id::GoldenName;
@@ -65,8 +67,8 @@ impl Module {
 
 /// A checked wish.
 #[derive(Debug, Clone)]
-pub(super) struct Wish<'a> {
-    pub(super) golden: &'a GoldenRuntime,
+pub(super) struct Wish {
+    pub(super) golden: Arc<GoldenRuntime>,
     pub(super) module: Option<Module>,
     pub(super) go: Go,
 }
@@ -84,12 +86,12 @@ pub(super) enum Wrong {
 
 impl Asked {
     /// The wish, or the first thing that is wrong with it.
-    pub(super) fn check<'a>(&self, goldens: &'a [GoldenRuntime]) -> Result<Wish<'a>, Wrong> {
+    pub(super) fn check(&self, goldens: &[Arc<GoldenRuntime>]) -> Result<Wish, Wrong> {
         let golden = match self.golden.as_str() {
             "" => goldens.first(),
             name => goldens.iter().find(|golden| golden.name.as_str() == name),
         };
-        let golden = golden.ok_or(Wrong::Golden)?;
+        let golden = Arc::clone(golden.ok_or(Wrong::Golden)?);
         let module = match self.module.as_str() {
             "" => None,
             name if golden.about.opens_modules => Some(Module::parse(name).ok_or(Wrong::Module)?),
@@ -107,9 +109,9 @@ impl Asked {
     }
 }
 
-impl Wish<'_> {
+impl Wish {
     /// The name of its golden.
-    pub(super) const fn name(&self) -> &GoldenName {
+    pub(super) fn name(&self) -> &GoldenName {
         &self.golden.name
     }
 
@@ -127,10 +129,10 @@ mod tests {
     use crate::provision::GoldenAbout;
     use crate::testing::{Script, runtime};
 
-    fn goldens() -> Vec<GoldenRuntime> {
+    fn goldens() -> Vec<Arc<GoldenRuntime>> {
         let script = Script::quiet(EngineKind::Criu);
         let plain = GoldenRuntime { about: GoldenAbout::default(), ..runtime("plain", &script, None) };
-        vec![runtime("shop", &script, None), plain]
+        vec![Arc::new(runtime("shop", &script, None)), Arc::new(plain)]
     }
 
     fn check(golden: &str, module: &str, go: &str) -> Result<String, Wrong> {

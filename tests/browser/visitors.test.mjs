@@ -126,6 +126,47 @@ test("a reset undoes what was changed, and the address and the login stay", asyn
   assert.match(await shop.title(), /^Demo shop/);
 });
 
+test("a demo is kept, ends, and comes back by its link to whoever has it, with all that was in it", async (t) => {
+  const page = await t.visitor({ permissions: ["clipboard-read", "clipboard-write"] });
+  const id = await click(page);
+  const password = await shown(page, "password");
+  const office = await newTab(page, () => page.getByRole("button", { name: "Open the back office" }).click());
+  await office.goto(`http://${id}.localhost:${PORT}/wp-admin/options-general.php`);
+  await office.getByLabel("Site Title").fill("Kept by me");
+  await office.getByRole("button", { name: "Save Changes" }).click();
+  await office.getByText("Settings saved.").waitFor();
+  await page.goto(`${home}demo/${id}#save`);
+  await page.getByRole("button", { name: "Yes, keep it" }).click();
+  await page.getByRole("heading", { name: "Your demo is kept" }).waitFor();
+  await assertAccessible(page);
+  await assertFits(page);
+  const link = await shown(page, "kept-link");
+  await page.locator(".facts > div").filter({ hasText: "Link" }).getByRole("button").click();
+  await page.getByText("Copied").waitFor();
+  assert.equal(await page.evaluate(() => navigator.clipboard.readText()), link);
+  await page.getByRole("link", { name: "Back to the demo" }).click();
+  await page.getByText("End it now").click();
+  await page.getByRole("button", { name: "Yes, delete it" }).click();
+  await page.getByText("Your demo has ended").waitFor();
+
+  const friend = await t.visitor({ locale: "fr-FR", viewport: { width: 360, height: 700 }, javaScriptEnabled: false });
+  await friend.goto(link);
+  await friend.getByLabel("Clé").fill("aucune");
+  await friend.getByRole("button", { name: "Ouvrir" }).click();
+  await friend.getByText("Rien n’est conservé ici que cette clé puisse ouvrir.").waitFor();
+  t.forgive(friend, /404/);
+
+  const other = await t.visitor();
+  await other.goto(link);
+  await eventually("the key is out of the address", () => !other.url().includes("#"));
+  await assertAccessible(other);
+  await other.getByRole("button", { name: "Open it" }).click();
+  await other.waitForURL(new RegExp(`/demo/${id}$`));
+  assert.equal(await shown(other, "password"), password);
+  const shop = await newTab(other, () => other.getByRole("link", { name: "Open the shop" }).click());
+  assert.match(await shop.title(), /^Kept by me/);
+});
+
 test("a module in the link opens in the back office", async (t) => {
   const page = await t.visitor();
   await page.goto(`${home}?golden=wordpress&module=akismet`);

@@ -63,6 +63,23 @@ impl Host {
         self.dir.path().join("state")
     }
 
+    /// Has an instance's shop be kept, as far as its record goes.
+    pub(crate) fn keep(&self, id: &str) {
+        let dir = self.state_dir().join("saved").join(id);
+        std::fs::create_dir_all(&dir).unwrap();
+        let archive = serde_json::json!({ "blake3": "0".repeat(64), "bytes": 1 << 20, "raw_bytes": 2 << 20 });
+        let record = serde_json::json!({
+            "version": 1, "id": id, "golden": "shop", "snapshot": "shop-1-aaaa",
+            "saved_at": "2026-01-01T00:00:00Z", "until": "2126-01-01T00:00:00Z", "key": "0".repeat(64),
+            "access": {
+                "url": format!("http://{id}.localhost/"), "admin_url": "http://localhost/admin",
+                "admin_email": "x@example.com", "admin_password": "secret",
+            },
+            "memory": archive, "files": archive,
+        });
+        std::fs::write(dir.join("saved.json"), record.to_string()).unwrap();
+    }
+
     /// The default settings with those changes, on a free port.
     pub(crate) fn config(&self, changes: &[(&str, &str)]) -> Config {
         let mut values: Values =

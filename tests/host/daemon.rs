@@ -131,7 +131,7 @@ impl Daemon<'_> {
     async fn acquired(&self, body: &Value) -> Shop {
         let reply = self.try_acquire(body).await;
         assert_eq!(reply.status, 201, "{}", reply.text());
-        Shop { answer: reply.json(), address: self.address() }
+        Shop::of(reply.json(), self)
     }
 
     pub(crate) async fn release(&self, id: &str) {
@@ -197,6 +197,11 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
+    /// The instance of that answer.
+    pub(crate) fn of(answer: Value, daemon: &Daemon<'_>) -> Self {
+        Self { answer, address: daemon.address() }
+    }
+
     #[track_caller]
     pub(crate) fn text(&self, field: &str) -> &str {
         self.answer[field].as_str().unwrap_or_else(|| panic!("no {field}: {}", self.answer))

@@ -179,7 +179,7 @@ impl Chronicle {
         let mut states: BTreeMap<&'static str, usize> =
             InstanceState::ALL.into_iter().map(|state| (state.as_str(), 0)).collect();
         let mut target = 0;
-        for golden in lifecycle.goldens() {
+        for golden in lifecycle.goldens().iter() {
             for (state, count) in lifecycle.store().counts(&golden.name).await? {
                 *states.entry(state.as_str()).or_default() += count;
             }

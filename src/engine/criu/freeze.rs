@@ -38,6 +38,7 @@ use super::plan::External;
 use super::rpc::{CGROUPS_IGNORE, Client, NETWORK_LOCK_SKIP, Options};
 use super::{CriuEngine, EXTERNAL_NETNS, LOG_LEVEL, RestoreSource, log};
 use crate::engine::{Freeze, FreezeError, Then};
+use crate::failpoint;
 use crate::host::slots::make_private;
 use crate::host::{process, tree};
 use crate::id::{InstanceId, SnapshotId};
@@ -289,10 +290,12 @@ async fn dump(dir: &FrozenDir, freezing: Freezing<'_>) -> Result<(), FreezeError
     let (client, server) = Client::pair().map_err(io_at("make a socket for CRIU"))?;
     let mut criu = start(server).map_err(io_at("start CRIU"))?;
     let written = async {
+        failpoint::hit("freeze:before-files")?;
         tree::copy(upper, &files).await?;
         let record = Record { version: VERSION, snapshot: snapshot.clone() };
         std::fs::write(new.join(RECORD), serde_json::to_vec(&record)?)?;
-        std::fs::rename(&new, dir.path(id))
+        std::fs::rename(&new, dir.path(id))?;
+        failpoint::hit("freeze:before-word")
     };
     let mut kept = Ok(());
     let answer = tokio::time::timeout(DEADLINE, async {

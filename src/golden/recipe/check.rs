@@ -20,9 +20,12 @@ impl Recipe {
                 return Err("each [[warm]] has either a path or an exec".into());
             }
         }
-        for file in &self.personalize.files {
-            if file.content.is_some() != file.replace.is_empty() {
-                return Err(format!("[[personalize.files]] {}: either content or replace", file.path));
+        let template = &self.template;
+        for (section, files) in [("personalize", &self.personalize.files), ("template", &template.files)] {
+            for file in files {
+                if file.content.is_some() != file.replace.is_empty() {
+                    return Err(format!("[[{section}.files]] {}: either content or replace", file.path));
+                }
             }
         }
         if !self.personalize.sql.is_empty()
@@ -51,6 +54,7 @@ impl Recipe {
         }
         let paths =
             self.personalize.files.iter().map(|file| &file.path).chain(&self.personalize.remove.paths);
+        let paths = paths.chain(template.files.iter().map(|file| &file.path)).chain(&template.remove);
         let run = &self.run;
         let paths = paths.chain(&run.database_socket).chain(&run.database_program).chain(&run.logs);
         for path in paths {

@@ -27,7 +27,7 @@ use crate::instance::State;
 use crate::jobs::dispatch::Dispatch;
 use crate::jobs::{Job, Why};
 use crate::metrics;
-use crate::provision::Lifecycle;
+use crate::provision::{GoldenRuntime, Lifecycle};
 use crate::store::StoreError;
 
 /// How often it looks without a nudge: nudges cover all that this daemon does,
@@ -79,10 +79,12 @@ impl Reconciler {
     /// One look at the world and what follows from it.
     pub(super) async fn pass(&mut self) {
         let begun = Instant::now();
-        let views = self.views().await;
+        // As of one moment: a plan names them by their place.
+        let goldens = self.lifecycle.goldens();
+        let views = self.views(&goldens).await;
         let blind = views.is_err();
         match views {
-            Ok(views) => self.act(&views).await,
+            Ok(views) => self.act(&goldens, &views).await,
             Err(error) if !self.blind => tracing::warn!(error = %Chain(&error), "pool not looked at"),
             Err(_) => {}
         }
@@ -91,9 +93,9 @@ impl Reconciler {
         metrics::reconciled(begun.elapsed());
     }
 
-    async fn views(&self) -> Result<Vec<View>, StoreError> {
+    async fn views(&self, goldens: &[Arc<GoldenRuntime>]) -> Result<Vec<View>, StoreError> {
         let mut views = Vec::new();
-        for golden in self.lifecycle.goldens() {
+        for golden in goldens {
             // First those on their way: one that becomes ready in between is
             // counted twice, never left out.
             let in_flight = self.jobs.board().coming(&golden.name);
@@ -115,13 +117,13 @@ impl Reconciler {
         self.lifecycle.aim().target(golden, self.target.ready)
     }
 
-    async fn act(&mut self, views: &[View]) {
+    async fn act(&mut self, goldens: &[Arc<GoldenRuntime>], views: &[View]) {
         let limits = Limits {
             room: self.lifecycle.room(),
             starts: self.target.starts.saturating_sub(self.jobs.board().starting()),
         };
         let actions = policy::plan(views, limits);
-        for (index, golden) in self.lifecycle.goldens().iter().enumerate() {
+        for (index, golden) in goldens.iter().enumerate() {
             let surplus = actions.iter().filter(|action| **action == Action::Retire(index)).count();
             // What a drained pool has stays.
             if surplus > 0 && !self.lifecycle.aim().is_drained() {
@@ -130,7 +132,7 @@ impl Reconciler {
         }
         for action in actions {
             if let Action::Warm(index) = action {
-                let golden = self.lifecycle.goldens()[index].name.clone();
+                let golden = goldens[index].name.clone();
                 self.jobs.ask(&Job::provision(golden)).await;
             }
         }
@@ -145,7 +147,8 @@ impl Reconciler {
             Err(error) => return tracing::warn!(error = %Chain(&error), "surplus not looked at"),
         };
         ready.retain(|instance| instance.golden == *golden && instance.state == State::Ready);
-        let restore = self.lifecycle.golden(golden).and_then(|golden| golden.restore.as_ref().ok());
+        let runtime = self.lifecycle.golden(golden);
+        let restore = runtime.as_ref().and_then(|golden| golden.restore.as_ref().ok());
         let served = restore.and_then(|maker| Some(maker.switch()?.served()));
         ready.sort_by_key(|instance| match served.is_some() && instance.snapshot != served {
             // The oldest of them, which is the one that a refresh replaces next.
@@ -170,7 +173,7 @@ impl Reconciler {
                 retry_at: pause.map(|left| Timestamp::now() + left),
             }
         };
-        let goldens = self.lifecycle.goldens().iter();
-        self.status.send_replace(goldens.map(|golden| (golden.name.clone(), of(&golden.name))).collect());
+        let goldens = self.lifecycle.goldens();
+        self.status.send_replace(goldens.iter().map(|golden| (golden.name.clone(), of(&golden.name))).collect());
     }
 }
