@@ -251,7 +251,11 @@ async fn a_kept_shop_is_published_and_removed_by_forms() {
     host.keep("aaaabbbbcccc");
     std::fs::create_dir(host.state_dir().join("saved/ddddeeeeffff")).unwrap();
     let page = daemon.get("/admin/saved").await;
-    assert!(page.text().contains("2 of 20 at most") && page.text().contains("ddddeeeeffff"), "{}", page.text());
+    assert!(
+        page.text().contains("2 of 20 at most") && page.text().contains("ddddeeeeffff"),
+        "{}",
+        page.text()
+    );
     for (form, status) in [
         ("id=aaaabbbbcccc&golden=shop", 409),
         ("id=aaaabbbbcccc&golden=Not+a+name", 400),
@@ -261,7 +265,8 @@ async fn a_kept_shop_is_published_and_removed_by_forms() {
         let refused = post(&daemon, "/admin/saved/publish", &[OWN], form).await;
         assert_eq!(refused.status, status, "{form}: {}", refused.text());
     }
-    let published = post(&daemon, "/admin/saved/publish", &[OWN], "id=aaaabbbbcccc&golden=spring&title=").await;
+    let published =
+        post(&daemon, "/admin/saved/publish", &[OWN], "id=aaaabbbbcccc&golden=spring&title=").await;
     assert_eq!(leads_to(&published), "/admin/snapshots?did=begun");
     eventually("it is served, from a pool of its own", async || {
         let stats = daemon.get("/api/v1/pool/stats").await.json();

@@ -323,10 +323,16 @@ async fn a_daemon_killed_while_a_shop_is_kept_opened_put_to_sleep_or_woken_loses
         }
         // Which wakes one that sleeps.
         let page = shop.get("/").await;
-        assert!(page.status == 200 && page.text().contains("Mine"), "{after}: {} {}", page.status, page.text());
+        assert!(
+            page.status == 200 && page.text().contains("Mine"),
+            "{after}: {} {}",
+            page.status,
+            page.text()
+        );
         eventually("nothing half kept is left", 20, async || {
             let names = |dir: &str| {
-                let all = std::fs::read_dir(trial.place.state_dir().join(dir)).into_iter().flatten().flatten();
+                let all =
+                    std::fs::read_dir(trial.place.state_dir().join(dir)).into_iter().flatten().flatten();
                 all.map(|entry| entry.file_name().into_string().unwrap()).collect::<Vec<_>>()
             };
             let (saved, asleep) = (names("saved"), names("asleep"));

@@ -179,7 +179,13 @@ async fn a_published_shop_is_a_golden_and_its_copies_are_each_their_own_also_aft
                   mkfifo /tmp/fifo; echo mine >/golden/mine; rm wp-trackback.php";
     place.inside(shop.id(), &["sh", "-c", script]).await;
     kept(&daemon, &shop).await;
-    let refused = post(&daemon, &format!("/api/v1/saved/{}/publish", shop.id()), &json!({ "golden": "wordpress" }), &[]).await;
+    let refused = post(
+        &daemon,
+        &format!("/api/v1/saved/{}/publish", shop.id()),
+        &json!({ "golden": "wordpress" }),
+        &[],
+    )
+    .await;
     assert!(refused.problem(409).contains("publish wordpress"));
     let ended = publish(&daemon, shop.id(), "spring").await;
     assert_eq!(ended["state"], "done", "{ended} {}", place.log());
@@ -196,7 +202,8 @@ async fn a_published_shop_is_a_golden_and_its_copies_are_each_their_own_also_aft
         let (mut former, mut own) = (copy.browser(), copy.browser());
         assert!(!former.log_in(shop.text("admin_password")).await, "the visitor's password is of no use");
         assert!(own.log_in(copy.text("admin_password")).await, "{}", place.log());
-        let mode = place.inside(copy.id(), &["stat", "-c", "%a", "/usr/share/wordpress/wp-content/suid"]).await;
+        let mode =
+            place.inside(copy.id(), &["stat", "-c", "%a", "/usr/share/wordpress/wp-content/suid"]).await;
         assert_eq!(mode, "755", "a stranger's file gives no rights");
         let left = place.inside(copy.id(), &["sh", "-c", "cat /golden/mine; cd /usr/share/wordpress; ls /tmp/fifo wp-trackback.php 2>/dev/null; true"]).await;
         assert_eq!(left, "mine");
@@ -213,7 +220,11 @@ async fn a_published_shop_is_a_golden_and_its_copies_are_each_their_own_also_aft
     assert!(copies[0].get("/").await.text().contains("Mine"), "it is adopted");
     assert!(acquire(&daemon, "spring").await.get("/").await.text().contains("Mine"));
     daemon.stop().await;
-    let images = host::place::run("podman", &["images", "--quiet", "--no-trunc", "localhost/demo-multiplexer-template-spring"]).await;
+    let images = host::place::run(
+        "podman",
+        &["images", "--quiet", "--no-trunc", "localhost/demo-multiplexer-template-spring"],
+    )
+    .await;
     for image in images.ok().lines() {
         host::place::run("podman", &["rmi", "--force", image]).await.ok();
     }

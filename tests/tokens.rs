@@ -398,7 +398,11 @@ async fn keeping_a_shop_takes_more_than_its_name_which_is_its_address() {
     assert_eq!(ask(address, Method::POST, &save, "", &[]).await.status, 401);
     for token in [&guarded.acquire, &guarded.operate] {
         let asked = ask(address, Method::POST, &save, token, &[]).await;
-        assert!(asked.problem(409).contains("restored from a snapshot"), "scripted shops are not: {}", asked.text());
+        assert!(
+            asked.problem(409).contains("restored from a snapshot"),
+            "scripted shops are not: {}",
+            asked.text()
+        );
     }
     guarded.daemon.stop().await;
     let daemon = host.start(&[]).await;

@@ -116,7 +116,11 @@ impl SavedList {
             Some(UnreadableAnswer { id: entry.id.to_string(), why })
         };
         Self {
-            saved: entries.iter().filter_map(|entry| entry.saved.as_ref().ok()).map(SavedAnswer::of).collect(),
+            saved: entries
+                .iter()
+                .filter_map(|entry| entry.saved.as_ref().ok())
+                .map(SavedAnswer::of)
+                .collect(),
             unreadable: entries.iter().filter_map(unreadable).collect(),
         }
     }
@@ -190,7 +194,8 @@ pub(super) async fn open(
 ) -> Result<Response, Problem> {
     let key = body.key.ok_or_else(|| Problem::invalid("the body has no key"))?;
     let max = api.provisioner.terms().max_ttl;
-    let ttl = body.ttl.as_ref().map(|given| ttl::parse(given, max)).transpose().map_err(AcquireError::from)?;
+    let ttl =
+        body.ttl.as_ref().map(|given| ttl::parse(given, max)).transpose().map_err(AcquireError::from)?;
     let opened = api.provisioner.open(OpenRequest { id, key, ttl, client, holder: None }).await?;
     let location = format!("/api/v1/demo/{}", opened.instance.id);
     let answer = AcquireAnswer::of(&opened, Timestamp::now());

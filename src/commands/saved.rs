@@ -82,7 +82,8 @@ impl Saved {
             What::Open { id, ttl } => open(context, &api, &id, ttl).await,
             What::Publish { id, golden, title } => {
                 let body = json!({ "golden": golden.as_str(), "title": title });
-                let begun = api.call(Method::POST, &format!("/api/v1/saved/{id}/publish"), Some(body)).await?;
+                let begun =
+                    api.call(Method::POST, &format!("/api/v1/saved/{id}/publish"), Some(body)).await?;
                 promote::follow(context, &api, &begun).await
             }
             What::Withdraw { golden } => {

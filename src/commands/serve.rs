@@ -111,7 +111,11 @@ fn published(config: &Config) -> Vec<GoldenName> {
     }
     // Said wrongly, it says nothing; the catalogue tells.
     let choice = Choice::read(&config.snapshot_dir).unwrap_or_default();
-    choice.published().filter(|name| !config.goldens.iter().any(|golden| golden == name.as_str())).cloned().collect()
+    choice
+        .published()
+        .filter(|name| !config.goldens.iter().any(|golden| golden == name.as_str()))
+        .cloned()
+        .collect()
 }
 
 /// Keeps what shops may reach outside, as soon as the former daemon's are known:

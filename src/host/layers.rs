@@ -108,12 +108,7 @@ fn owner(stat: &Stat) -> (Uid, Gid) {
     (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid))
 }
 
-fn lay_directory(
-    layer: BorrowedFd<'_>,
-    tree: BorrowedFd<'_>,
-    name: &CString,
-    stat: &Stat,
-) -> io::Result<()> {
+fn lay_directory(layer: BorrowedFd<'_>, tree: BorrowedFd<'_>, name: &CString, stat: &Stat) -> io::Result<()> {
     let from = openat(layer, name, DIRECTORY, Mode::empty())?;
     check_whole(&from)?;
     let below = statat(tree, name, AtFlags::SYMLINK_NOFOLLOW);
@@ -334,7 +329,8 @@ mod tests {
         assert_eq!(&text, b"in the middle");
         let redirect = c"trusted.overlay.redirect";
         std::fs::create_dir(world.layer("moved")).unwrap();
-        rustix::fs::lsetxattr(world.layer("moved"), redirect, b"/etc", rustix::fs::XattrFlags::empty()).unwrap();
+        rustix::fs::lsetxattr(world.layer("moved"), redirect, b"/etc", rustix::fs::XattrFlags::empty())
+            .unwrap();
         assert!(world.lay().unwrap_err().to_string().contains("elsewhere"));
     }
 }

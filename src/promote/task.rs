@@ -32,15 +32,8 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
-        Self::Create,
-        Self::Verify,
-        Self::Promote,
-        Self::Publish,
-        Self::Withdraw,
-        Self::Prune,
-        Self::Remove,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Create, Self::Verify, Self::Promote, Self::Publish, Self::Withdraw, Self::Prune, Self::Remove];
 
     /// The word used in answers and logs.
     #[must_use]

@@ -181,11 +181,7 @@ impl Workshop for ScriptedWorkshop {
         Ok(self.lock().published.clone())
     }
 
-    async fn withdraw(
-        &self,
-        golden: &GoldenName,
-        _: &Arc<dyn ContainerEngine>,
-    ) -> Result<(), WorkshopError> {
+    async fn withdraw(&self, golden: &GoldenName, _: &Arc<dyn ContainerEngine>) -> Result<(), WorkshopError> {
         self.lock().published.retain(|published| published != golden);
         Ok(())
     }

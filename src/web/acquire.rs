@@ -228,13 +228,7 @@ fn arrive(web: &WebState, wish: &Wish, instance: &Instance, took: Option<Duratio
 }
 
 /// The page that asks again by itself.
-async fn waiting(
-    web: &WebState,
-    shell: Shell,
-    wish: &Wish,
-    standing: Standing,
-    making: bool,
-) -> Response {
+async fn waiting(web: &WebState, shell: Shell, wish: &Wish, standing: Standing, making: bool) -> Response {
     let t = Texts::of(shell.lang);
     let expected = match expected(web, standing.ahead).await {
         Some(time) => fill(t.at_most, &[&shell.lang.duration(time)]),

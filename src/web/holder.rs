@@ -137,8 +137,8 @@ pub(super) async fn show(
     let extend = more_time(&web, &instance).map(|by| fill(t.extend, &[&shell.lang.duration(by)]));
     let keeping = web.provisioner.keeping().ok().filter(|_| web.provisioner.keeps_shops());
     let can_be_kept = keeping.filter(|_| instance.made_by == Source::Restore);
-    let save = can_be_kept
-        .map(|keeping| fill(t.save_text, &[&shell.lang.duration(keeping.shelf.limits().keep)]));
+    let save =
+        can_be_kept.map(|keeping| fill(t.save_text, &[&shell.lang.duration(keeping.shelf.limits().keep)]));
     let name = golden.as_ref().map_or(instance.golden.as_str(), |golden| golden.title.as_str());
     let page = Page {
         shell,

@@ -134,11 +134,7 @@ struct Fields {
 }
 
 /// `POST /saved/{id}`
-pub(super) async fn open(
-    State(web): State<WebState>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Response {
+pub(super) async fn open(State(web): State<WebState>, Path(id): Path<String>, request: Request) -> Response {
     let client = visitor::client(&request, &web.trusted_proxies);
     let headers = request.headers().clone();
     let shell = Shell::of(&headers);

@@ -58,10 +58,7 @@ fn numbers_that_no_shop_can_run_with_are_refused() {
     ] {
         let error = load(&SMALL.replace(good, bad)).unwrap_err();
         let name = bad.split(' ').next().unwrap();
-        assert!(
-            matches!(&error, RecipeError::Sense { problem, .. } if problem.contains(name)),
-            "{error}"
-        );
+        assert!(matches!(&error, RecipeError::Sense { problem, .. } if problem.contains(name)), "{error}");
     }
 }
 
@@ -74,9 +71,7 @@ fn a_path_that_leaves_the_container_is_refused() {
 #[test]
 fn a_login_link_wants_its_token_and_its_key() {
     let admin = |line: &str, personalize: &str| {
-        load(&format!(
-            "{SMALL}{line}\n[[personalize.files]]\npath = \"/key\"\ncontent = \"{personalize}\"\n"
-        ))
+        load(&format!("{SMALL}{line}\n[[personalize.files]]\npath = \"/key\"\ncontent = \"{personalize}\"\n"))
     };
     let link = "one_click = \"/login?token={token}\"";
     assert!(admin(link, "{login_key}").is_ok());

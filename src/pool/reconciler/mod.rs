@@ -174,6 +174,7 @@ impl Reconciler {
             }
         };
         let goldens = self.lifecycle.goldens();
-        self.status.send_replace(goldens.iter().map(|golden| (golden.name.clone(), of(&golden.name))).collect());
+        self.status
+            .send_replace(goldens.iter().map(|golden| (golden.name.clone(), of(&golden.name))).collect());
     }
 }

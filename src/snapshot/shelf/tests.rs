@@ -129,7 +129,8 @@ fn the_limits_hold_and_what_is_refused_leaves_nothing() {
     assert!(matches!(world.put(&shop(), "three"), Err(ShelfError::NoRoom)));
     let mut booted = shop();
     booted.snapshot = None;
-    let world = World { shelf: Shelf { limits: Limits { max: 9, ..LIMITS }, ..world.shelf.clone() }, ..world };
+    let world =
+        World { shelf: Shelf { limits: Limits { max: 9, ..LIMITS }, ..world.shelf.clone() }, ..world };
     assert!(matches!(world.put(&booted, "four"), Err(ShelfError::NotRestored)));
     assert_eq!(world.names(), 2);
 }
@@ -152,7 +153,10 @@ fn what_cannot_be_read_is_shown_and_takes_a_place_and_what_is_half_is_swept() {
         let told = listed[0].saved.as_ref().unwrap_err().to_string();
         assert!(listed[0].id == saved.id && told.contains(why), "{told}");
         assert!(matches!(world.shelf.has_room(&other), Err(ShelfError::Full { max: 1 })));
-        assert_eq!(world.shelf.find(&saved.id, &key("the key"), THEN).unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(
+            world.shelf.find(&saved.id, &key("the key"), THEN).unwrap_err().kind(),
+            ErrorKind::Unavailable
+        );
     }
     std::fs::create_dir(world.dir.path().join("saved/.new-half")).unwrap();
     world.shelf.sweep().unwrap();
