@@ -156,7 +156,9 @@ async fn make_in(
         tree::check(&own, bounds)?;
         layers::lay_over(&frozen, &to, MEMORY)?;
         layers::lay_over(&own, &to, MEMORY)?;
-        remove.iter().try_for_each(|path| tree::remove_below(&to, path))
+        // A container's devices are mounted there, whatever an image has.
+        let remove = remove.iter().map(String::as_str).chain(["/dev/"]);
+        remove.into_iter().try_for_each(|path| tree::remove_below(&to, path))
     })
     .await?;
     say("making an image of it");

@@ -175,6 +175,14 @@ async fn a_published_shop_is_a_golden_and_its_copies_are_each_their_own_also_aft
     for statement in [OWN, "UPDATE wp_options SET option_value = 'Spring' WHERE option_name = 'blogname'"] {
         place.sql(shop.id(), statement).await;
     }
+    // What the tests' own recipe makes before a checkpoint, and makes again.
+    place
+        .sql(
+            shop.id(),
+            "DROP VIEW object_a; DROP VIEW object_z; DROP TABLE object_child; DROP TABLE object_parent; \
+             DROP FUNCTION object_seven; DROP TABLE before_the_checkpoint",
+        )
+        .await;
     let script = "cd /usr/share/wordpress; cp /bin/sh wp-content/suid; chmod 4755 wp-content/suid; \
                   mkfifo /tmp/fifo; echo mine >/golden/mine; rm wp-trackback.php";
     place.inside(shop.id(), &["sh", "-c", script]).await;

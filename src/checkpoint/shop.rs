@@ -11,14 +11,11 @@ use tokio::time::Instant;
 
 use super::golden::{GoldenError, own_values};
 use crate::golden::recipe::{Personalize, Recipe};
-use crate::identity::{self, Credentials};
+use crate::identity::Credentials;
 use crate::restore::personalize::{self, Subject};
 
 /// Its host name inside.
 const HOST_NAME: &str = "golden";
-
-/// Of the password that the recipe's commands log in with; each clone has its own.
-const PASSWORD_LENGTH: usize = 24;
 
 /// How often a database that is not up yet is asked again.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -28,7 +25,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// [`GoldenError`]: also when its database does not come up in time.
 pub(super) async fn become_golden(pid: i32, recipe: &Recipe) -> Result<(), GoldenError> {
-    let credentials = Credentials::of(identity::alnum(PASSWORD_LENGTH).into()).await?;
+    // Whoever warms it logs in by them; each clone has its own.
+    let credentials = Credentials::new()?;
     let mut values = own_values();
     values.set("admin_password", credentials.password.expose_secret());
     values.set("admin_password_bcrypt", credentials.bcrypt.expose_secret());

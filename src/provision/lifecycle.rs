@@ -24,7 +24,7 @@
 //! reaper comes again; an address is given up only after nothing leads to it.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
 use jiff::Timestamp;
 use tokio_util::task::TaskTracker;
@@ -34,6 +34,7 @@ use super::GoldenRuntime;
 use super::errors::{EndError, MakeError};
 use super::events::Events;
 use super::gate::{Gate, Permit};
+use super::goldens::Goldens;
 use super::ledger::{Doing, Ledger};
 use super::tally::Tally;
 use crate::engine::{ContainerEngine, LaunchError, Phase};
@@ -52,16 +53,13 @@ use crate::store::{Store, StoreError};
 /// another writer succeed, and an instance has few.
 const STALE_ROUNDS: usize = 5;
 
-/// What is served, as of one moment.
-pub type Goldens = Arc<[Arc<GoldenRuntime>]>;
-
 /// What making and ending stand on.
 #[derive(Debug)]
 pub struct Lifecycle {
     pub(super) store: Arc<dyn Store>,
     pub(super) routes: Arc<Routes>,
     /// A std lock: held for one operation, never across an await.
-    goldens: RwLock<Goldens>,
+    pub(super) goldens: RwLock<Goldens>,
     pub(super) gate: Gate,
     pub(super) tally: Tally,
     /// Wakes the reconciler: the pool has changed.
@@ -408,11 +406,6 @@ impl Lifecycle {
         }
     }
 
-    /// Every driver of every golden.
-    pub fn engines(&self) -> Vec<Arc<dyn ContainerEngine>> {
-        self.goldens().iter().flat_map(|golden| golden.engines()).collect()
-    }
-
     /// The driver that runs an instance's container.
     #[must_use]
     pub fn engine_of(&self, instance: &Instance) -> Option<Arc<dyn ContainerEngine>> {
@@ -423,39 +416,6 @@ impl Lifecycle {
     /// Has nobody reach an instance any more.
     pub fn close_route(&self, id: &InstanceId) {
         self.routes.remove(id);
-    }
-
-    /// A golden that is served.
-    #[must_use]
-    pub fn golden(&self, name: &GoldenName) -> Option<Arc<GoldenRuntime>> {
-        self.goldens().iter().find(|golden| golden.name == *name).cloned()
-    }
-
-    /// All goldens that are served, the default one first.
-    #[must_use]
-    pub fn goldens(&self) -> Goldens {
-        Arc::clone(&self.goldens.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Serves one more golden from now on, the last one; in place of one of its name.
-    pub fn serve_too(&self, golden: GoldenRuntime) {
-        self.change_goldens(|all| {
-            all.retain(|other| other.name != golden.name);
-            all.push(Arc::new(golden));
-        });
-        self.refill.now();
-    }
-
-    /// Serves a golden no more; its shops live on.
-    pub fn serve_no_more(&self, name: &GoldenName) {
-        self.change_goldens(|all| all.retain(|golden| golden.name != *name));
-    }
-
-    fn change_goldens(&self, change: impl FnOnce(&mut Vec<Arc<GoldenRuntime>>)) {
-        let mut goldens = self.goldens.write().unwrap_or_else(PoisonError::into_inner);
-        let mut all = goldens.to_vec();
-        change(&mut all);
-        *goldens = all.into();
     }
 
     /// The routes.

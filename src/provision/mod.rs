@@ -32,6 +32,7 @@ pub mod errors;
 mod events;
 mod flight;
 pub mod gate;
+mod goldens;
 mod lease;
 mod ledger;
 mod lifecycle;
@@ -56,8 +57,9 @@ use std::time::Duration;
 use jiff::SignedDuration;
 
 pub use self::events::Events;
+pub use self::goldens::Goldens;
 pub use self::ledger::Doing;
-pub use self::lifecycle::{Ended, Goldens, Lifecycle, Order, Parts};
+pub use self::lifecycle::{Ended, Lifecycle, Order, Parts};
 use self::limits::{Limits, Standing};
 pub use self::saved::{Keeping, Kept, OpenRequest};
 pub use self::saved_error::SavedError;

@@ -110,18 +110,17 @@ pub(super) async fn show(
 ) -> Response {
     let shell = Shell::of(&headers);
     match id.parse() {
-        Ok(id) => form(&web, shell, &id, StatusCode::OK, "", None),
+        Ok(id) => form(&web, shell, &id, (StatusCode::OK, "", None)),
         Err(_) => message::say(&web.site, shell, Say::NotHere),
     }
 }
 
+/// The form; with why it was not done, and the demo that is in the way.
 fn form(
     web: &WebState,
     shell: Shell,
     id: &InstanceId,
-    status: StatusCode,
-    trouble: &'static str,
-    there: Option<InstanceId>,
+    (status, trouble, there): (StatusCode, &'static str, Option<InstanceId>),
 ) -> Response {
     let (t, saved_js) = (Texts::of(shell.lang), SAVED_JS.href());
     web.site.page(shell.lang, status, &OpenPage { shell, t, id, saved_js, trouble, there })
@@ -141,7 +140,7 @@ pub(super) async fn open(State(web): State<WebState>, Path(id): Path<String>, re
     let t = Texts::of(shell.lang);
     let Ok(id) = id.parse::<InstanceId>() else { return message::say(&web.site, shell, Say::NotHere) };
     let Ok(Form(Fields { key })) = Form::<Fields>::from_request(request, &()).await else {
-        return form(&web, shell, &id, StatusCode::BAD_REQUEST, t.wrong, None);
+        return form(&web, shell, &id, (StatusCode::BAD_REQUEST, t.wrong, None));
     };
     // Pasted keys come with what stood around them.
     let key = SecretString::from(key.expose_secret().trim().to_owned());
@@ -152,14 +151,14 @@ pub(super) async fn open(State(web): State<WebState>, Path(id): Path<String>, re
     let opened = match web.provisioner.open(request).await {
         Ok(opened) => opened,
         Err(SavedError::Shelf(ShelfError::Unknown { .. })) => {
-            return form(&web, shell, &id, StatusCode::NOT_FOUND, t.wrong, None);
+            return form(&web, shell, &id, (StatusCode::NOT_FOUND, t.wrong, None));
         }
         Err(SavedError::StillThere { .. }) => {
             let there = Some(id.clone());
-            return form(&web, shell, &id, StatusCode::CONFLICT, t.there, there);
+            return form(&web, shell, &id, (StatusCode::CONFLICT, t.there, there));
         }
         Err(SavedError::Holds { other }) => {
-            return form(&web, shell, &id, StatusCode::CONFLICT, t.other, Some(other));
+            return form(&web, shell, &id, (StatusCode::CONFLICT, t.other, Some(other)));
         }
         Err(error) => return message::problem(&web.site, shell, &error.into(), &format!("/saved/{id}")),
     };
