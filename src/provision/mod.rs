@@ -27,6 +27,7 @@
 
 mod acquire;
 pub mod audit;
+mod change;
 pub mod errors;
 mod events;
 mod flight;

@@ -36,7 +36,6 @@ pub mod catalog;
 pub mod compat;
 pub mod manifest;
 mod mapped;
-mod names;
 pub mod prepare;
 pub mod served;
 pub mod signature;

@@ -142,10 +142,9 @@ impl Reconciler {
         };
         let actions = policy::plan(views, limits);
         for (index, golden) in self.lifecycle.goldens().iter().enumerate() {
-            let surplus = actions.iter().filter(|action| **action == Action::Retire(index)).count();
             // What a drained pool has stays.
-            if surplus > 0 && !self.lifecycle.aim().is_drained() {
-                self.retire(&golden.name, surplus).await;
+            if actions.contains(&Action::Retire(index)) && !self.lifecycle.aim().is_drained() {
+                self.retire(&golden.name).await;
             }
         }
         for action in actions {
@@ -156,10 +155,10 @@ impl Reconciler {
         }
     }
 
-    /// Asks for the end of those of a former snapshot, then of the youngest. Those
-    /// that were asked for before are among them; the worker finds out who is still
-    /// one too many, since others may have gone after they were counted.
-    async fn retire(&self, golden: &GoldenName, surplus: usize) {
+    /// Asks for the end of those that are too many now: of those of a former snapshot,
+    /// then of the youngest. Those that were asked for before are among them; the
+    /// worker finds out who is still one too many, since others may go meanwhile.
+    async fn retire(&self, golden: &GoldenName) {
         let mut ready = match self.lifecycle.store().own().await {
             Ok(all) => all,
             Err(error) => return tracing::warn!(error = %Chain(&error), "surplus not looked at"),
@@ -172,6 +171,7 @@ impl Reconciler {
             true => (false, instance.created_at.as_nanosecond()),
             false => (true, -instance.created_at.as_nanosecond()),
         });
+        let surplus = ready.len().saturating_sub(self.wanted(golden));
         for spare in ready.into_iter().take(surplus) {
             self.jobs.ask(&Job::reap(&spare, Why::Surplus)).await;
         }
