@@ -9,6 +9,7 @@ use crate::error::{Chain, ErrorKind};
 use crate::golden::similar::did_you_mean;
 use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{EngineKind, State};
+use crate::peers::call::CallError;
 use crate::route::RouteError;
 use crate::store::StoreError;
 
@@ -259,6 +260,14 @@ pub enum LeaseError {
         /// Which.
         id: InstanceId,
     },
+    /// It ended with the host it ran on.
+    #[error("instance {id} is lost: its node {node} does not answer any more")]
+    Lost {
+        /// Which.
+        id: InstanceId,
+        /// Where it was.
+        node: NodeName,
+    },
     /// It is nobody's, so there is nothing to extend.
     #[error("instance {id} is {}, not assigned", .state.as_str())]
     NotAssigned {
@@ -300,7 +309,7 @@ impl LeaseError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Unknown { .. } => ErrorKind::NotFound,
-            Self::Gone { .. } => ErrorKind::Gone,
+            Self::Gone { .. } | Self::Lost { .. } => ErrorKind::Gone,
             Self::NotAssigned { .. } | Self::BeyondMax { .. } | Self::Busy { .. } => ErrorKind::Conflict,
             Self::Ttl(error) => error.kind(),
             Self::Store(error) => error.kind(),
@@ -331,6 +340,9 @@ pub enum ResetError {
         /// Who made it.
         node: NodeName,
     },
+    /// That daemon was asked.
+    #[error(transparent)]
+    There(CallError),
     /// Somebody is changing or ending it.
     #[error("instance {id} is being changed already")]
     Busy {
@@ -378,6 +390,7 @@ impl ResetError {
         match self {
             Self::Lease(error) => error.kind(),
             Self::NotAssigned { .. } | Self::Busy { .. } | Self::Elsewhere { .. } => ErrorKind::Conflict,
+            Self::There(error) => error.kind(),
             Self::Gone { .. } => ErrorKind::Gone,
             Self::NoWay { .. } | Self::TooSlow { .. } | Self::Stopping => ErrorKind::Unavailable,
             Self::Launch(error) => of_making(error.kind),
@@ -409,6 +422,9 @@ pub enum SleepError {
         /// Who made it.
         node: NodeName,
     },
+    /// That daemon was asked.
+    #[error(transparent)]
+    There(CallError),
     /// Somebody is changing or ending it.
     #[error("instance {id} is being changed already")]
     Busy {
@@ -466,6 +482,7 @@ impl SleepError {
         match self {
             Self::Lease(error) => error.kind(),
             Self::NotAssigned { .. } | Self::Busy { .. } | Self::Elsewhere { .. } => ErrorKind::Conflict,
+            Self::There(error) => error.kind(),
             Self::Gone { .. } => ErrorKind::Gone,
             Self::Full { .. } => ErrorKind::Exhausted,
             Self::Route(error) => error.kind(),

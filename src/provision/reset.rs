@@ -25,6 +25,7 @@ use jiff::Timestamp;
 use tracing::Instrument as _;
 
 use super::Provisioner;
+use super::elsewhere::OwnerError;
 use super::errors::ResetError;
 use super::gate::Rank;
 use super::ledger::Doing;
@@ -36,6 +37,7 @@ use crate::id::InstanceId;
 use crate::instance::event::Happened;
 use crate::instance::{Container, Instance, State};
 use crate::metrics;
+use crate::peers::call::Call;
 use crate::restore::{FirstPage, Made, Make, Shop};
 use crate::store::StoreError;
 
@@ -75,7 +77,13 @@ impl Provisioner {
             return Err(ResetError::NotAssigned { id: id.clone(), state: instance.state });
         }
         if !self.lifecycle.is_own(&instance) {
-            return Err(ResetError::Elsewhere { id: id.clone(), node: instance.node });
+            let node = instance.node;
+            let asked = self.ask_owner(id, &node, Call::Reset(id.clone())).await;
+            let asked = asked.ok_or_else(|| ResetError::Elsewhere { id: id.clone(), node })?;
+            return asked.map_err(|error| match error {
+                OwnerError::Call(error) => ResetError::There(error),
+                OwnerError::Lease(error) => ResetError::Lease(error),
+            });
         }
         let maker = self.maker_of(&instance)?;
         if !self.lifecycle.ledger.try_change(id) {

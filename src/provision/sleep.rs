@@ -26,6 +26,7 @@ use jiff::Timestamp;
 use tracing::Instrument as _;
 
 use super::Provisioner;
+use super::elsewhere::OwnerError;
 use super::errors::SleepError;
 use super::gate::Rank;
 use super::ledger::NoWake;
@@ -36,6 +37,7 @@ use crate::error::{Chain, ErrorKind};
 use crate::id::InstanceId;
 use crate::instance::event::Happened;
 use crate::instance::{Instance, State};
+use crate::peers::call::Call;
 use crate::store::StoreError;
 
 /// After so many failures in a row it is no hiccup.
@@ -59,7 +61,11 @@ impl Provisioner {
     /// Safe: the work goes on without its client.
     pub async fn hibernate(self: &Arc<Self>, id: &InstanceId) -> Result<Instance, SleepError> {
         let (this, id) = (Arc::clone(self), id.clone());
-        self.alone(async move { this.hibernate_alone(&id).await }).await
+        self.alone(async move {
+            let done = this.hibernate_alone(&id).await;
+            this.or_elsewhere(done, Call::Hibernate(id)).await
+        })
+        .await
     }
 
     /// Wakes a sleeping instance; answers its record, also when it is awake.
@@ -71,7 +77,27 @@ impl Provisioner {
     /// As above.
     pub async fn wake(self: &Arc<Self>, id: &InstanceId) -> Result<Instance, SleepError> {
         let (this, id) = (Arc::clone(self), id.clone());
-        self.alone(async move { this.wake_alone(&id).await }).await
+        self.alone(async move {
+            let done = this.wake_alone(&id).await;
+            this.or_elsewhere(done, Call::Wake(id)).await
+        })
+        .await
+    }
+
+    /// Has an instance's own daemon do it, where that is another one.
+    async fn or_elsewhere(
+        &self,
+        done: Result<Instance, SleepError>,
+        call: Call,
+    ) -> Result<Instance, SleepError> {
+        let Err(SleepError::Elsewhere { id, node }) = done else { return done };
+        match self.ask_owner(&id, &node, call).await {
+            None => Err(SleepError::Elsewhere { id, node }),
+            Some(asked) => asked.map_err(|error| match error {
+                OwnerError::Call(error) => SleepError::There(error),
+                OwnerError::Lease(error) => SleepError::Lease(error),
+            }),
+        }
     }
 
     async fn alone(
