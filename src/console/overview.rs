@@ -1,17 +1,16 @@
 //! `/admin`: gauges, what may be changed, and the last hour in charts.
 
 use askama::Template;
-use axum::Extension;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::Response;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use jiff::Timestamp;
 
 use super::Console;
 use super::chart::{self, Chart, Line};
-use super::pages::{Did, EventRow, Frame, bytes, event_rows, percent};
-use super::session::Operator;
+use super::pages::{EventRow, bytes, event_rows, percent};
 use super::texts::Texts;
+use super::top::{Frame, Top};
 use crate::api::chronicle::Sample;
 use crate::api::nodes::{self, NodeAnswer};
 use crate::engine::Phase;
@@ -85,14 +84,8 @@ struct Page {
 }
 
 /// `GET /admin`
-pub(super) async fn show(
-    State(console): State<Console>,
-    Extension(operator): Extension<Operator>,
-    Query(did): Query<Did>,
-    headers: HeaderMap,
-) -> Response {
-    let shell = Shell::of(&headers);
-    let t = Texts::of(shell.lang);
+pub(super) async fn show(State(console): State<Console>, top: Top) -> Response {
+    let Top { shell, t, frame } = top;
     let lifecycle = console.api.provisioner.lifecycle();
     let mut goldens = Vec::new();
     for golden in lifecycle.goldens() {
@@ -101,7 +94,7 @@ pub(super) async fn show(
     let page = Page {
         shell,
         t,
-        frame: Frame { operator: Some(operator), section: "overview", notice: did.notice(t) },
+        frame,
         drained: lifecycle.aim().is_drained(),
         max: lifecycle.max_instances(),
         gauges: gauges(&console, &goldens, shell.lang, t),

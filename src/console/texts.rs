@@ -88,6 +88,10 @@ texts! {
         log_in: "Log in", "Connexion admin";
         extend: "Extend", "Prolonger";
         extend_by: "+30 min", "+30 min";
+        reset: "Reset", "Réinitialiser";
+        reset_sure: "Make this shop anew? What its visitor has changed is lost.", "Refaire cette boutique ? Les modifications de son visiteur sont perdues.";
+        hibernate: "Sleep", "Endormir";
+        wake: "Wake", "Réveiller";
         release: "Release", "Libérer";
         release_sure: "End this instance now? Its visitor loses it.", "Terminer cette instance maintenant ? Son visiteur la perd.";
         logs: "Logs", "Journaux";
@@ -148,6 +152,9 @@ texts! {
         all_events: "All events", "Tous les événements";
         did_released: "The instance is released.", "L’instance est libérée.";
         did_extended: "The instance has more time.", "L’instance a plus de temps.";
+        did_reset: "The instance is as its golden again.", "L’instance est revenue à l’état de son modèle.";
+        did_asleep: "The instance sleeps; the next visit wakes it.", "L’instance dort ; la prochaine visite la réveille.";
+        did_woken: "The instance is awake.", "L’instance est réveillée.";
         did_target: "The target is changed.", "La cible est modifiée.";
         did_drained: "The pool is drained.", "La réserve est en vidange.";
         did_undrained: "The pool is filled again.", "La réserve se remplit à nouveau.";

@@ -96,7 +96,7 @@ impl Speaker {
                 tracing::error!(node = %node, "node is lost: its instances are over");
                 self.unmarked.insert(node.clone());
             }
-            if !self.unmarked.contains(&node) && self.beats % FORGET_EVERY != 0 {
+            if !self.unmarked.contains(&node) && !self.beats.is_multiple_of(FORGET_EVERY) {
                 continue;
             }
             match self.mark_lost(&node, &beat).await {

@@ -260,6 +260,7 @@ impl Provisioner {
     pub(super) async fn claim(&self, wish: &Wish) -> Result<Option<(Instance, Handed)>, AcquireError> {
         match self.claim_once(wish).await? {
             Claimed::New(instance) => {
+                self.lifecycle.tally.claimed();
                 self.lifecycle.refill.now();
                 self.lifecycle.events.changed(&instance);
                 Ok(Some((instance, Handed::Now(Source::Pool))))

@@ -13,19 +13,21 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::acquire::{Gone, Wish};
-use super::errors::{AcquireError, LeaseError, MakeError};
+use super::change::ChangeError;
+use super::errors::{AcquireError, MakeError};
 use super::lifecycle::Order;
 use super::{GoldenRuntime, Handed, Lifecycle, Provisioner};
 use crate::config::ColdStart;
 use crate::error::Chain;
-use crate::id::{GoldenName, InstanceId, NodeName};
+use crate::id::{GoldenName, InstanceId};
 use crate::instance::{Instance, Source, State};
 use crate::peers::Peers;
-use crate::peers::call::{Call, CallError};
+use crate::peers::call::Call;
 use crate::restore::{FirstPage, Make};
 
 /// Nodes that are asked for one acquire: the second one when another client was
@@ -137,27 +139,22 @@ impl Provisioner {
         Err(refused)
     }
 
-    /// Has an instance's own daemon do something with it; answers its record after
-    /// that. None when this daemon knows no other nodes.
-    pub(super) async fn ask_owner(
+    /// Has an instance's own daemon do something with it, where that is another
+    /// one; answers its record after that. None when it is to be done here.
+    pub(super) async fn by_its_owner(
         &self,
         id: &InstanceId,
-        node: &NodeName,
         call: Call,
-    ) -> Option<Result<Instance, OwnerError>> {
-        let peers = self.peers.as_ref()?;
-        if let Err(error) = peers.ask(node, &call).await {
-            return Some(Err(OwnerError::Call(error)));
+    ) -> Result<Option<Instance>, ChangeError> {
+        let Some(peers) = &self.peers else { return Ok(None) };
+        let now = Timestamp::now();
+        let instance = self.show(id, now).await.map_err(ChangeError::Lease)?;
+        if self.lifecycle.is_own(&instance) {
+            return Ok(None);
         }
-        Some(self.show(id, jiff::Timestamp::now()).await.map_err(OwnerError::Lease))
+        peers.ask(&instance.node, &call).await.map_err(ChangeError::There)?;
+        self.show(id, now).await.map(Some).map_err(ChangeError::Lease)
     }
-}
-
-/// Why an instance's own daemon did not do it.
-#[derive(Debug)]
-pub(super) enum OwnerError {
-    Call(CallError),
-    Lease(LeaseError),
 }
 
 /// How the instance came to be, for the answer: somebody waited while it was made.

@@ -28,6 +28,7 @@
 
 mod acquire;
 pub mod audit;
+mod change;
 mod elsewhere;
 pub mod errors;
 mod events;

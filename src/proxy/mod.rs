@@ -154,6 +154,10 @@ impl Proxy {
         if request.method() == Method::CONNECT {
             return Ok(self.refuse());
         }
+        let path = request.uri().path().to_owned();
+        if let Some(own) = self.banners_own(request.method(), &path, label).await {
+            return Ok(own);
+        }
         let route = match self.route_of(label).await {
             // What a node has passed on goes no further.
             Err(Page::Unknown)
@@ -164,13 +168,6 @@ impl Proxy {
             route => route?,
         };
         route.activity.touch();
-        let path = request.uri().path().to_owned();
-        if let Some(banner) = &self.banner
-            && let Some(mut own) = banner.answer(request.method(), &path, &route.id).await
-        {
-            headers::hide_from_robots(own.headers_mut());
-            return Ok(own);
-        }
         if upload::says_too_large(request.headers(), self.body_max) {
             return Err(Page::TooLarge);
         }
@@ -185,6 +182,20 @@ impl Proxy {
             Some(banner) => banner.put_on(answer, &path, &route.id, lang).await,
             None => answer,
         })
+    }
+
+    /// What the banner answers itself. Pages that are left open ask it again and again,
+    /// so that keeps no shop awake and wakes none.
+    async fn banners_own(&self, method: &Method, path: &str, label: &str) -> Option<Response> {
+        let banner = self.banner.as_ref().filter(|_| banner::is_own(path))?;
+        let id = match self.routes.lookup(label) {
+            Lookup::Found(route) => route.id,
+            Lookup::Asleep(id) => id,
+            Lookup::Gone | Lookup::Unknown => return None,
+        };
+        let mut own = banner.answer(method, path, &id).await?;
+        headers::hide_from_robots(own.headers_mut());
+        Some(own)
     }
 
     /// Where a label leads; a shop that sleeps is woken first.

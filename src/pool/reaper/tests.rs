@@ -292,6 +292,33 @@ async fn the_pool_is_filled_and_refilled() {
 }
 
 #[tokio::test]
+async fn a_pool_that_is_half_full_lets_the_visitor_go_first() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let mut reconciler = world.reconciler(3);
+    let three = async || (world.counts().await.get(&State::Ready) == Some(&3)).then_some(());
+    eventually("three are ready", async || {
+        reconciler.pass().await;
+        three().await
+    })
+    .await;
+    let made = script.attempts();
+    reconciler.quiet = Duration::from_hours(1);
+    world.acquire().await;
+    reconciler.pass().await;
+    assert_eq!(world.jobs.board().coming(&"shop".parse().unwrap()), 0, "two of three are enough for now");
+    world.acquire().await;
+    world.acquire().await;
+    reconciler.pass().await;
+    assert_ne!(world.jobs.board().coming(&"shop".parse().unwrap()), 0, "none is not");
+    reconciler.quiet = Duration::ZERO;
+    let task = tokio::spawn(reconciler.run(CancellationToken::new()));
+    eventually("three are ready again", three).await;
+    assert_eq!(script.attempts(), made + 3);
+    task.abort();
+}
+
+#[tokio::test]
 async fn the_pool_leaves_the_hosts_limit_alone() {
     let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
     let world = daemon(dir.path(), &script, 2);
