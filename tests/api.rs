@@ -297,14 +297,11 @@ async fn a_restart_adopts_what_lives_and_reaps_what_died() {
     let host = Host::new();
     let daemon = host.start(&[("POOL_TARGET_SIZE", "2")]).await;
     let (lives, died) = (daemon.acquire().await, daemon.acquire().await.id());
-    pool_has(&daemon, 2).await;
+    let six = async || (host.restore.running().len() == 6).then_some(());
+    eventually("two pools of two, and two handed out", six).await;
     let before: HashSet<_> = host.restore.running().into_iter().collect();
     daemon.stop().await;
-    assert_eq!(
-        host.restore.running().len(),
-        6,
-        "instances outlive the daemon: two pools of two, and two handed out"
-    );
+    assert_eq!(host.restore.running().len(), 6, "instances outlive the daemon");
     host.restore.kill(&died.parse().unwrap());
 
     let daemon = host.start(&[("POOL_TARGET_SIZE", "2")]).await;

@@ -179,6 +179,22 @@ async fn its_forms_do_what_the_api_does() {
     let login = post(&daemon, &format!("/admin/instances/{id}/login"), &[OWN], "").await;
     assert!(leads_to(&login).starts_with(&format!("http://{id}.localhost/login?token=")));
 
+    for (verb, did, state, button) in [
+        ("hibernate", "asleep", "hibernated", "wake"),
+        ("extend", "extended", "hibernated", "wake"),
+        ("wake", "woken", "assigned", "sleep"),
+        ("reset", "reset", "assigned", "sleep"),
+    ] {
+        let back = format!("back=/admin/instances/{id}");
+        let done = post(&daemon, &format!("/admin/instances/{id}/{verb}"), &[OWN], &back).await;
+        assert_eq!(leads_to(&done), format!("/admin/instances/{id}?did={did}"));
+        let shown = daemon.get(leads_to(&done)).await;
+        assert!(shown.text().contains(&format!(">{state}</span>")), "{verb}: {}", shown.text());
+        assert!(shown.text().contains(&format!("id=\"{button}-{id}\"")), "{verb}: {}", shown.text());
+        let list = daemon.get(&format!("/admin/instances?q={id}&state={state}")).await;
+        assert!(list.text().contains("1 of 1 shown"), "{verb}: {}", list.text());
+    }
+
     let shown = daemon.get(&format!("/admin/instances/{id}?did=extended")).await;
     for part in [&format!("demo-multiplexer exec {id} -- sh"), "does not run", "has more time"] {
         assert!(shown.text().contains(part), "{part}: {}", shown.text());

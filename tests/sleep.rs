@@ -6,22 +6,20 @@
 mod common;
 mod host;
 
+use std::net::SocketAddr;
+
 use axum::Router;
-use axum::body::Body;
-use common::{Daemon, Host};
+use common::{Daemon, Host, edge};
+use demo_multiplexer::engine::Phase;
+use demo_multiplexer::error::ErrorKind;
 use demo_multiplexer::id::InstanceId;
 use demo_multiplexer::testing::eventually;
 use host::{Place, web};
 use http::{Method, StatusCode};
-use tokio::net::TcpListener;
 
 /// Shops that all say so.
-async fn shops() -> std::net::SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let shop = Router::new().fallback(async || Body::from("the shop"));
-    tokio::spawn(async move { axum::serve(listener, shop).await });
-    address
+async fn shops() -> SocketAddr {
+    edge::upstream(Router::new().fallback(async || "the shop")).await.0
 }
 
 async fn change(daemon: &Daemon, id: &str, what: &str) -> common::Answer {
@@ -138,6 +136,68 @@ async fn a_shop_that_cannot_be_frozen_goes_on_and_one_that_cannot_be_woken_fails
 }
 
 #[tokio::test]
+async fn a_sleeping_shop_gets_more_time_and_sleeps_on() {
+    let host = Host::with_shops_at(shops().await);
+    let daemon = host.start(&[("BANNER", "on")]).await;
+    let id = daemon.acquire().await.id();
+    change(&daemon, &id, "hibernate").await;
+    let end = async || daemon.get(&format!("/api/v1/demo/{id}")).await.json()["expires_at"].clone();
+    let before = end().await;
+    let extended = change(&daemon, &id, "extend").await;
+    assert_eq!(extended.status, StatusCode::OK, "{}", extended.text());
+    assert_eq!(extended.json()["state"], "hibernated");
+    assert!(end().await.as_str() > before.as_str());
+    // A page of it that was left open asks by itself.
+    let host_name = format!("{id}.localhost:8080");
+    let asked = daemon.send(Method::GET, "/.demo-multiplexer/status", &[("host", &host_name)], "").await;
+    assert!(asked.json()["seconds_left"].as_i64() > Some(3600), "{}", asked.text());
+    assert_eq!((host.restore.thaws(), host.restore.frozen()), (0, vec![parsed(&id)]), "nobody has woken it");
+    assert_eq!(page(&daemon, &id).await.text(), "the shop");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_sleeping_shop_that_is_reset_is_its_golden_again_and_awake() {
+    let host = Host::with_shops_at(shops().await);
+    let daemon = host.start(&[("MAX_INSTANCES", "1")]).await;
+    let id = daemon.acquire().await.id();
+    change(&daemon, &id, "hibernate").await;
+    let free = async || {
+        eventually("its place is free", async || host.restore.traces().is_empty().then_some(())).await;
+    };
+    free().await;
+    let other = daemon.acquire().await.id();
+    assert!(change(&daemon, &id, "reset").await.problem(503).contains("places"));
+    daemon.delete(&format!("/api/v1/demo/{other}")).await;
+    free().await;
+    host.restore.fail_make(Some((Phase::Restore, ErrorKind::Unavailable)));
+    change(&daemon, &id, "reset").await.problem(503);
+    assert_eq!(
+        (state(&daemon, &id).await.as_str(), host.restore.frozen()),
+        ("hibernated", vec![parsed(&id)]),
+        "it sleeps on"
+    );
+    host.restore.fail_make(None);
+    host.restore.hold();
+    let meanwhile = async {
+        eventually("it is made anew", async || (!host.restore.traces().is_empty()).then_some(())).await;
+        let let_go = async {
+            change(&daemon, &id, "reset").await.problem(409);
+            host.restore.let_go();
+        };
+        tokio::join!(page(&daemon, &id), let_go).0
+    };
+    let (reset, visited) = tokio::join!(change(&daemon, &id, "reset"), meanwhile);
+    assert_eq!((reset.status, &reset.json()["state"]), (StatusCode::OK, &"assigned".into()));
+    assert_eq!(visited.text(), "the shop", "who asks meanwhile waits for it");
+    assert_eq!((host.restore.thaws(), host.restore.frozen()), (0, Vec::new()), "what slept is gone");
+    assert_eq!(page(&daemon, &id).await.text(), "the shop");
+    daemon.delete(&format!("/api/v1/demo/{id}")).await;
+    free().await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_sleeping_shops_time_runs_on_and_its_end_takes_what_is_kept() {
     let host = Host::new();
     let daemon = host.start(&[]).await;
@@ -220,6 +280,13 @@ async fn a_real_shop_sleeps_without_a_process_and_wakes_as_it_was_again_and_agai
         let checked = place.inside(shop.id(), &["mariadb-check", "--all-databases"]).await;
         assert!(checked.lines().all(|line| line.ends_with("OK")), "{checked}");
     }
+    assert_eq!(asked(&daemon, shop.id(), "hibernate").await.status, 200);
+    let reset = asked(&daemon, shop.id(), "reset").await;
+    assert_eq!((reset.status, reset.json()["state"].as_str()), (200, Some("assigned")), "{}", reset.text());
+    let page = shop.get("/").await;
+    assert!(page.status == 200 && !page.text().contains("Mine"), "{}", page.text());
+    assert!(shop.browser().log_in(shop.text("admin_password")).await, "the password stays");
+    assert_eq!(frozen(&place), Vec::<String>::new());
     daemon.release(shop.id()).await;
     daemon.holds_nothing().await;
     daemon.stop().await;

@@ -104,7 +104,7 @@ pub(super) async fn show(
     Ok(Json(InstanceAnswer::of(&instance, now)))
 }
 
-/// Gives an instance more time, counted from its present end.
+/// Gives an instance more time, counted from its present end. One that sleeps sleeps on.
 #[utoipa::path(
     post, path = "/api/v1/demo/{id}/extend", tag = "demo", operation_id = "extend_instance",
     params(("id" = inline(Id), Path)),
@@ -147,7 +147,8 @@ fn extension(given: &Value, max: SignedDuration) -> Result<SignedDuration, TtlEr
 /// credentials and for the same time.
 ///
 /// The shop that is there serves until the new one answers; whoever is connected
-/// then is not any more. Sessions end, the login stays.
+/// then is not any more. Sessions end, the login stays. One that sleeps is awake
+/// afterwards, for which there has to be a place.
 #[utoipa::path(
     post, path = "/api/v1/demo/{id}/reset", tag = "demo", operation_id = "reset_instance",
     params(("id" = inline(Id), Path)),

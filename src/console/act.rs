@@ -1,9 +1,9 @@
 //! What the console's forms do: the API's own calls, and back to the page.
 
+use axum::Form;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse as _, Response};
-use axum::{Extension, Form};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret as _;
 use serde::Deserialize;
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::Console;
 use super::instances::of_name;
 use super::pages::refused;
-use super::session::Operator;
+use super::top::Top;
 use crate::api::problem::Problem;
 use crate::api::steer;
 use crate::id::SnapshotId;
@@ -62,9 +62,8 @@ fn see_other(to: &str) -> Response {
 /// `POST /admin/instances/{id}/{verb}`
 pub(super) async fn instance(
     State(console): State<Console>,
-    Extension(operator): Extension<Operator>,
     Path((id, verb)): Path<(String, String)>,
-    headers: HeaderMap,
+    top: Top,
     Form(fields): Form<Fields>,
 ) -> Response {
     let back = fields.back("/admin/instances");
@@ -74,7 +73,7 @@ pub(super) async fn instance(
         }
         Ok(Done::Said(did)) => done(&back, did),
         Ok(Done::Led(to)) => see_other(&to),
-        Err(problem) => refused(&console, &headers, operator, &problem, back),
+        Err(problem) => refused(&console, top, &problem, back),
     }
 }
 
@@ -97,6 +96,18 @@ async fn act_on(console: &Console, id: &str, verb: &str) -> Result<Done, Problem
             console.api.provisioner.extend(&instance.id, Some(EXTENSION), now).await?;
             Ok(Done::Said("extended"))
         }
+        "reset" => {
+            console.api.provisioner.reset(&instance.id, now).await?;
+            Ok(Done::Said("reset"))
+        }
+        "hibernate" => {
+            console.api.provisioner.hibernate(&instance.id).await?;
+            Ok(Done::Said("asleep"))
+        }
+        "wake" => {
+            console.api.provisioner.wake(&instance.id).await?;
+            Ok(Done::Said("woken"))
+        }
         "login" => {
             let link = instance.access.as_ref().and_then(|access| access.one_click.as_ref());
             let link = link.map(|one_click| login::link(one_click, now).expose_secret().to_owned());
@@ -109,9 +120,8 @@ async fn act_on(console: &Console, id: &str, verb: &str) -> Result<Done, Problem
 /// `POST /admin/pool/{verb}`
 pub(super) async fn pool(
     State(console): State<Console>,
-    Extension(operator): Extension<Operator>,
     Path(verb): Path<String>,
-    headers: HeaderMap,
+    top: Top,
     Form(fields): Form<Fields>,
 ) -> Response {
     let back = fields.back("/admin");
@@ -129,7 +139,7 @@ pub(super) async fn pool(
     };
     match did {
         Ok(did) => done(&back, did),
-        Err(problem) => refused(&console, &headers, operator, &problem, back),
+        Err(problem) => refused(&console, top, &problem, back),
     }
 }
 
@@ -145,15 +155,14 @@ fn set_target(console: &Console, fields: &Fields) -> Result<(), Problem> {
 /// `POST /admin/snapshots/{verb}`
 pub(super) async fn snapshots(
     State(console): State<Console>,
-    Extension(operator): Extension<Operator>,
     Path(verb): Path<String>,
-    headers: HeaderMap,
+    top: Top,
     Form(fields): Form<Fields>,
 ) -> Response {
     let back = "/admin/snapshots";
     match begin(&console, &verb, &fields).await {
         Ok(()) => done(back, "begun"),
-        Err(problem) => refused(&console, &headers, operator, &problem, back.to_owned()),
+        Err(problem) => refused(&console, top, &problem, back.to_owned()),
     }
 }
 
@@ -185,16 +194,11 @@ async fn begin(console: &Console, verb: &str, fields: &Fields) -> Result<(), Pro
 }
 
 /// `POST /admin/limits/clear`
-pub(super) async fn clear(
-    State(console): State<Console>,
-    Extension(operator): Extension<Operator>,
-    headers: HeaderMap,
-    Form(fields): Form<Fields>,
-) -> Response {
+pub(super) async fn clear(State(console): State<Console>, top: Top, Form(fields): Form<Fields>) -> Response {
     let client = fields.client.as_deref().unwrap_or_default();
     match console.api.provisioner.absolve(client).await {
         Ok(()) => done("/admin/limits", "cleared"),
-        Err(error) => refused(&console, &headers, operator, &error.into(), "/admin/limits".to_owned()),
+        Err(error) => refused(&console, top, &error.into(), "/admin/limits".to_owned()),
     }
 }
 

@@ -1,17 +1,16 @@
 //! `/admin/instances`: the list, and one of them with its logs.
 
 use askama::Template;
-use axum::Extension;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
-use http::{HeaderMap, StatusCode, Uri};
+use http::{StatusCode, Uri};
 use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::Console;
-use super::pages::{Did, Frame, clock, refused};
-use super::session::Operator;
+use super::pages::{clock, refused};
 use super::texts::Texts;
+use super::top::{Frame, Top};
 use crate::api::instances::{Search, find, shell_command};
 use crate::api::logs;
 use crate::api::problem::Problem;
@@ -20,6 +19,9 @@ use crate::instance::{Instance, State as InstanceState};
 use crate::lang::{Lang, fill};
 use crate::restore::logs::LogEnd;
 use crate::web::page::Shell;
+
+/// The list's own page.
+const LIST: &str = "/admin/instances";
 
 /// Rows of the table at most; a search finds the rest.
 const ROWS: usize = 100;
@@ -35,32 +37,30 @@ pub(super) struct Form {
     state: String,
     golden: String,
     sort: String,
-    did: Option<String>,
 }
 
 /// One instance's row.
 struct Row {
     id: String,
     golden: String,
-    state: &'static str,
+    state: InstanceState,
     tone: &'static str,
     left: String,
     source: &'static str,
     url: Option<String>,
-    may_extend: bool,
     may_release: bool,
     may_log_in: bool,
 }
 
 impl Row {
     fn of(instance: &Instance, lang: Lang, now: Timestamp) -> Self {
-        let is_assigned = instance.state == InstanceState::Assigned;
+        let is_somebodys = matches!(instance.state, InstanceState::Assigned | InstanceState::Hibernated);
         let lives = !instance.state.is_final() && instance.state != InstanceState::Warming;
         let access = instance.access.as_ref().filter(|_| lives);
         Self {
             id: instance.id.to_string(),
             golden: instance.golden.to_string(),
-            state: instance.state.as_str(),
+            state: instance.state,
             tone: match instance.state {
                 InstanceState::Ready => "good",
                 InstanceState::Assigned => "accent",
@@ -72,10 +72,18 @@ impl Row {
                 .map_or_else(|| "–".to_owned(), |end| lang.duration(end.duration_since(now))),
             source: instance.source.unwrap_or(instance.made_by).as_str(),
             url: access.map(|access| access.url.clone()),
-            may_extend: is_assigned,
             may_release: lives,
-            may_log_in: is_assigned && access.is_some_and(|access| access.one_click.is_some()),
+            // One that sleeps is woken by it.
+            may_log_in: is_somebodys && access.is_some_and(|access| access.one_click.is_some()),
         }
+    }
+
+    fn is_awake(&self) -> bool {
+        self.state == InstanceState::Assigned
+    }
+
+    fn is_asleep(&self) -> bool {
+        self.state == InstanceState::Hibernated
     }
 }
 
@@ -105,13 +113,10 @@ struct ListPage {
 /// `GET /admin/instances`
 pub(super) async fn list(
     State(console): State<Console>,
-    Extension(operator): Extension<Operator>,
     Query(form): Query<Form>,
     uri: Uri,
-    headers: HeaderMap,
+    top: Top,
 ) -> Response {
-    let shell = Shell::of(&headers);
-    let t = Texts::of(shell.lang);
     let given = |text: &String| Some(text.trim().to_owned()).filter(|text| !text.is_empty());
     let search = Search {
         q: given(&form.q),
@@ -122,11 +127,9 @@ pub(super) async fn list(
     };
     let (found, total) = match find(&console.api, search).await {
         Ok(found) => found,
-        Err(problem) => {
-            return refused(&console, &headers, operator, &problem, "/admin/instances".into());
-        }
+        Err(problem) => return refused(&console, top, &problem, LIST.into()),
     };
-    let now = Timestamp::now();
+    let (Top { shell, t, frame }, now) = (top, Timestamp::now());
     let any = || Choice { value: String::new(), label: t.any.to_owned(), is_chosen: false };
     let choice = |value: &str, label: &str, chosen: &str| Choice {
         value: value.to_owned(),
@@ -144,11 +147,10 @@ pub(super) async fn list(
         ("state", t.sort_state),
         ("id", t.sort_id),
     ];
-    let did = Did { did: form.did.clone() };
     let page = ListPage {
         shell,
         t,
-        frame: Frame { operator: Some(operator), section: "instances", notice: did.notice(t) },
+        frame,
         states: std::iter::once(any()).chain(states).collect(),
         goldens: std::iter::once(any()).chain(goldens).collect(),
         sorts: sorts.map(|(value, label)| choice(value, label, &form.sort)).into(),
@@ -166,8 +168,8 @@ fn back(uri: &Uri) -> String {
     // What was done is told once.
     let kept: Vec<&str> = pairs.filter(|pair| !pair.is_empty() && !pair.starts_with("did=")).collect();
     match kept.is_empty() {
-        true => "/admin/instances".to_owned(),
-        false => format!("/admin/instances?{}", kept.join("&")),
+        true => LIST.to_owned(),
+        false => format!("{LIST}?{}", kept.join("&")),
     }
 }
 
@@ -195,21 +197,13 @@ struct Log {
 }
 
 /// `GET /admin/instances/{id}`
-pub(super) async fn show(
-    State(console): State<Console>,
-    Extension(operator): Extension<Operator>,
-    Path(id): Path<String>,
-    Query(did): Query<Did>,
-    headers: HeaderMap,
-) -> Response {
-    let shell = Shell::of(&headers);
-    let (t, now) = (Texts::of(shell.lang), Timestamp::now());
+pub(super) async fn show(State(console): State<Console>, Path(id): Path<String>, top: Top) -> Response {
+    let now = Timestamp::now();
     let instance = match of_name(&console, &id, now).await {
         Ok(instance) => instance,
-        Err(problem) => {
-            return refused(&console, &headers, operator, &problem, "/admin/instances".into());
-        }
+        Err(problem) => return refused(&console, top, &problem, LIST.into()),
     };
+    let Top { shell, t, frame } = top;
     let (logs, no_logs) = match logs::read(&console.api, &instance, LINES).await {
         Ok(ends) if ends.is_empty() => (Vec::new(), Some(t.no_logs.to_owned())),
         Ok(ends) => (ends.into_iter().map(|end| log(end, t)).collect(), None),
@@ -218,7 +212,7 @@ pub(super) async fn show(
     let page = InstancePage {
         shell,
         t,
-        frame: Frame { operator: Some(operator), section: "instances", notice: did.notice(t) },
+        frame,
         row: Row::of(&instance, shell.lang, now),
         shell_command: shell_command(&instance),
         snapshot: instance.snapshot.as_ref().map_or_else(|| "–".to_owned(), ToString::to_string),
@@ -226,7 +220,7 @@ pub(super) async fn show(
         created: clock(instance.created_at),
         logs,
         no_logs,
-        back: format!("/admin/instances/{}", instance.id),
+        back: format!("{LIST}/{}", instance.id),
     };
     console.site.page(shell.lang, StatusCode::OK, &page)
 }

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! /admin                  gauges, charts, target, drain      /admin/sign-in, /admin/sign-out
-//! /admin/instances[/ID]   list, logs, release, extend, log in
+//! /admin/instances[/ID]   list, logs, release, extend, reset, hibernate, wake, log in
 //! /admin/snapshots        snapshots, goldens, tasks
 //! /admin/saved            shops that their visitors have kept
 //! /admin/limits           clients near a limit
@@ -27,6 +27,7 @@ mod saved;
 mod session;
 mod snapshots;
 mod texts;
+mod top;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;

@@ -1,18 +1,18 @@
 //! `/admin`: gauges, what may be changed, and the last hour in charts.
 
 use askama::Template;
-use axum::Extension;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::Response;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use jiff::Timestamp;
 
 use super::Console;
 use super::chart::{self, Chart, Line};
-use super::pages::{Did, EventRow, Frame, bytes, event_rows, percent};
-use super::session::Operator;
+use super::pages::{EventRow, bytes, event_rows, percent};
 use super::texts::Texts;
+use super::top::{Frame, Top};
 use crate::api::chronicle::Sample;
+use crate::api::nodes::{self, NodeAnswer};
 use crate::engine::Phase;
 use crate::instance::State as InstanceState;
 use crate::lang::{Lang, fill};
@@ -47,6 +47,17 @@ struct GoldenRow {
     last_error: Option<String>,
 }
 
+/// One node's row.
+struct NodeRow {
+    name: String,
+    address: String,
+    condition: &'static str,
+    is_bad: bool,
+    ready: usize,
+    room: String,
+    version: String,
+}
+
 /// One number with its words.
 struct Gauge {
     id: &'static str,
@@ -66,19 +77,15 @@ struct Page {
     max: usize,
     gauges: Vec<Gauge>,
     goldens: Vec<GoldenRow>,
+    /// None when there is one.
+    nodes: Vec<NodeRow>,
     charts: Vec<Chart>,
     events: Vec<EventRow>,
 }
 
 /// `GET /admin`
-pub(super) async fn show(
-    State(console): State<Console>,
-    Extension(operator): Extension<Operator>,
-    Query(did): Query<Did>,
-    headers: HeaderMap,
-) -> Response {
-    let shell = Shell::of(&headers);
-    let t = Texts::of(shell.lang);
+pub(super) async fn show(State(console): State<Console>, top: Top) -> Response {
+    let Top { shell, t, frame } = top;
     let lifecycle = console.api.provisioner.lifecycle();
     let mut goldens = Vec::new();
     for golden in lifecycle.goldens().iter() {
@@ -87,15 +94,42 @@ pub(super) async fn show(
     let page = Page {
         shell,
         t,
-        frame: Frame { operator: Some(operator), section: "overview", notice: did.notice(t) },
+        frame,
         drained: lifecycle.aim().is_drained(),
         max: lifecycle.max_instances(),
         gauges: gauges(&console, &goldens, shell.lang, t),
         charts: charts(&console.api.chronicle.samples(60), shell.lang, t),
         events: event_rows(&console, EVENTS),
         goldens,
+        nodes: node_rows(&console, t).await,
     };
     console.site.page(shell.lang, StatusCode::OK, &page)
+}
+
+/// Those of all nodes, where there are several.
+async fn node_rows(console: &Console, t: &'static Texts) -> Vec<NodeRow> {
+    if console.api.provisioner.peers().is_none() {
+        return Vec::new();
+    }
+    let row = |node: NodeAnswer| {
+        let (condition, is_bad) = match (node.condition, node.drained) {
+            ("here", true) => (t.node_drained, false),
+            ("here", false) => (t.node_here, false),
+            ("away", _) => (t.node_away, true),
+            ("lost", _) => (t.node_lost, true),
+            _ => (t.node_silent, true),
+        };
+        NodeRow {
+            address: node.address.unwrap_or_default(),
+            condition,
+            is_bad,
+            ready: node.goldens.iter().map(|golden| golden.ready).sum(),
+            room: format!("{} / {}", node.room, node.max_instances),
+            version: node.version,
+            name: node.node,
+        }
+    };
+    nodes::all(&console.api).await.unwrap_or_default().into_iter().map(row).collect()
 }
 
 async fn row(console: &Console, golden: &GoldenRuntime, lang: Lang, t: &Texts) -> GoldenRow {

@@ -1,75 +1,22 @@
-//! The entrance, the smaller pages, and what all pages of the console share.
+//! The entrance, the smaller pages, and how all pages of the console write numbers.
 
 use askama::Template;
+use axum::Form;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
-use axum::{Extension, Form};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::session::{Operator, Refused};
+use super::session::Refused;
 use super::texts::Texts;
+use super::top::{Frame, Top};
 use super::{Console, peer_of};
 use crate::api::problem::Problem;
 use crate::client::Client;
 use crate::lang::{Lang, fill};
 use crate::provision::limits::Span;
-use crate::web::assets::{CONSOLE_CSS, CONSOLE_JS};
 use crate::web::page::Shell;
-
-/// What the console's layout needs, as `frame` in every page.
-pub(super) struct Frame {
-    pub(super) operator: Option<Operator>,
-    /// Which section it is.
-    pub(super) section: &'static str,
-    /// What has just been done.
-    pub(super) notice: Option<&'static str>,
-}
-
-impl Frame {
-    pub(super) fn css(&self) -> String {
-        CONSOLE_CSS.href()
-    }
-
-    pub(super) fn js(&self) -> String {
-        CONSOLE_JS.href()
-    }
-
-    pub(super) fn is(&self, section: &str) -> bool {
-        self.section == section
-    }
-
-    pub(super) fn who(&self, t: &Texts) -> String {
-        self.operator.as_ref().map(|it| fill(t.signed_in_as, &[&it.name])).unwrap_or_default()
-    }
-
-    pub(super) fn has_session(&self) -> bool {
-        self.operator.as_ref().is_some_and(|operator| operator.by_cookie)
-    }
-}
-
-/// What was done, from the page's address.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct Did {
-    pub(super) did: Option<String>,
-}
-
-impl Did {
-    pub(super) fn notice(&self, t: &'static Texts) -> Option<&'static str> {
-        Some(match self.did.as_deref()? {
-            "released" => t.did_released,
-            "extended" => t.did_extended,
-            "target" => t.did_target,
-            "drained" => t.did_drained,
-            "undrained" => t.did_undrained,
-            "begun" => t.did_begun,
-            "removed" => t.did_removed,
-            "cleared" => t.did_cleared,
-            _ => return None,
-        })
-    }
-}
 
 /// A time of day, as logs have it.
 pub(super) fn clock(time: Timestamp) -> String {
@@ -108,14 +55,8 @@ struct Entrance {
 
 impl Entrance {
     fn answer(console: &Console, headers: &HeaderMap, status: StatusCode, error: Option<String>) -> Response {
-        let shell = Shell::of(headers);
-        let page = Self {
-            shell,
-            t: Texts::of(shell.lang),
-            frame: Frame { operator: None, section: "", notice: None },
-            error,
-            has_tokens: !console.api.access.tokens.is_empty(),
-        };
+        let Top { shell, t, frame } = Top::of_nobody(Shell::of(headers));
+        let page = Self { shell, t, frame, error, has_tokens: !console.api.access.tokens.is_empty() };
         console.site.page(shell.lang, status, &page)
     }
 }
@@ -187,21 +128,9 @@ struct RefusedPage {
 }
 
 /// A page that says why something was not done.
-pub(super) fn refused(
-    console: &Console,
-    headers: &HeaderMap,
-    operator: Operator,
-    problem: &Problem,
-    back: String,
-) -> Response {
-    let shell = Shell::of(headers);
-    let page = RefusedPage {
-        shell,
-        t: Texts::of(shell.lang),
-        frame: Frame { operator: Some(operator), section: "", notice: None },
-        detail: problem.detail().to_owned(),
-        back,
-    };
+pub(super) fn refused(console: &Console, top: Top, problem: &Problem, back: String) -> Response {
+    let Top { shell, t, frame } = top;
+    let page = RefusedPage { shell, t, frame, detail: problem.detail().to_owned(), back };
     console.site.page(shell.lang, problem.status(), &page)
 }
 
@@ -228,14 +157,8 @@ struct LimitsPage {
 const ROWS: usize = 200;
 
 /// `GET /admin/limits`
-pub(super) async fn limits(
-    State(console): State<Console>,
-    Extension(operator): Extension<Operator>,
-    axum::extract::Query(did): axum::extract::Query<Did>,
-    headers: HeaderMap,
-) -> Response {
-    let shell = Shell::of(&headers);
-    let (t, now) = (Texts::of(shell.lang), Timestamp::now());
+pub(super) async fn limits(State(console): State<Console>, top: Top) -> Response {
+    let (Top { shell, t, frame }, now) = (top, Timestamp::now());
     let limits = console.api.provisioner.terms().limits;
     let seen = console.api.provisioner.clients().all(now);
     let row = |seen: &crate::provision::standing::Seen| {
@@ -255,7 +178,7 @@ pub(super) async fn limits(
     let page = LimitsPage {
         shell,
         t,
-        frame: Frame { operator: Some(operator), section: "limits", notice: did.notice(t) },
+        frame,
         lead: fill(t.limits_are, &[&limits.hourly.to_string(), &limits.daily.to_string()]),
         clients: seen.iter().take(ROWS).map(row).collect(),
     };
@@ -293,17 +216,8 @@ struct EventsPage {
 }
 
 /// `GET /admin/events`
-pub(super) async fn events(
-    State(console): State<Console>,
-    Extension(operator): Extension<Operator>,
-    headers: HeaderMap,
-) -> Response {
-    let shell = Shell::of(&headers);
-    let page = EventsPage {
-        shell,
-        t: Texts::of(shell.lang),
-        frame: Frame { operator: Some(operator), section: "events", notice: None },
-        events: event_rows(&console, ROWS),
-    };
+pub(super) async fn events(State(console): State<Console>, top: Top) -> Response {
+    let Top { shell, t, frame } = top;
+    let page = EventsPage { shell, t, frame, events: event_rows(&console, ROWS) };
     console.site.page(shell.lang, StatusCode::OK, &page)
 }

@@ -1,17 +1,17 @@
 //! `/admin/saved`: shops that their visitors have kept.
 
 use askama::Template;
-use axum::extract::{Path, Query, State};
+use axum::Form;
+use axum::extract::{Path, State};
 use axum::response::Response;
-use axum::{Extension, Form};
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use serde::Deserialize;
 
 use super::Console;
 use super::act::done;
-use super::pages::{Did, Frame, bytes, clock, refused};
-use super::session::Operator;
+use super::pages::{bytes, clock, refused};
 use super::texts::Texts;
+use super::top::{Frame, Top};
 use crate::api::problem::Problem;
 use crate::api::saved::{SavedList, begin};
 use crate::id::InstanceId;
@@ -50,14 +50,8 @@ struct Page {
 }
 
 /// `GET /admin/saved`
-pub(super) async fn show(
-    State(console): State<Console>,
-    Extension(operator): Extension<Operator>,
-    Query(did): Query<Did>,
-    headers: HeaderMap,
-) -> Response {
-    let shell = Shell::of(&headers);
-    let t = Texts::of(shell.lang);
+pub(super) async fn show(State(console): State<Console>, top: Top) -> Response {
+    let Top { shell, t, frame } = top;
     let (list, trouble) = match list(&console).await {
         Ok(list) => (list, None),
         Err(problem) => {
@@ -86,7 +80,7 @@ pub(super) async fn show(
     let page = Page {
         shell,
         t,
-        frame: Frame { operator: Some(operator), section: "saved", notice: did.notice(t) },
+        frame,
         lead,
         saved: list.saved.into_iter().map(row).collect(),
         broken: list.unreadable.into_iter().map(|it| Broken { id: it.id, why: it.why }).collect(),
@@ -112,14 +106,13 @@ pub(super) struct Fields {
 /// `POST /admin/saved/{verb}`
 pub(super) async fn act(
     State(console): State<Console>,
-    Extension(operator): Extension<Operator>,
     Path(verb): Path<String>,
-    headers: HeaderMap,
+    top: Top,
     Form(fields): Form<Fields>,
 ) -> Response {
     match do_it(&console, &verb, fields).await {
         Ok(did) => done(if did == "begun" { "/admin/snapshots" } else { PAGE }, did),
-        Err(problem) => refused(&console, &headers, operator, &problem, PAGE.to_owned()),
+        Err(problem) => refused(&console, top, &problem, PAGE.to_owned()),
     }
 }
 

@@ -1,15 +1,14 @@
 //! `/admin/snapshots`: snapshots, goldens, and the tasks on them.
 
 use askama::Template;
-use axum::Extension;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::Response;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 
 use super::Console;
-use super::pages::{Did, Frame, bytes, clock};
-use super::session::Operator;
+use super::pages::{bytes, clock};
 use super::texts::Texts;
+use super::top::{Frame, Top};
 use crate::error::Chain;
 use crate::lang::{Lang, fill};
 use crate::promote::{Kind, Outcome, Snapshot, Task};
@@ -110,14 +109,8 @@ struct Page {
 }
 
 /// `GET /admin/snapshots`
-pub(super) async fn show(
-    State(console): State<Console>,
-    Extension(operator): Extension<Operator>,
-    Query(did): Query<Did>,
-    headers: HeaderMap,
-) -> Response {
-    let shell = Shell::of(&headers);
-    let t = Texts::of(shell.lang);
+pub(super) async fn show(State(console): State<Console>, top: Top) -> Response {
+    let Top { shell, t, frame } = top;
     let desk = &console.api.desk;
     let (snapshots, trouble) = match desk.snapshots().await {
         Ok(all) => (all, None),
@@ -140,7 +133,7 @@ pub(super) async fn show(
     let page = Page {
         shell,
         t,
-        frame: Frame { operator: Some(operator), section: "snapshots", notice: did.notice(t) },
+        frame,
         // The newest first: names end with their time.
         snapshots: snapshots.into_iter().rev().map(|it| Row::of(it, shell.lang, t)).collect(),
         trouble,

@@ -44,6 +44,15 @@ texts! {
         undrain: "Fill again", "Remplir à nouveau";
         drained: "The pool is drained: nothing is handed out or made; what is there stays.", "La réserve est en vidange : rien n’est remis ni préparé ; l’existant reste.";
         drain_sure: "Hand out nothing more until the pool is filled again?", "Ne plus rien remettre jusqu’au prochain remplissage ?";
+        nodes: "Nodes", "Nœuds";
+        room: "Room", "Places libres";
+        version: "Version", "Version";
+        condition: "Condition", "Situation";
+        node_here: "here", "présent";
+        node_drained: "drained", "en vidange";
+        node_silent: "silent", "silencieux";
+        node_away: "away", "absent";
+        node_lost: "lost", "perdu";
         last_hour: "The last hour", "La dernière heure";
         chart_pool: "Instances", "Instances";
         chart_latency: "Acquire latency", "Temps d’obtention";
@@ -80,6 +89,10 @@ texts! {
         log_in: "Log in", "Connexion admin";
         extend: "Extend", "Prolonger";
         extend_by: "+30 min", "+30 min";
+        reset: "Reset", "Réinitialiser";
+        reset_sure: "Make this shop anew? What its visitor has changed is lost.", "Refaire cette boutique ? Les modifications de son visiteur sont perdues.";
+        hibernate: "Sleep", "Endormir";
+        wake: "Wake", "Réveiller";
         release: "Release", "Libérer";
         release_sure: "End this instance now? Its visitor loses it.", "Terminer cette instance maintenant ? Son visiteur la perd.";
         logs: "Logs", "Journaux";
@@ -154,6 +167,9 @@ texts! {
         all_events: "All events", "Tous les événements";
         did_released: "The instance is released.", "L’instance est libérée.";
         did_extended: "The instance has more time.", "L’instance a plus de temps.";
+        did_reset: "The instance is as its golden again.", "L’instance est revenue à l’état de son modèle.";
+        did_asleep: "The instance sleeps; the next visit wakes it.", "L’instance dort ; la prochaine visite la réveille.";
+        did_woken: "The instance is awake.", "L’instance est réveillée.";
         did_target: "The target is changed.", "La cible est modifiée.";
         did_drained: "The pool is drained.", "La réserve est en vidange.";
         did_undrained: "The pool is filled again.", "La réserve se remplit à nouveau.";
@@ -170,7 +186,8 @@ mod tests {
 
     #[test]
     fn every_text_is_in_every_language() {
-        let alike = ["console", "instances", "chart_pool", "extend_by", "actions", "client", "runs_on"];
+        let alike =
+            ["console", "instances", "chart_pool", "extend_by", "actions", "client", "runs_on", "version"];
         crate::lang::assert_translated(Texts::ALL, &alike);
     }
 }

@@ -7,8 +7,8 @@
 //! ```text
 //! ready, assigned   and still running, not due   adopted: route, place, watched again
 //! ready of a golden no longer served           failed: nobody would claim it
-//! assigned      and frozen instead, not due       asleep: the former daemon could not
-//!                                                write down any more that it is
+//! assigned      and frozen instead, not due    asleep: its daemon died before it could
+//!                                              write that down
 //!                   else                         failed (ended meanwhile) or expired (due)
 //! warming                                        failed: its maker is gone
 //! hibernated    and frozen, not due              asleep again

@@ -81,6 +81,13 @@ pub const fn wants_one(view: &View, coming: usize) -> bool {
     allowed && view.ready + coming < view.target
 }
 
+/// Whether a pool with `have` of `target` lets a visitor's first page go first: with
+/// less than half it fills up at once. One that keeps a single one always waits.
+#[must_use]
+pub const fn can_wait(target: usize, have: usize) -> bool {
+    2 * have + 1 >= target
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -116,6 +123,12 @@ mod tests {
     #[test]
     fn a_lowered_target_retires_the_surplus() {
         assert_eq!(plan(&[view(1, 3, 0)], PLENTY), [Action::Retire(0), Action::Retire(0)]);
+    }
+
+    #[test]
+    fn a_pool_that_is_half_full_can_wait() {
+        let least = |target| (0..).find(|have| can_wait(target, *have)).unwrap();
+        assert_eq!([1, 2, 3, 4, 8, 9].map(least), [0, 1, 1, 2, 4, 4]);
     }
 
     fn any_view() -> impl Strategy<Value = View> {

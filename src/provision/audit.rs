@@ -57,6 +57,15 @@ pub struct Look {
     finders: BTreeMap<Owner, Vec<Arc<dyn ContainerEngine>>>,
 }
 
+/// Whose name a thing has.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    /// An instance's slot's.
+    Slot,
+    /// An instance's own.
+    Name,
+}
+
 /// What an audit has found.
 #[derive(Debug, Default)]
 pub struct Audit {
@@ -120,8 +129,8 @@ impl Auditor {
         let (names, things): (Vec<Trace>, Vec<Trace>) =
             found.into_iter().partition(|trace| matches!(trace.kind, Kind::Route | Kind::Job));
         let (names, things) = (trace::by_owner(names), trace::by_owner(things));
-        let slots = self.slots_known(things.keys(), &mut look.not_searched).await;
-        let known = self.known(names.keys(), &mut look.not_searched).await;
+        let slots = self.known(things.keys(), By::Slot, &mut look.not_searched).await;
+        let known = self.known(names.keys(), By::Name, &mut look.not_searched).await;
         look.unowned = trace::unowned(things, &slots);
         for (owner, traces) in trace::unowned(names, &known) {
             look.unowned.entry(owner).or_default().extend(traces);
@@ -131,44 +140,24 @@ impl Auditor {
         look
     }
 
-    /// Those that are an instance's slot, or at which somebody is; what cannot be
-    /// asked about counts as known.
-    async fn slots_known(
-        &self,
-        owners: impl Iterator<Item = &Owner>,
-        not_searched: &mut Vec<String>,
-    ) -> BTreeSet<Owner> {
-        let mut known = BTreeSet::new();
-        for owner in owners {
-            let Owner::Instance(slot) = owner else { continue };
-            let is_known = self.lifecycle.is_somebodys(slot).await.unwrap_or_else(|error| {
-                not_searched.push(format!("the store: {}", Chain(&error)));
-                true
-            });
-            if is_known {
-                known.insert(owner.clone());
-            }
-        }
-        known
-    }
-
-    /// Those of whom there is a record, or at whom somebody is; who cannot be
-    /// asked about counts as known.
+    /// Those that are somebody's; who cannot be asked about counts as known.
     async fn known(
         &self,
         owners: impl Iterator<Item = &Owner>,
+        by: By,
         not_searched: &mut Vec<String>,
     ) -> BTreeSet<Owner> {
         let mut known = BTreeSet::new();
         for owner in owners {
             let Owner::Instance(id) = owner else { continue };
-            let is_known = match self.lifecycle.store().get(id).await {
-                Ok(record) => record.is_some() || self.lifecycle.doing(id).is_some(),
-                Err(error) => {
-                    not_searched.push(format!("the store: {}", Chain(&error)));
-                    true
-                }
+            let asked = match by {
+                By::Slot => self.lifecycle.is_somebodys(id).await,
+                By::Name => self.lifecycle.is_held(id).await,
             };
+            let is_known = asked.unwrap_or_else(|error| {
+                not_searched.push(format!("the store: {}", Chain(&error)));
+                true
+            });
             if is_known {
                 known.insert(owner.clone());
             }

@@ -2,6 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
+pub use super::change::ChangeError;
 use super::limits::{Reached, Standing, seconds};
 use super::ttl::TtlError;
 use crate::engine::{DestroyError, FreezeError, LaunchError};
@@ -259,6 +260,14 @@ pub enum LeaseError {
         /// Which.
         id: InstanceId,
     },
+    /// It ended with the host it ran on.
+    #[error("instance {id} is lost: its node {node} does not answer any more")]
+    Lost {
+        /// Which.
+        id: InstanceId,
+        /// Where it was.
+        node: NodeName,
+    },
     /// It is nobody's, so there is nothing to extend.
     #[error("instance {id} is {}, not assigned", .state.as_str())]
     NotAssigned {
@@ -300,7 +309,7 @@ impl LeaseError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Unknown { .. } => ErrorKind::NotFound,
-            Self::Gone { .. } => ErrorKind::Gone,
+            Self::Gone { .. } | Self::Lost { .. } => ErrorKind::Gone,
             Self::NotAssigned { .. } | Self::BeyondMax { .. } | Self::Busy { .. } => ErrorKind::Conflict,
             Self::Ttl(error) => error.kind(),
             Self::Store(error) => error.kind(),
@@ -309,40 +318,12 @@ impl LeaseError {
     }
 }
 
-/// An instance was not made anew.
+/// An instance was not made anew; it is as it was, or over.
 #[derive(Debug, thiserror::Error)]
 pub enum ResetError {
-    /// It cannot be read, or is no more.
+    /// It could not be changed at all.
     #[error(transparent)]
-    Lease(LeaseError),
-    /// It is nobody's, so it is as the golden is already.
-    #[error("instance {id} is {}, not assigned", .state.as_str())]
-    NotAssigned {
-        /// Which.
-        id: InstanceId,
-        /// Its state.
-        state: State,
-    },
-    /// Its daemon is another one.
-    #[error("instance {id} runs on node {node}: ask that node's daemon")]
-    Elsewhere {
-        /// Which.
-        id: InstanceId,
-        /// Who made it.
-        node: NodeName,
-    },
-    /// Somebody is changing or ending it.
-    #[error("instance {id} is being changed already")]
-    Busy {
-        /// Which.
-        id: InstanceId,
-    },
-    /// It ended meanwhile.
-    #[error("the time of instance {id} is over")]
-    Gone {
-        /// Which.
-        id: InstanceId,
-    },
+    Change(#[from] ChangeError),
     /// Its golden cannot be made now.
     #[error("{golden} cannot be made anew: {reason}")]
     NoWay {
@@ -354,21 +335,6 @@ pub enum ResetError {
     /// The new shop could not be made; the old one goes on.
     #[error("the new shop could not be made, the old one goes on")]
     Launch(#[source] LaunchError),
-    /// The store refused; the old shop goes on.
-    #[error("cannot write the new shop down, the old one goes on")]
-    Store(#[source] StoreError),
-    /// It takes longer than a client waits; the work goes on.
-    #[error("the shop was not made anew within {} s", .after.as_secs())]
-    TooSlow {
-        /// How long was waited.
-        after: std::time::Duration,
-    },
-    /// The daemon is being stopped.
-    #[error("the service is being stopped")]
-    Stopping,
-    /// The work ended without an answer.
-    #[error("the work on this request ended without an answer")]
-    Lost,
 }
 
 impl ResetError {
@@ -376,13 +342,9 @@ impl ResetError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Lease(error) => error.kind(),
-            Self::NotAssigned { .. } | Self::Busy { .. } | Self::Elsewhere { .. } => ErrorKind::Conflict,
-            Self::Gone { .. } => ErrorKind::Gone,
-            Self::NoWay { .. } | Self::TooSlow { .. } | Self::Stopping => ErrorKind::Unavailable,
+            Self::Change(error) => error.kind(),
+            Self::NoWay { .. } => ErrorKind::Unavailable,
             Self::Launch(error) => of_making(error.kind),
-            Self::Store(error) => of_making(error.kind()),
-            Self::Lost => ErrorKind::Bug,
         }
     }
 }
@@ -390,43 +352,9 @@ impl ResetError {
 /// An instance was not put to sleep, or not woken.
 #[derive(Debug, thiserror::Error)]
 pub enum SleepError {
-    /// It cannot be read, or is no more.
+    /// It could not be changed at all.
     #[error(transparent)]
-    Lease(LeaseError),
-    /// It is nobody's.
-    #[error("instance {id} is {}: only an assigned one can sleep", .state.as_str())]
-    NotAssigned {
-        /// Which.
-        id: InstanceId,
-        /// Its state.
-        state: State,
-    },
-    /// Its daemon is another one.
-    #[error("instance {id} runs on node {node}: ask that node's daemon")]
-    Elsewhere {
-        /// Which.
-        id: InstanceId,
-        /// Who made it.
-        node: NodeName,
-    },
-    /// Somebody is changing or ending it.
-    #[error("instance {id} is being changed already")]
-    Busy {
-        /// Which.
-        id: InstanceId,
-    },
-    /// It ended meanwhile.
-    #[error("the time of instance {id} is over")]
-    Gone {
-        /// Which.
-        id: InstanceId,
-    },
-    /// No place is left for one more that is awake.
-    #[error("all {max} places of this host are taken")]
-    Full {
-        /// MAX_INSTANCES.
-        max: usize,
-    },
+    Change(#[from] ChangeError),
     /// The router may still lead to it.
     #[error("visitors may still be led past the one who would wake it")]
     Route(#[source] RouteError),
@@ -442,21 +370,6 @@ pub enum SleepError {
     /// It could not be woken, and sleeps on.
     #[error("it cannot be woken")]
     Thaw(#[source] LaunchError),
-    /// The store refused.
-    #[error("cannot write down that it sleeps or is awake")]
-    Store(#[source] StoreError),
-    /// It takes longer than a client waits; the work goes on.
-    #[error("it was not done within {} s", .after.as_secs())]
-    TooSlow {
-        /// How long was waited.
-        after: std::time::Duration,
-    },
-    /// The daemon is being stopped.
-    #[error("the service is being stopped")]
-    Stopping,
-    /// The work ended without an answer.
-    #[error("the work on this request ended without an answer")]
-    Lost,
 }
 
 impl SleepError {
@@ -464,10 +377,7 @@ impl SleepError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Lease(error) => error.kind(),
-            Self::NotAssigned { .. } | Self::Busy { .. } | Self::Elsewhere { .. } => ErrorKind::Conflict,
-            Self::Gone { .. } => ErrorKind::Gone,
-            Self::Full { .. } => ErrorKind::Exhausted,
+            Self::Change(error) => error.kind(),
             Self::Route(error) => error.kind(),
             Self::Freeze(error) => match error.kind() {
                 // Its kind of shop cannot; whatever else is the host's.
@@ -475,9 +385,7 @@ impl SleepError {
                 other => of_making(other),
             },
             Self::Thaw(error) => of_making(error.kind),
-            Self::Store(error) => of_making(error.kind()),
-            Self::NoDriver { .. } | Self::TooSlow { .. } | Self::Stopping => ErrorKind::Unavailable,
-            Self::Lost => ErrorKind::Bug,
+            Self::NoDriver { .. } => ErrorKind::Unavailable,
         }
     }
 }

@@ -23,6 +23,7 @@ impl Provisioner {
     pub async fn show(&self, id: &InstanceId, now: Timestamp) -> Result<Instance, LeaseError> {
         let instance = self.lifecycle.store.get(id).await.map_err(LeaseError::Store)?;
         match instance {
+            Some(Instance { lost_at: Some(_), node, .. }) => Err(LeaseError::Lost { id: id.clone(), node }),
             Some(instance) if instance.state.is_final() || instance.is_due_at(now) => {
                 Err(LeaseError::Gone { id: id.clone() })
             }
@@ -55,7 +56,7 @@ impl Provisioner {
         instance.idempotency_key.as_deref() == Some(&key_of(holder, key))
     }
 
-    /// Moves an instance's end `by` further; none takes DEFAULT_TTL.
+    /// Moves an instance's end `by` further, asleep or not; none takes DEFAULT_TTL.
     ///
     /// # Errors
     /// [`LeaseError`]; beyond MAX_TTL after the hand-over it is refused whole.
@@ -68,7 +69,7 @@ impl Provisioner {
         let by = by.unwrap_or(self.terms.default_ttl);
         for _ in 0..STALE_ROUNDS {
             let mut instance = self.show(id, now).await?;
-            let (State::Assigned, Some(assigned_at), Some(expires_at)) =
+            let (State::Assigned | State::Hibernated, Some(assigned_at), Some(expires_at)) =
                 (instance.state, instance.assigned_at, instance.expires_at)
             else {
                 return Err(LeaseError::NotAssigned { id: id.clone(), state: instance.state });

@@ -16,6 +16,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::change::ChangeError;
 use crate::id::InstanceId;
 use crate::instance::Instance;
 
@@ -34,15 +35,6 @@ pub enum Doing {
     Ending,
     /// Nothing: it is there, nobody got it, and it could not be taken down yet.
     Unwanted,
-}
-
-/// Why a sleeping instance may not be woken now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NoWake {
-    /// All places are taken.
-    Full,
-    /// Somebody is at it.
-    Busy,
 }
 
 /// One instance of this host.
@@ -142,16 +134,16 @@ impl Ledger {
     }
 
     /// Takes a place, and the right to change it, for one that sleeps.
-    pub(super) fn try_wake(&self, id: &InstanceId) -> Result<(), NoWake> {
+    pub(super) fn try_wake(&self, id: &InstanceId) -> Result<(), ChangeError> {
         let mut held = self.lock();
         let full = places(&held) >= self.max;
         match held.get_mut(id).filter(|of| of.doing == Doing::Asleep) {
-            Some(_) if full => Err(NoWake::Full),
+            Some(_) if full => Err(ChangeError::Full { max: self.max }),
             Some(of) => {
                 of.doing = Doing::Changing;
                 Ok(())
             }
-            None => Err(NoWake::Busy),
+            None => Err(ChangeError::Busy { id: id.clone() }),
         }
     }
 

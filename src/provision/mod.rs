@@ -12,6 +12,7 @@
 //! pool     -> one atomic claim in the store
 //! restore  -> made while the client waits (clients go before the pool)
 //! cold     -> booted while the client waits, if COLD_START allows
+//! (another node makes one, if none of these works here: elsewhere)
 //! ```
 //!
 //! Who would have to wait for others longer than ACQUIRE_WAIT is refused at once,
@@ -28,6 +29,8 @@
 
 mod acquire;
 pub mod audit;
+mod change;
+mod elsewhere;
 pub mod errors;
 mod events;
 mod flight;
@@ -70,6 +73,7 @@ use crate::engine::ContainerEngine;
 use crate::golden::recipe::{About, Recipe};
 use crate::id::GoldenName;
 use crate::instance::{Instance, Source};
+use crate::peers::Peers;
 use crate::restore::Make;
 
 /// One golden as it is served.
@@ -228,6 +232,8 @@ pub struct Provisioner {
     /// Where shops are kept; none where none is.
     keeping: Option<Keeping>,
     stopping: AtomicBool,
+    /// The other nodes, if this daemon is one of several.
+    peers: Option<Arc<Peers>>,
 }
 
 impl Provisioner {
@@ -235,7 +241,8 @@ impl Provisioner {
     #[must_use]
     pub fn new(lifecycle: Arc<Lifecycle>, terms: Terms) -> Self {
         let (flights, clients) = (flight::Flights::default(), standing::Clients::default());
-        Self { lifecycle, terms, flights, clients, keeping: None, stopping: AtomicBool::new(false) }
+        let stopping = AtomicBool::new(false);
+        Self { lifecycle, terms, flights, clients, keeping: None, stopping, peers: None }
     }
 
     /// Has it keep shops there.

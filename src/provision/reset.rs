@@ -9,93 +9,90 @@
 //! restore, personalize, probe    the maker's own
 //! record names the new one       (from here on the new one is the instance)
 //! route leads to the new one     (nothing to undo)
-//! nothing leads to the old one -> destroy it
+//! nothing leads to the old one -> destroy it; what is kept of one that slept -> remove it
 //! ```
 //!
-//! Invariants: at each moment the record names one shop, which runs; whatever the
-//! daemon's death leaves behind is named by no record, an orphan to the next one's
-//! sweep; an instance that ends meanwhile ends, and the new shop with it. For as
-//! long as it takes, the host holds one shop more than MAX_INSTANCES says.
+//! One that sleeps is awake afterwards, and takes a place for that; if it fails, it
+//! sleeps on.
+//!
+//! Invariants: at each moment the record names one shop, which runs or is kept;
+//! whatever the daemon's death leaves behind is named by no record, an orphan to the
+//! next one's sweep; an instance that ends meanwhile ends, and the new shop with it.
+//! For as long as it takes, the host holds one shop more than MAX_INSTANCES says if
+//! the old one runs.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use tracing::Instrument as _;
 
 use super::Provisioner;
+use super::change::{ChangeError, Left};
 use super::errors::ResetError;
 use super::gate::Rank;
 use super::ledger::Doing;
 use super::lifecycle::Lifecycle;
+use super::sleep::turn_of;
 use crate::config::ColdStart;
-use crate::engine::ContainerEngine;
-use crate::error::{Chain, ErrorKind};
+use crate::error::Chain;
 use crate::id::InstanceId;
 use crate::instance::event::Happened;
-use crate::instance::{Container, Instance, State};
+use crate::instance::{Instance, State};
 use crate::metrics;
+use crate::peers::call::Call;
 use crate::restore::{FirstPage, Made, Make, Shop};
 use crate::store::StoreError;
 
-/// How often the record is written again, after somebody else's change or while the
-/// store does not answer.
-const ROUNDS: usize = 30;
-
-/// How long a store that does not answer is left alone.
-const STORE_PAUSE: Duration = Duration::from_secs(1);
-
-/// How often a shop that was replaced is tried to be taken down, the pause doubled
-/// each time; after that it is an orphan for the reaper's sweep.
-const LEAVE_ATTEMPTS: u32 = 5;
-
-/// A shop that runs for nobody.
-#[derive(Debug)]
-pub(super) struct Left {
-    pub(super) engine: Arc<dyn ContainerEngine>,
-    pub(super) slot: InstanceId,
-    pub(super) container: Container,
-}
-
 impl Provisioner {
-    /// Makes an assigned instance anew; answers its record.
+    /// Makes an assigned instance anew, awake or not; answers its record.
     ///
     /// # Errors
     /// [`ResetError`]; the instance is as it was, or over.
     ///
     /// # Cancel safety
     /// Safe: the work goes on without its client.
-    pub async fn reset(&self, id: &InstanceId, now: Timestamp) -> Result<Instance, ResetError> {
-        if self.is_stopping() {
-            return Err(ResetError::Stopping);
-        }
-        let instance = self.show(id, now).await.map_err(ResetError::Lease)?;
-        if instance.state != State::Assigned {
-            return Err(ResetError::NotAssigned { id: id.clone(), state: instance.state });
-        }
-        if !self.lifecycle.is_own(&instance) {
-            return Err(ResetError::Elsewhere { id: id.clone(), node: instance.node });
+    pub async fn reset(self: &Arc<Self>, id: &InstanceId, now: Timestamp) -> Result<Instance, ResetError> {
+        let (this, id) = (Arc::clone(self), id.clone());
+        self.at_length(async move {
+            match this.by_its_owner(&id, Call::Reset(id.clone())).await? {
+                Some(done) => Ok(done),
+                None => this.reset_alone(&id, now).await,
+            }
+        })
+        .await
+    }
+
+    async fn reset_alone(&self, id: &InstanceId, now: Timestamp) -> Result<Instance, ResetError> {
+        let mut instance = self.own(id, now).await?;
+        let ledger = &self.lifecycle.ledger;
+        let busy = || ResetError::from(ChangeError::Busy { id: id.clone() });
+        // Who asks a sleeping shop for a page meanwhile waits, as for one who wakes it.
+        let turn = match instance.state {
+            State::Hibernated if ledger.doing(id) != Some(Doing::Asleep) => return Err(busy()),
+            State::Hibernated => Some(self.flights.turn(&turn_of(id)).await),
+            _ => None,
+        };
+        if turn.is_some() {
+            instance = self.own(id, now).await?;
         }
         let maker = self.maker_of(&instance)?;
-        if !self.lifecycle.ledger.try_change(id) {
-            return Err(ResetError::Busy { id: id.clone() });
+        match instance.state {
+            // It was woken before its turn came.
+            State::Assigned if turn.is_some() || !ledger.try_change(id) => return Err(busy()),
+            State::Assigned => {}
+            State::Hibernated => ledger.try_wake(id)?,
+            _ => return Err(ChangeError::not_assigned(&instance).into()),
         }
-        let lifecycle = Arc::clone(&self.lifecycle);
         let span = tracing::info_span!("reset", instance_id = %id, golden = %instance.golden);
-        let work = async move {
-            let done = lifecycle.make_anew(&instance.id, &*maker).await;
-            lifecycle.ledger.changed(&instance.id);
-            // If it was to end meanwhile, nobody could.
-            lifecycle.reap.now();
-            done
-        };
-        let work = self.lifecycle.tasks.spawn(work.instrument(span));
-        match tokio::time::timeout(self.terms.patience, work).await {
-            Ok(Ok(done)) => done,
-            Ok(Err(_)) => Err(ResetError::Lost),
-            Err(_) => Err(ResetError::TooSlow { after: self.terms.patience }),
+        let done = self.lifecycle.make_anew(id, instance.state, &*maker).instrument(span).await;
+        match &done {
+            Err(_) if instance.state == State::Hibernated => ledger.asleep(id),
+            Ok(_) | Err(_) => ledger.changed(id),
         }
+        // If it was to end meanwhile, nobody could.
+        self.lifecycle.reap.now();
+        done
     }
 
     /// How an instance's golden is made at present.
@@ -117,11 +114,20 @@ impl Provisioner {
 }
 
 impl Lifecycle {
-    /// Makes the shop that replaces an instance's, and has it do so.
-    async fn make_anew(self: &Arc<Self>, id: &InstanceId, maker: &dyn Make) -> Result<Instance, ResetError> {
+    /// Makes the shop that replaces an instance's, which is in that state, and has it
+    /// do so.
+    async fn make_anew(
+        self: &Arc<Self>,
+        id: &InstanceId,
+        state: State,
+        maker: &dyn Make,
+    ) -> Result<Instance, ResetError> {
         let permit = self.gate.enter(Rank::Client).await;
         // What it is now: whoever changed it while this waited comes first.
-        let before = self.present(id).await?;
+        let before = match self.store.get(id).await.map_err(ChangeError::Store)? {
+            Some(before) if before.state == state => before,
+            Some(_) | None => return Err(ChangeError::Gone { id: id.clone() }.into()),
+        };
         let slot = maker.engine().next_id();
         self.ledger.begin_slot(&slot);
         let shop = Shop { id, slot: &slot, access: before.access.as_ref() };
@@ -140,37 +146,32 @@ impl Lifecycle {
         let new = Left { engine, slot: slot.clone(), container: made.container.clone() };
         match self.replace(before, slot, made).await {
             Ok((record, left)) => {
+                if left.is_none() {
+                    self.wake_anew(&record.id).await;
+                }
                 self.leave_later(left);
                 Ok(record)
             }
             Err(error) => {
                 self.leave_later(Some(new));
-                Err(error)
+                Err(error.into())
             }
         }
     }
 
-    /// The record of an instance that is still its visitor's.
-    async fn present(&self, id: &InstanceId) -> Result<Instance, ResetError> {
-        match self.store.get(id).await.map_err(ResetError::Store)? {
-            Some(present) if present.state == State::Assigned => Ok(present),
-            Some(_) | None => Err(ResetError::Gone { id: id.clone() }),
-        }
-    }
-
     /// Has the record name the new shop, and the route lead to it; answers also what
-    /// ran before.
+    /// ran before, if it did.
     async fn replace(
         &self,
         before: Instance,
         slot: InstanceId,
         made: Made,
-    ) -> Result<(Instance, Option<Left>), ResetError> {
-        let id = before.id.clone();
-        let upstream = SocketAddr::from((made.container.address, made.container.port));
+    ) -> Result<(Instance, Option<Left>), ChangeError> {
         let left = self.engine_of(&before).zip(before.container.clone());
         let left = left.map(|(engine, container)| Left { engine, slot: before.slot().clone(), container });
+        let upstream = SocketAddr::from((made.container.address, made.container.port));
         let renewed = |mut record: Instance| {
+            record.state = State::Assigned;
             record.slot = Some(slot.clone());
             record.container = Some(made.container.clone());
             record.access = Some(made.access.clone());
@@ -178,66 +179,29 @@ impl Lifecycle {
             record.made_by = made.made_by;
             record
         };
-        let mut present = before;
-        for _ in 0..ROUNDS {
-            let written = match self.store.update(renewed(present.clone())).await {
-                // It may have been written all the same: that is to be known before either is taken down.
-                Err(error) if error.kind() == ErrorKind::Unavailable => {
-                    tokio::time::sleep(STORE_PAUSE).await;
-                    Err(Some(error))
-                }
-                Err(StoreError::Stale { .. } | StoreError::Denied { .. }) => Err(None),
-                Err(StoreError::Unknown { .. }) => return Err(ResetError::Gone { id }),
-                Err(error) => return Err(ResetError::Store(error)),
-                Ok(record) => Ok(record),
-            };
-            let record = match written {
-                Ok(record) => record,
-                Err(unclear) => match (self.present(&id).await, unclear) {
-                    (Ok(found), _) if found.slot() == &slot => found,
-                    (Ok(found), _) => {
-                        present = found;
-                        continue;
-                    }
-                    (Err(ResetError::Store(_)), Some(_)) => continue,
-                    (Err(error), _) => return Err(error),
-                },
-            };
-            if let Some(left) = &left {
-                self.ledger.begin_slot(&left.slot);
-            }
-            self.ledger.note(&record);
-            self.ledger.end_slot(&slot);
-            self.routes.replace(&id, upstream);
-            self.events.happened(&record, Happened::Reset);
-            return Ok((record, left));
+        let record = self.change(before, renewed, |record| record.slot() == &slot).await?;
+        if let Some(left) = &left {
+            self.ledger.begin_slot(&left.slot);
         }
-        Err(ResetError::Busy { id })
+        self.ledger.note(&record);
+        self.ledger.end_slot(&slot);
+        self.routes.replace(&record.id, upstream);
+        self.events.happened(&record, Happened::Reset);
+        Ok((record, left))
     }
 
-    /// Takes down a shop that runs for nobody, when nothing leads to it any more.
-    pub(super) fn leave_later(self: &Arc<Self>, left: Option<Left>) {
-        let Some(left) = left else { return };
-        let this = Arc::clone(self);
-        self.tasks.spawn(async move {
-            for attempt in 0..LEAVE_ATTEMPTS {
-                match this.leave(&left).await {
-                    Ok(()) => break,
-                    Err(error) => {
-                        tracing::warn!(slot = %left.slot, attempt, error, "replaced shop not taken down yet");
-                        metrics::cleanup_failed();
-                    }
-                }
-                tokio::time::sleep(Duration::from_secs(1 << attempt)).await;
+    /// What is left to do when the instance slept: its visitors are led to it past the
+    /// one who would wake it, and what was kept is removed.
+    async fn wake_anew(&self, id: &InstanceId) {
+        // If the router does not take it, its keeper tries again; the built-in proxy
+        // serves the instance until then.
+        let _ = self.routes.settle().await;
+        self.ledger.woken(id);
+        for engine in self.engines() {
+            if let Err(error) = engine.forget(id).await {
+                tracing::warn!(instance_id = %id, error = %error, "files of a shop that slept not removed yet");
             }
-            this.ledger.end_slot(&left.slot);
-        });
-    }
-
-    async fn leave(&self, left: &Left) -> Result<(), String> {
-        self.routes.left().await.map_err(|error| Chain(&error).to_string())?;
-        let destroyed = left.engine.destroy(&left.slot, Some(&left.container)).await;
-        destroyed.map_err(|error| Chain(&error).to_string())
+        }
     }
 
     /// Whether something that is kept of a frozen shop is an instance's, or somebody
@@ -251,6 +215,14 @@ impl Lifecycle {
             return Ok(true);
         }
         Ok(self.store.get(id).await?.is_some_and(|record| record.state == State::Hibernated))
+    }
+
+    /// Whether there is an instance of that name, or somebody is at it.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub async fn is_held(&self, id: &InstanceId) -> Result<bool, StoreError> {
+        Ok(self.ledger.doing(id).is_some() || self.store.get(id).await?.is_some())
     }
 
     /// Whether traces of that name on this host are an instance's, or of something

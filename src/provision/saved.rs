@@ -27,11 +27,11 @@ use secrecy::SecretString;
 use tracing::Instrument as _;
 
 use super::acquire::key_of;
+use super::change::Left;
 use super::errors::AcquireError;
 use super::gate::Rank;
 use super::lifecycle::Lifecycle;
 use super::limits::Counted;
-use super::reset::Left;
 use super::saved_error::SavedError;
 use super::{Acquired, Handed, Provisioner};
 use crate::client::Client;

@@ -20,34 +20,24 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
-use tracing::Instrument as _;
 
 use super::Provisioner;
+use super::change::{ChangeError, Left};
 use super::errors::SleepError;
 use super::gate::Rank;
-use super::ledger::NoWake;
 use super::lifecycle::Lifecycle;
-use super::reset::Left;
 use crate::engine::{ContainerEngine, Freeze, FreezeError, Launched, Then};
-use crate::error::{Chain, ErrorKind};
+use crate::error::Chain;
 use crate::failpoint;
 use crate::id::InstanceId;
 use crate::instance::event::Happened;
 use crate::instance::{Instance, State};
-use crate::store::StoreError;
+use crate::peers::call::Call;
 
 /// After so many failures in a row it is no hiccup.
 const WAKE_ATTEMPTS: u32 = 3;
-
-/// How often the record is written again, after somebody else's change or while the
-/// store does not answer.
-const ROUNDS: usize = 30;
-
-/// How long a store that does not answer is left alone.
-const STORE_PAUSE: Duration = Duration::from_secs(1);
 
 impl Provisioner {
     /// Has an assigned instance sleep; answers its record, also when it sleeps
@@ -60,7 +50,13 @@ impl Provisioner {
     /// Safe: the work goes on without its client.
     pub async fn hibernate(self: &Arc<Self>, id: &InstanceId) -> Result<Instance, SleepError> {
         let (this, id) = (Arc::clone(self), id.clone());
-        self.alone(async move { this.hibernate_alone(&id).await }).await
+        self.at_length(async move {
+            match this.by_its_owner(&id, Call::Hibernate(id.clone())).await? {
+                Some(done) => Ok(done),
+                None => this.hibernate_alone(&id).await,
+            }
+        })
+        .await
     }
 
     /// Wakes a sleeping instance; answers its record, also when it is awake.
@@ -72,34 +68,25 @@ impl Provisioner {
     /// As above.
     pub async fn wake(self: &Arc<Self>, id: &InstanceId) -> Result<Instance, SleepError> {
         let (this, id) = (Arc::clone(self), id.clone());
-        self.alone(async move { this.wake_alone(&id).await }).await
-    }
-
-    async fn alone(
-        &self,
-        work: impl Future<Output = Result<Instance, SleepError>> + Send + 'static,
-    ) -> Result<Instance, SleepError> {
-        if self.is_stopping() {
-            return Err(SleepError::Stopping);
-        }
-        let work = self.lifecycle.tasks.spawn(work.in_current_span());
-        match tokio::time::timeout(self.terms.patience, work).await {
-            Ok(Ok(done)) => done,
-            Ok(Err(_)) => Err(SleepError::Lost),
-            Err(_) => Err(SleepError::TooSlow { after: self.terms.patience }),
-        }
+        self.at_length(async move {
+            match this.by_its_owner(&id, Call::Wake(id.clone())).await? {
+                Some(done) => Ok(done),
+                None => this.wake_alone(&id).await,
+            }
+        })
+        .await
     }
 
     async fn hibernate_alone(&self, id: &InstanceId) -> Result<Instance, SleepError> {
         let _turn = self.flights.turn(&turn_of(id)).await;
-        let instance = self.sleeper(id).await?;
+        let instance = self.own(id, Timestamp::now()).await?;
         match instance.state {
             State::Assigned => {}
             State::Hibernated => return Ok(instance),
-            state => return Err(SleepError::NotAssigned { id: id.clone(), state }),
+            _ => return Err(ChangeError::not_assigned(&instance).into()),
         }
         if !self.lifecycle.ledger.try_change(id) {
-            return Err(SleepError::Busy { id: id.clone() });
+            return Err(ChangeError::Busy { id: id.clone() }.into());
         }
         let done = self.lifecycle.hibernate(instance).await;
         match &done {
@@ -114,16 +101,13 @@ impl Provisioner {
 
     async fn wake_alone(&self, id: &InstanceId) -> Result<Instance, SleepError> {
         let _turn = self.flights.turn(&turn_of(id)).await;
-        let instance = self.sleeper(id).await?;
+        let instance = self.own(id, Timestamp::now()).await?;
         match instance.state {
             State::Hibernated => {}
             State::Assigned => return Ok(instance),
-            state => return Err(SleepError::NotAssigned { id: id.clone(), state }),
+            _ => return Err(ChangeError::not_assigned(&instance).into()),
         }
-        self.lifecycle.ledger.try_wake(id).map_err(|refused| match refused {
-            NoWake::Full => SleepError::Full { max: self.lifecycle.max_instances() },
-            NoWake::Busy => SleepError::Busy { id: id.clone() },
-        })?;
+        self.lifecycle.ledger.try_wake(id)?;
         let done = self.lifecycle.wake(instance).await;
         match &done {
             Ok(_) => self.lifecycle.ledger.changed(id),
@@ -135,22 +119,14 @@ impl Provisioner {
         }
         done
     }
-
-    /// An own instance whose time is not over.
-    async fn sleeper(&self, id: &InstanceId) -> Result<Instance, SleepError> {
-        let instance = self.show(id, Timestamp::now()).await.map_err(SleepError::Lease)?;
-        if self.lifecycle.is_own(&instance) {
-            return Ok(instance);
-        }
-        Err(SleepError::Elsewhere { id: id.clone(), node: instance.node })
-    }
 }
 
 fn at_fail_point(source: std::io::Error) -> SleepError {
     SleepError::Freeze(FreezeError::Io { step: "pass a fail point", source })
 }
 
-fn turn_of(id: &InstanceId) -> String {
+/// The turn of one who hibernates or wakes an instance; whoever else wants that waits.
+pub(super) fn turn_of(id: &InstanceId) -> String {
     // No client's key begins so: those have their scope in front.
     format!("asleep {id}")
 }
@@ -159,7 +135,7 @@ impl Lifecycle {
     async fn hibernate(self: &Arc<Self>, instance: Instance) -> Result<Instance, SleepError> {
         let id = instance.id.clone();
         let (Some(container), Some(engine)) = (instance.container.clone(), self.engine_of(&instance)) else {
-            return Err(SleepError::Busy { id });
+            return Err(ChangeError::Busy { id }.into());
         };
         self.routes.sleep(&id);
         let left = Left { engine: Arc::clone(&engine), slot: instance.slot().clone(), container };
@@ -197,7 +173,7 @@ impl Lifecycle {
             record
         };
         let is_so = |record: &Instance| record.state == State::Hibernated;
-        self.change(instance.clone(), asleep, is_so).await
+        Ok(self.change(instance.clone(), asleep, is_so).await?)
     }
 
     async fn wake(self: &Arc<Self>, instance: Instance) -> Result<Instance, SleepError> {
@@ -238,40 +214,9 @@ impl Lifecycle {
             }
             Err(error) => {
                 self.leave_later(Some(left));
-                Err(error)
+                Err(error.into())
             }
         }
-    }
-
-    /// Has a record change, whoever else changes it; `is_so` knows it again.
-    async fn change(
-        &self,
-        mut present: Instance,
-        change: impl Fn(Instance) -> Instance + Send + Sync,
-        is_so: impl Fn(&Instance) -> bool + Send + Sync,
-    ) -> Result<Instance, SleepError> {
-        let (id, from) = (present.id.clone(), present.state);
-        for _ in 0..ROUNDS {
-            let unclear = match self.store.update(change(present.clone())).await {
-                Ok(record) => return Ok(record),
-                // It may have been written all the same.
-                Err(error) if error.kind() == ErrorKind::Unavailable => true,
-                Err(StoreError::Stale { .. } | StoreError::Denied { .. }) => false,
-                Err(StoreError::Unknown { .. }) => return Err(SleepError::Gone { id }),
-                Err(error) => return Err(SleepError::Store(error)),
-            };
-            if unclear {
-                tokio::time::sleep(STORE_PAUSE).await;
-            }
-            match self.store.get(&id).await {
-                Ok(Some(found)) if is_so(&found) => return Ok(found),
-                Ok(Some(found)) if found.state == from => present = found,
-                Ok(_) => return Err(SleepError::Gone { id }),
-                Err(error) if error.kind() == ErrorKind::Unavailable => {}
-                Err(error) => return Err(SleepError::Store(error)),
-            }
-        }
-        Err(SleepError::Busy { id })
     }
 
     /// The driver that can thaw an instance: one of its golden, else any of its kind.

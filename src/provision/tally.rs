@@ -73,11 +73,24 @@ pub struct Tally {
     /// A std lock: held for a few map operations, never across an await.
     goldens: Mutex<HashMap<GoldenName, GoldenTally>>,
     pulse: Pulse,
+    /// When the pool last gave one away; a std lock, as the other.
+    claimed_at: Mutex<Option<tokio::time::Instant>>,
 }
 
 impl Tally {
     fn lock(&self) -> MutexGuard<'_, HashMap<GoldenName, GoldenTally>> {
         self.goldens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the pool has given one away, now.
+    pub(super) fn claimed(&self) {
+        *self.claimed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(tokio::time::Instant::now());
+    }
+
+    /// When the pool last gave one away, if it did.
+    #[must_use]
+    pub fn claimed_at(&self) -> Option<tokio::time::Instant> {
+        *self.claimed_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that a client got an instance.

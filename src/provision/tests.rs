@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use jiff::Timestamp;
 
-use super::errors::{AcquireError, LeaseError, ResetError};
+use super::errors::{AcquireError, ChangeError, LeaseError, ResetError};
 use super::*;
 use crate::engine::Phase;
 use crate::error::ErrorKind;
@@ -448,11 +448,11 @@ async fn a_shop_that_is_released_while_it_is_reset_ends_whole() {
     let reset = tokio::spawn(async move { provisioner.reset(&id, Timestamp::now()).await });
     eventually("it is being made", async || (world.restore.traces().len() == 2).then_some(())).await;
     let again = world.provisioner.reset(&shop.id, Timestamp::now()).await.unwrap_err();
-    assert!(matches!(again, ResetError::Busy { .. }), "{again}");
+    assert!(matches!(again, ResetError::Change(ChangeError::Busy { .. })), "{again}");
     world.provisioner.release(&shop.id).await.unwrap();
     assert!(matches!(world.routes.lookup(shop.id.as_str()), Lookup::Gone), "nobody reaches it");
     world.restore.let_go();
-    assert!(matches!(reset.await.unwrap(), Err(ResetError::Gone { .. })));
+    assert!(matches!(reset.await.unwrap(), Err(ResetError::Change(ChangeError::Gone { .. }))));
     eventually("the new shop is gone", async || (world.restore.traces() == [shop.id.clone()]).then_some(()))
         .await;
     // What the reaper does with it.

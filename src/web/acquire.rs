@@ -254,7 +254,9 @@ async fn waiting(web: &WebState, shell: Shell, wish: &Wish, standing: Standing, 
 /// Visitors who release theirs make it shorter, those who extend theirs longer.
 async fn expected(web: &WebState, ahead: usize) -> Option<SignedDuration> {
     let all = web.provisioner.lifecycle().store().list().await.ok()?;
-    let mut ends: Vec<Timestamp> = all.iter().filter_map(|instance| instance.expires_at).collect();
+    // Those that sleep take no place, so their end frees none.
+    let awake = all.iter().filter(|instance| instance.state != InstanceState::Hibernated);
+    let mut ends: Vec<Timestamp> = awake.filter_map(|instance| instance.expires_at).collect();
     ends.sort_unstable();
     let end = ends.get(ahead)?;
     let left = end.duration_since(Timestamp::now());

@@ -126,6 +126,35 @@ test("an instance is found, extended, looked into and released", async (t) => {
   await eventually("it is gone", async () => (await ask("GET", `/api/v1/demo?q=${id}&state=assigned`)).total === 0);
 });
 
+test("a shop is put to sleep, found asleep, woken and made anew", async (t) => {
+  await serving();
+  const id = await acquire();
+  const page = await operator(t);
+  await page.goto(`${at}/admin/instances/${id}`);
+  await page.locator(`#sleep-${id}`).click();
+  await page.getByText("The instance sleeps").waitFor();
+  await page.getByText("hibernated", { exact: true }).waitFor();
+  await assertAccessible(page);
+  await page.goto(`${at}/admin/instances?q=${id}&state=hibernated`);
+  await page.getByText("1 of 1 shown").waitFor();
+  await mark(page);
+  const visited = await api("GET", "/", { host: `${id}.localhost:${port}`, port });
+  assert.ok(visited.status === 200 && visited.text.includes("A mug that keeps its promise"), visited.text);
+  await page.getByText("No instance is like that.").waitFor();
+  assert.ok(await isSame(page), "the open page was told that it is awake");
+  await page.goto(`${at}/admin/instances?q=${id}`);
+  await page.locator(`#sleep-${id}`).click();
+  await page.locator(`#wake-${id}`).click();
+  await page.getByText("The instance is awake.").waitFor();
+  const before = (await ask("GET", `/api/v1/demo/${id}`)).expires_at;
+  await page.locator(`#sleep-${id}`).click();
+  await page.locator(`#reset-${id}`).click();
+  await page.getByText("The instance is as its golden again.").waitFor();
+  await page.locator(`#sleep-${id}`).waitFor();
+  const { state, expires_at: after } = await ask("GET", `/api/v1/demo/${id}`);
+  assert.deepEqual([state, after], ["assigned", before]);
+});
+
 test("the target is changed and the pool follows on the open page", async (t) => {
   const page = await operator(t);
   await page.getByLabel("Target of wordpress", { exact: true }).fill("2");
@@ -164,23 +193,25 @@ test("a snapshot is verified, and the page tells how far it is", async (t) => {
 
 test("every page is accessible, narrow, dark and French", async (t) => {
   await serving();
-  await acquire();
-  const pages = ["/admin", "/admin/instances", "/admin/snapshots", "/admin/limits", "/admin/events"];
+  const id = await acquire();
+  const sections = ["", "/instances", "/snapshots", "/limits", "/events", `/instances/${id}`, "/instances/aaaaaaaaaaaa"];
+  const pages = sections.map((path) => `${at}/admin${path}`);
   const light = await operator(t);
-  for (const path of pages) {
-    await light.goto(at + path);
+  for (const url of pages) {
+    await light.goto(url);
     await assertAccessible(light);
-    assert.ok((await brightness(light)) > 0.5, path);
+    assert.ok((await brightness(light)) > 0.5, url);
   }
-  const other = await operator(t, { colorScheme: "dark", locale: "fr-FR", viewport: { width: 320, height: 700 } });
-  for (const path of pages) {
-    await other.goto(at + path);
-    assert.equal(await other.locator("html").getAttribute("lang"), "fr");
-    await assertFits(other);
-    // The same templates: where most is shown, colours and names are looked at again.
-    if (path === "/admin") await assertAccessible(other);
-    assert.ok((await brightness(other)) < 0.3, path);
+  const options = { colorScheme: "dark", locale: "fr-FR", viewport: { width: 320, height: 700 } };
+  const [stranger, other] = [await t.visitor(options), await operator(t, options)];
+  for (const [page, url] of [[stranger, `${at}/admin/sign-in`], ...pages.map((url) => [other, url])]) {
+    await page.goto(url);
+    assert.equal(await page.locator("html").getAttribute("lang"), "fr");
+    await assertFits(page);
+    await assertAccessible(page);
+    assert.ok((await brightness(page)) < 0.3, url);
   }
+  for (const page of [light, other]) t.forgive(page, /404/);
 });
 
 test("without a script every page can be read and every form sent", async (t) => {

@@ -1,4 +1,5 @@
 // docs/screenshots: the pages as they are, under a name that is nobody's. Look at each before you commit it.
+import { createHash, randomBytes } from "node:crypto";
 import { mkdirSync } from "node:fs";
 import { PORT, address, api, openBrowser, person, serve, stopServing } from "./rig.mjs";
 
@@ -23,6 +24,38 @@ async function click(page) {
   await page.goto(`${site}/`);
   await page.getByRole("button", { name: "Start my demo" }).click();
   await page.getByRole("timer").filter({ hasText: ":" }).waitFor();
+}
+
+/** The operator's console, after half a minute in which something happened. */
+async function operators() {
+  const token = `dmx_${randomBytes(32).toString("hex")}`;
+  const entry = `ops:operate+acquire:${createHash("sha256").update(token).digest("hex")}`;
+  await serve({ ...settings, POOL_TARGET_SIZE: "3", API_TOKENS: entry });
+  const headers = { authorization: `Bearer ${token}` };
+  const ask = async (method, path, body) => {
+    const answer = await api(method, `/api/v1/demo${path}`, { host: domain, headers, body });
+    return answer.text ? answer.json() : undefined;
+  };
+  const shops = [];
+  for (const burst of [1, 0, 2, 4, 1, 0, 1, 1]) {
+    for (let n = 0; n < burst; n += 1) shops.push((await ask("POST", "/acquire", { ttl: `${20 + 7 * shops.length}m` })).id);
+    if (shops.length > 5) await ask("DELETE", `/${shops.shift()}`);
+    await new Promise((done) => setTimeout(done, 5000));
+  }
+  await ask("POST", `/${shops[1]}/hibernate`);
+  for (const [colorScheme, suffix] of [["light", ""], ["dark", "-dark"]]) {
+    const { page } = await person(browser, { viewport: { width: 1280, height: 800 }, colorScheme });
+    await page.goto(`${site}/admin`);
+    await page.getByLabel("API token").fill(token);
+    await page.keyboard.press("Enter");
+    await page.getByText("Live", { exact: true }).waitFor();
+    await shot(page, `console${suffix}`, { fullPage: true });
+    if (!suffix) {
+      await page.getByRole("link", { name: "Instances" }).click();
+      await page.getByText("hibernated", { exact: true }).last().waitFor();
+      await shot(page, "console-instances", { fullPage: true });
+    }
+  }
 }
 
 try {
@@ -64,6 +97,8 @@ try {
     await waiting.getByText(`${n + 1} of ${n + 1}`).waitFor();
     if (n === 0) await shot(waiting, "waiting");
   }
+
+  await operators();
 } finally {
   await browser.close();
   await stopServing();

@@ -134,7 +134,18 @@ impl View {
         }
     }
 
-    /// Takes in what happened; answers whether it is news.
+    /// Takes in an event; answers whether it is news.
+    pub(super) fn hear(&mut self, event: &InstanceEvent, now: Timestamp) -> bool {
+        let mut fact = Fact::from(event);
+        // More time does not wake it.
+        let known = self.fact.and_then(|known| known.state);
+        if event.happened == Happened::Extended && known == Some(State::Hibernated) {
+            fact.state = known;
+        }
+        self.learn(fact, now)
+    }
+
+    /// Takes in what is so; answers whether it is news.
     pub(super) fn learn(&mut self, fact: Fact, now: Timestamp) -> bool {
         if self.fact.is_some_and(|known| known.rank() >= fact.rank()) {
             return false;
@@ -241,6 +252,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::id::NodeName;
 
     const END: i64 = 1_000;
 
@@ -342,6 +354,19 @@ mod tests {
         let mut view = view(1, State::Assigned);
         assert!(view.tick(at(END)) && !view.tick(at(END + 1)) && view.tick(at(END + 15)));
         assert_eq!(said(&view, Cursor::resumed(Some(1))).0, ": heartbeat\n\n");
+    }
+
+    #[test]
+    fn more_time_does_not_wake_a_sleeping_one() {
+        let mut view = view(3, State::Hibernated);
+        let mut record =
+            Instance::warming(view.id.clone(), "shop".parse().expect("a name"), NodeName::unknown(), at(0));
+        (record.generation, record.expires_at) = (4, Some(at(END)));
+        assert!(view.hear(&InstanceEvent::of(&record, Happened::Extended, at(1)), at(1)));
+        assert!(said(&view, Cursor::default()).0.contains("\"state\":\"hibernated\""));
+        record.generation = 5;
+        assert!(view.hear(&InstanceEvent::of(&record, Happened::Woken, at(2)), at(2)));
+        assert!(said(&view, Cursor::default()).0.contains("\"state\":\"assigned\""));
     }
 
     #[test]

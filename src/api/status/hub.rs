@@ -134,7 +134,7 @@ impl StatusHub {
         loop {
             tokio::select! {
                 event = events.recv() => match event {
-                    Ok(event) => self.learn(&event.instance_id, Fact::from(&*event)),
+                    Ok(event) => self.hear(&event),
                     Err(RecvError::Lagged(_)) => self.lost.notify_one(),
                     Err(RecvError::Closed) => return,
                 },
@@ -167,6 +167,12 @@ impl StatusHub {
                 }
             }
             tell_once(failure.as_ref(), &mut was_failing);
+        }
+    }
+
+    fn hear(&self, event: &InstanceEvent) {
+        if let Some(view) = self.lock().views.get(&event.instance_id) {
+            view.send_if_modified(|view| view.hear(event, Timestamp::now()));
         }
     }
 

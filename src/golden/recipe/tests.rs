@@ -1,3 +1,5 @@
+//! Recipes that are read, and those that are refused.
+
 use super::*;
 
 const SMALL: &str = r#"

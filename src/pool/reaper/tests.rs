@@ -292,6 +292,33 @@ async fn the_pool_is_filled_and_refilled() {
 }
 
 #[tokio::test]
+async fn a_pool_that_is_half_full_lets_the_visitor_go_first() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let mut reconciler = world.reconciler(3);
+    let three = async || (world.counts().await.get(&State::Ready) == Some(&3)).then_some(());
+    eventually("three are ready", async || {
+        reconciler.pass().await;
+        three().await
+    })
+    .await;
+    let made = script.attempts();
+    reconciler.quiet = Duration::from_hours(1);
+    world.acquire().await;
+    reconciler.pass().await;
+    assert_eq!(world.jobs.board().coming(&"shop".parse().unwrap()), 0, "two of three are enough for now");
+    world.acquire().await;
+    world.acquire().await;
+    reconciler.pass().await;
+    assert_ne!(world.jobs.board().coming(&"shop".parse().unwrap()), 0, "none is not");
+    reconciler.quiet = Duration::ZERO;
+    let task = tokio::spawn(reconciler.run(CancellationToken::new()));
+    eventually("three are ready again", three).await;
+    assert_eq!(script.attempts(), made + 3);
+    task.abort();
+}
+
+#[tokio::test]
 async fn the_pool_leaves_the_hosts_limit_alone() {
     let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
     let world = daemon(dir.path(), &script, 2);
@@ -376,6 +403,28 @@ async fn a_restart_adopts_what_lives_and_drops_the_rest() {
     assert_eq!((shown.state, shown.expires_at), (State::Assigned, lives.expires_at));
     world.provisioner.release(&lives.id).await.unwrap();
     eventually("it is gone", async || script.traces().is_empty().then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_shop_that_was_frozen_when_its_daemon_died_is_asleep_to_the_next_one() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let held = world.acquire().await;
+    drop(world);
+    // It was ended, and its record does not say yet that it sleeps.
+    script.add_frozen(&held.id);
+    script.kill(&held.id);
+
+    let world = daemon(dir.path(), &script, 8);
+    let found = adopt_all(&world.lifecycle, Timestamp::now()).await.unwrap();
+    assert_eq!(found, Found { adopted: 1, dropped: 0 });
+    assert_eq!(world.counts().await, BTreeMap::from([(State::Hibernated, 1)]));
+    world.reaper().sweep_orphans(Certainty::AtOnce).await;
+    assert!(script.traces().is_empty(), "what is left of its slot is nobody's");
+    assert_eq!(script.frozen(), std::slice::from_ref(&held.id));
+    let woken = world.provisioner.wake(&held.id).await.unwrap();
+    assert_eq!((woken.state, script.running().len()), (State::Assigned, 1));
+    assert!(script.frozen().is_empty());
 }
 
 #[tokio::test]

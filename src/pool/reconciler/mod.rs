@@ -7,6 +7,8 @@
 //! ([`crate::jobs::board`]), asks [`super::policy`] and submits a job for each
 //! step. What is done about a job is the worker's ([`crate::jobs::worker`]).
 //!
+//! Visitors first: right after a claim a pool that is half full waits.
+//!
 //! Failures: after one, the golden is left alone for a pause that doubles up to
 //! a minute, then tried once; the status says how often it failed and when it
 //! is tried again.
@@ -34,6 +36,11 @@ use crate::store::StoreError;
 /// the tick what nobody told (a target lowered by a restart, another writer).
 const TICK: Duration = Duration::from_secs(5);
 
+/// How long after one was claimed a pool that is half full waits: whoever has it
+/// follows the link and looks at the first page, which wants a processor as a
+/// restore does.
+const QUIET: Duration = Duration::from_millis(500);
+
 /// The task's state.
 #[derive(Debug)]
 pub struct Reconciler {
@@ -44,13 +51,18 @@ pub struct Reconciler {
     status: watch::Sender<PoolStatus>,
     /// Whether the last pass could not look at the store: told once.
     blind: bool,
+    /// When it goes on that has let a visitor go first.
+    waits_until: Option<Instant>,
+    /// [`QUIET`], but for tests.
+    pub(super) quiet: Duration,
 }
 
 impl Reconciler {
     /// Puts the task together; [`Reconciler::run`] starts it.
     #[must_use]
     pub fn new(lifecycle: Arc<Lifecycle>, target: Target, nudge: Nudge, jobs: Arc<Dispatch>) -> Self {
-        Self { lifecycle, target, nudge, jobs, status: watch::channel(PoolStatus::new()).0, blind: false }
+        let status = watch::channel(PoolStatus::new()).0;
+        Self { lifecycle, target, nudge, jobs, status, blind: false, waits_until: None, quiet: QUIET }
     }
 
     /// How it stands with each golden, at any time.
@@ -64,7 +76,7 @@ impl Reconciler {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let next_look = self.jobs.board().next_look();
+            let next_look = self.jobs.board().next_look().into_iter().chain(self.waits_until).min();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -93,21 +105,29 @@ impl Reconciler {
         metrics::reconciled(begun.elapsed());
     }
 
-    async fn views(&self, goldens: &[Arc<GoldenRuntime>]) -> Result<Vec<View>, StoreError> {
+    async fn views(&mut self, goldens: &[Arc<GoldenRuntime>]) -> Result<Vec<View>, StoreError> {
         let mut views = Vec::new();
+        let quiet_at =
+            self.lifecycle.tally().claimed_at().map(|at| at + self.quiet).filter(|at| *at > Instant::now());
+        self.waits_until = None;
         for golden in goldens {
             // First those on their way: one that becomes ready in between is
             // counted twice, never left out.
             let in_flight = self.jobs.board().coming(&golden.name);
             let counts = self.lifecycle.store().counts(&golden.name).await?;
+            let (ready, target) =
+                (counts.get(&State::Ready).copied().unwrap_or(0), self.wanted(&golden.name));
             let attempts = match golden.warm_maker(self.target.cold_start) {
+                Some(_) if quiet_at.is_some() && policy::can_wait(target, ready + in_flight) => {
+                    self.waits_until = quiet_at;
+                    Attempts::None
+                }
                 Some(_) if golden.outage().is_none() && !self.lifecycle.aim().is_drained() => {
                     self.jobs.board().attempts(&golden.name)
                 }
                 _ => Attempts::None,
             };
-            let ready = counts.get(&State::Ready).copied().unwrap_or(0);
-            views.push(View { target: self.wanted(&golden.name), ready, in_flight, attempts });
+            views.push(View { target, ready, in_flight, attempts });
         }
         Ok(views)
     }
@@ -124,10 +144,9 @@ impl Reconciler {
         };
         let actions = policy::plan(views, limits);
         for (index, golden) in goldens.iter().enumerate() {
-            let surplus = actions.iter().filter(|action| **action == Action::Retire(index)).count();
             // What a drained pool has stays.
-            if surplus > 0 && !self.lifecycle.aim().is_drained() {
-                self.retire(&golden.name, surplus).await;
+            if actions.contains(&Action::Retire(index)) && !self.lifecycle.aim().is_drained() {
+                self.retire(&golden.name).await;
             }
         }
         for action in actions {
@@ -138,10 +157,10 @@ impl Reconciler {
         }
     }
 
-    /// Asks for the end of those of a former snapshot, then of the youngest. Those
-    /// that were asked for before are among them; the worker finds out who is still
-    /// one too many, since others may have gone after they were counted.
-    async fn retire(&self, golden: &GoldenName, surplus: usize) {
+    /// Asks for the end of those that are too many now: of those of a former snapshot,
+    /// then of the youngest. Those that were asked for before are among them; the
+    /// worker finds out who is still one too many, since others may go meanwhile.
+    async fn retire(&self, golden: &GoldenName) {
         let mut ready = match self.lifecycle.store().own().await {
             Ok(all) => all,
             Err(error) => return tracing::warn!(error = %Chain(&error), "surplus not looked at"),
@@ -155,6 +174,7 @@ impl Reconciler {
             true => (false, instance.created_at.as_nanosecond()),
             false => (true, -instance.created_at.as_nanosecond()),
         });
+        let surplus = ready.len().saturating_sub(self.wanted(golden));
         for spare in ready.into_iter().take(surplus) {
             self.jobs.ask(&Job::reap(&spare, Why::Surplus)).await;
         }

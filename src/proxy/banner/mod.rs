@@ -40,6 +40,11 @@ use crate::store::Store;
 /// What no shop answers itself while the banner is on.
 const PATHS: &str = "/.demo-multiplexer/";
 
+/// Whether a path is one of the banner's own.
+pub(super) fn is_own(path: &str) -> bool {
+    path.starts_with(PATHS)
+}
+
 /// How long what the store says counts: each open page asks once a minute, and
 /// each document that is opened once.
 const FRESH: Duration = Duration::from_secs(2);

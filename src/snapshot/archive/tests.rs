@@ -1,3 +1,5 @@
+//! Trees that are packed and unpacked, and what is refused on the way.
+
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;

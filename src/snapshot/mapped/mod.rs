@@ -93,8 +93,8 @@ pub(super) struct Whose<'a> {
     pub(super) unshare: bool,
 }
 
-/// Makes the directory for a snapshot's files, in place of whatever is there: of a
-/// golden that was somebody's shop it may be a link that leads to the host's own.
+/// Makes the directory for a snapshot's files, in place of whatever the golden has there:
+/// a link of that name would lead to the host's own.
 fn make_dir(root: &Path, id: &SnapshotId) -> io::Result<PathBuf> {
     let all = root.join(DIR);
     tree::remove(&all)?;

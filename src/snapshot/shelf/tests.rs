@@ -1,3 +1,5 @@
+//! Shops kept in a directory: found, replaced, bounded, pruned.
+
 use super::*;
 use crate::instance::State;
 use crate::store::conformance::{golden, instance};
