@@ -317,7 +317,7 @@ async fn a_daemon_killed_while_a_shop_is_kept_opened_put_to_sleep_or_woken_loses
         if *what == With::Open {
             eventually("it can be opened", 20, async || {
                 let opened = with(&daemon, &shop, With::Open, &key).await.unwrap();
-                if opened.status == 201 { Ok(()) } else { Err(opened.text()) }
+                if opened.status == 201 { Ok(()) } else { Err(opened.text().into_owned()) }
             })
             .await;
         }
