@@ -1,7 +1,7 @@
 //! A whole demo shop per visitor, restored from a snapshot in a blink.
 //!
 //! ```text
-//! L4  main, commands, app, workshop, open_{edges,jobs,store} name concrete adapters, wire them
+//! L4  main, commands, app, workshop, courier, open_{edges,jobs,store} name concrete adapters, wire them
 //! L3  api, web, console, proxy, pool::{reconciler, reaper}, jobs::worker, events, webhook, {route,peers}::keeper   edges and workers
 //! L2  provision, promote, checkpoint, restore, egress, database, snapshot::{archive, catalog, prepare}   procedures
 //! L1  engine, store, route, jobs, nats, peers, host ports with their adapters; the kernel
@@ -22,6 +22,7 @@ pub mod commands;
 pub mod config;
 pub mod connections;
 pub mod console;
+pub mod courier;
 pub mod database;
 pub mod doctor;
 pub mod egress;

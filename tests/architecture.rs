@@ -69,6 +69,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("app", 4),
     ("assemble", 4),
     ("workshop", 4),
+    ("courier", 4),
     ("open_store", 4),
     ("open_edges", 4),
     ("open_jobs", 4),

@@ -279,6 +279,7 @@ fn every_test_that_the_table_of_faults_names_exists() {
         "tests/nats",
         "tests/nodes",
         "tests/nodes.rs",
+        "tests/depot.rs",
         "tests/caddy.rs",
         "tests/shared_database.rs",
         "src/store/valkey",

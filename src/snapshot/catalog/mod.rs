@@ -4,6 +4,7 @@
 //! with a dot and appears by one rename; what begins with a dot is nobody's
 //! snapshot and is removed by the next write.
 
+mod arrivals;
 #[cfg(test)]
 mod tests;
 
