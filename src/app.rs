@@ -65,6 +65,9 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 /// How often the metrics' buffers are emptied: they grow until then.
 const UPKEEP: Duration = Duration::from_secs(5);
 
+/// How long a visitor's request under way may take after that.
+const REQUESTS_DEADLINE: Duration = Duration::from_secs(5);
+
 /// What becomes of the instances when the daemon is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnExit {
