@@ -111,7 +111,8 @@ impl World {
     }
 
     async fn acquire(&mut self, key: Option<u8>) {
-        let body = key.map_or("{}".to_owned(), |key| format!(r#"{{"idempotency_key": "key {key}"}}"#));
+        let body =
+            key.map_or_else(|| "{}".to_owned(), |key| format!(r#"{{"idempotency_key": "key {key}"}}"#));
         let own = |known: &Known| known.is != Is::Over && key.is_some() && known.key == key;
         let again = self.all.iter().find(|(_, known)| own(known)).map(|(id, _)| id.clone());
         if again.is_none() && self.count(Is::Awake) == PLACES {
