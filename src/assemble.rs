@@ -49,7 +49,7 @@ const DATABASES_AHEAD: usize = 2;
 pub struct Host {
     /// Slots of all instances.
     pub slots: Arc<Slots>,
-    /// Credentials made ahead.
+    /// Key pairs made ahead.
     pub supply: Arc<Supply>,
     /// The database server that shops share, if they do.
     pub database: Option<Arc<Server>>,
@@ -77,11 +77,10 @@ impl Host {
         tracing::info!(disk_max = config.disk_max, held_by = quota.held_by(), "disk limit");
         let slots = Slots::new(Parts { network, cgroups, quota }, &config.state_dir, config.slots_ahead)
             .with_context(|| format!("cannot use STATE_DIR {}", config.state_dir.display()))?;
-        let supply = Supply::start().context("cannot start the identity thread")?;
         let database = config.database.clone().map(Server::open).transpose()?;
         let slots = Arc::new(slots);
         let egress = Arc::new(Egress::new(Arc::clone(&slots), config.egress_refresh));
-        Ok(Self { slots, supply: Arc::new(supply), database, egress })
+        Ok(Self { slots, supply: Arc::default(), database, egress })
     }
 }
 

@@ -1,39 +1,31 @@
-//! What each clone gets for its own: credentials made ahead, random values.
+//! What each clone gets for its own: credentials, random values, key pairs.
 //!
-//! [`Supply`] owns a thread that keeps a few credentials ready, because a
-//! bcrypt hash costs tens of milliseconds that no visitor should wait for, and
-//! a task that does the same for key pairs ([`keys`]), if a golden wants any.
-//! Each is consumed once and lives in memory only until then.
+//! A key pair costs as much as a restore, so [`Supply`] has a task that keeps some
+//! ready ([`keys`]), if a golden wants any. Each is consumed once and lives in
+//! memory only until then.
 
 pub mod keys;
 pub mod login;
 
 use std::sync::PoisonError;
-use std::time::Duration;
 
 use bcrypt::Version;
 use rand::RngExt as _;
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 
 use self::keys::{KeyPair, KeyPairError, Urgency};
 
-/// bcrypt's work factor, the one PHP's `password_hash` starts at.
-const BCRYPT_COST: u32 = 10;
+/// bcrypt's work factor, the lowest there is: a millisecond. A higher one slows down
+/// who guesses passwords that people choose; nobody guesses 93 random bits. The one
+/// that PHP starts at (10) would cost a restore's time, here and at each login.
+const BCRYPT_COST: u32 = 4;
 
 /// 16 of 57 letters and digits: 93 bits.
 const PASSWORD_LEN: usize = 16;
 
 /// Without letters that are taken for others when read aloud or copied.
 const PASSWORD_ALPHABET: &[u8] = b"ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789";
-
-/// Credentials kept ready: more than most bursts of restores take at once.
-const AHEAD: usize = 16;
-
-/// How long after one was taken the next is made: that takes half as long as a
-/// restore, and whoever took one is still making a shop, whose visitor then looks
-/// at the first page.
-const PAUSE: Duration = Duration::from_secs(5);
 
 /// One administrator's password and its hash.
 #[derive(Debug)]
@@ -44,47 +36,25 @@ pub struct Credentials {
     pub bcrypt: SecretString,
 }
 
-/// Credentials could not be made.
+/// Credentials or keys could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SupplyError {
-    /// The thread has ended.
+    /// bcrypt said no.
     #[error("no credentials can be made")]
-    Credentials,
+    Credentials(#[source] bcrypt::BcryptError),
     /// The golden wants a key pair.
     #[error("no key pair can be made")]
     KeyPair(#[from] KeyPairError),
 }
 
-/// Credentials, made ahead.
-#[derive(Debug)]
+/// Key pairs, made ahead.
+#[derive(Debug, Default)]
 pub struct Supply {
-    ready: Mutex<mpsc::Receiver<Credentials>>,
     /// None before the first golden that wants pairs.
     pairs: std::sync::Mutex<Option<mpsc::Receiver<KeyPair>>>,
 }
 
 impl Supply {
-    /// Starts the thread that keeps credentials ready; it ends with the supply.
-    ///
-    /// # Errors
-    /// When no thread can be started.
-    pub fn start() -> std::io::Result<Self> {
-        let (sender, receiver) = mpsc::channel(AHEAD);
-        std::thread::Builder::new().name("identity".into()).spawn(move || {
-            while let Some(credentials) = make() {
-                let full = sender.capacity() == 0;
-                if sender.blocking_send(credentials).is_err() {
-                    break;
-                }
-                if full {
-                    #[allow(clippy::disallowed_methods, reason = "a thread of its own")]
-                    std::thread::sleep(PAUSE);
-                }
-            }
-        })?;
-        Ok(Self { ready: Mutex::new(receiver), pairs: std::sync::Mutex::new(None) })
-    }
-
     /// Begins to make key pairs ahead, unless that is being done. Wants a
     /// runtime.
     pub fn prepare_pairs(&self) {
@@ -92,18 +62,6 @@ impl Supply {
         if pairs.as_ref().is_none_or(mpsc::Receiver::is_closed) {
             *pairs = Some(keys::make_ahead());
         }
-    }
-
-    /// Takes credentials; makes them when a burst has used up those made ahead.
-    ///
-    /// # Errors
-    /// When none can be made.
-    pub async fn take(&self) -> Result<Credentials, SupplyError> {
-        if let Ok(credentials) = self.ready.lock().await.try_recv() {
-            return Ok(credentials);
-        }
-        let made = tokio::task::spawn_blocking(make).await;
-        made.ok().flatten().ok_or(SupplyError::Credentials)
     }
 
     /// Takes a key pair, or makes one when none is ready.
@@ -126,23 +84,23 @@ impl Supply {
     }
 }
 
-fn make() -> Option<Credentials> {
-    hashed(text(PASSWORD_ALPHABET, PASSWORD_LEN).into())
-}
-
-fn hashed(password: SecretString) -> Option<Credentials> {
-    let bcrypt = bcrypt::hash_with_result(password.expose_secret(), BCRYPT_COST).ok()?;
-    Some(Credentials { password, bcrypt: bcrypt.format_for_version(Version::TwoY).into() })
-}
-
 impl Credentials {
+    /// New ones.
+    ///
+    /// # Errors
+    /// When the password cannot be hashed.
+    pub fn new() -> Result<Self, SupplyError> {
+        Self::of(text(PASSWORD_ALPHABET, PASSWORD_LEN).into())
+    }
+
     /// Those of a password that is known already.
     ///
     /// # Errors
     /// When it cannot be hashed.
-    pub async fn of(password: SecretString) -> Result<Self, SupplyError> {
-        let made = tokio::task::spawn_blocking(move || hashed(password)).await;
-        made.ok().flatten().ok_or(SupplyError::Credentials)
+    pub fn of(password: SecretString) -> Result<Self, SupplyError> {
+        let hashed = bcrypt::hash_with_result(password.expose_secret(), BCRYPT_COST);
+        let bcrypt = hashed.map_err(SupplyError::Credentials)?.format_for_version(Version::TwoY);
+        Ok(Self { password, bcrypt: bcrypt.into() })
     }
 }
 
@@ -196,20 +154,18 @@ fn hexadecimal(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn credentials_fit_their_hash_and_are_given_once() {
-        let supply = Supply::start().unwrap();
-        let one = supply.take().await.unwrap();
-        let two = supply.take().await.unwrap();
+    #[test]
+    fn credentials_fit_their_hash_and_are_given_once() {
+        let (one, two) = (Credentials::new().unwrap(), Credentials::new().unwrap());
         assert_ne!(one.password.expose_secret(), two.password.expose_secret());
-        assert!(one.bcrypt.expose_secret().starts_with("$2y$10$"));
+        assert!(one.bcrypt.expose_secret().starts_with("$2y$04$"));
         assert!(bcrypt::verify(one.password.expose_secret(), one.bcrypt.expose_secret()).unwrap());
         assert!(!format!("{one:?}").contains(one.password.expose_secret()), "not in debug output");
     }
 
-    #[tokio::test]
-    async fn a_known_password_gets_a_hash_of_its_own() {
-        let known = Credentials::of("as before".to_owned().into()).await.unwrap();
+    #[test]
+    fn a_known_password_gets_a_hash_of_its_own() {
+        let known = Credentials::of("as before".to_owned().into()).unwrap();
         assert_eq!(known.password.expose_secret(), "as before");
         assert!(bcrypt::verify("as before", known.bcrypt.expose_secret()).unwrap());
     }

@@ -169,8 +169,8 @@ impl Maker {
     async fn personalize(&self, shop: Shop<'_>, launched: &Launched) -> Result<Access, UnfitError> {
         let id = shop.id;
         let credentials = match shop.access {
-            Some(kept) => Credentials::of(kept.admin_password.clone()).await?,
-            None => self.supply.take().await?,
+            Some(kept) => Credentials::of(kept.admin_password.clone())?,
+            None => Credentials::new()?,
         };
         let host = self.config.host_of(id.as_str());
         let url = format!("{}://{host}", self.config.public_scheme);

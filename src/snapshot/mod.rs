@@ -36,6 +36,7 @@ pub mod catalog;
 pub mod compat;
 pub mod manifest;
 mod mapped;
+mod names;
 pub mod prepare;
 pub mod served;
 pub mod signature;

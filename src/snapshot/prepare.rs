@@ -21,6 +21,7 @@ use super::catalog::{Catalog, CatalogError};
 use super::compat::{self, Incompatible};
 use super::manifest::{DATABASE_ARCHIVE, FILES_ARCHIVE, HostFacts, MEMORY_ARCHIVE, Manifest};
 use super::mapped::{self, Whose};
+use super::names;
 use crate::config::{DatabaseMode, units};
 use crate::engine::criu::images;
 use crate::engine::criu::{self, RestoreSource, plan};
@@ -336,11 +337,13 @@ fn restore_source(
     let images = dir.join(IMAGES);
     let mut written = images::written(&images).map_err(at("read", &images))?;
     written.extend(manifest.recipe.personalize.files.iter().map(|file| file.path.clone()));
+    let lowers = vec![dir.join("upper"), image];
     Ok(RestoreSource {
         snapshot: manifest.id.clone(),
         images,
         written,
-        lowers: vec![dir.join("upper"), image],
+        names: names::read(&lowers, run.names.as_deref()),
+        lowers,
         root_mode: manifest.root_mode,
         externals: plan::externals(&spec, |path| Path::new(path).is_dir()),
         limits: Limits {

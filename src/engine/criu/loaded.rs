@@ -22,6 +22,16 @@ use super::{RestoreError, io_at};
 use crate::host::slots::Slot;
 use crate::id::InstanceId;
 
+/// Files of the golden that are worth a clone's attention ahead; absolute paths in
+/// its root.
+#[derive(Debug)]
+pub(super) struct Files {
+    /// Those that it is going to write to.
+    pub(super) written: Vec<String>,
+    /// Those that its first page looks up.
+    pub(super) names: Vec<String>,
+}
+
 /// A slot with a CRIU that waits in it.
 #[derive(Debug)]
 pub(super) struct Loaded {
@@ -47,15 +57,19 @@ impl Loaded {
 
     /// Has the overlay copy the files up that CRIU is going to open for writing,
     /// some forty of a database's, and the directories of those that are written
-    /// anew. What cannot be copied is left to CRIU, which says why.
-    pub(super) async fn with_files(self, paths: Arc<[String]>) -> Result<Self, RestoreError> {
+    /// anew; and has the kernel find the names that the first page asks for, some
+    /// 7 us each in a new overlay (2 of a later page's). What cannot be copied is
+    /// left to CRIU, which says why.
+    pub(super) async fn with_files(self, files: Arc<Files>) -> Result<Self, RestoreError> {
         let Some(pid) = self.criu.id() else { return Ok(self) };
         let root = format!("/proc/{pid}/root{}", self.slot.dirs.root.display());
         let copied = tokio::task::spawn_blocking(move || {
             let root = OwnedFd::from(File::open(root)?);
-            for path in paths.iter() {
+            for path in &files.written {
                 drop(copy_up(&root, path));
             }
+            let found = look_up(&root, &files.names);
+            tracing::debug!(found, of = files.names.len(), "names looked up ahead");
             Ok(())
         });
         copied.await.map_err(io::Error::other).flatten().map_err(io_at("copy the clone's files"))?;
@@ -68,17 +82,24 @@ impl Loaded {
     }
 }
 
+/// Opens a file below `root`, wherever links in it lead.
+fn open(root: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// Has the kernel find the names below `root`; answers how many there are.
+fn look_up(root: &OwnedFd, names: &[String]) -> usize {
+    names.iter().filter(|name| open(root, name, OFlags::PATH).is_ok()).count()
+}
+
 /// Opens a file below `root` for writing, or has its directory changed when it is
 /// not there.
 fn copy_up(root: &OwnedFd, path: &str) -> io::Result<()> {
-    let open = |path: &str, flags| {
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
-    };
-    match open(path, OFlags::RDWR) {
+    match open(root, path, OFlags::RDWR | OFlags::NONBLOCK) {
         Err(Errno::NOENT) => {
             let parent = Path::new(path).parent().and_then(Path::to_str).unwrap_or("/");
-            let directory = File::from(open(parent, OFlags::RDONLY | OFlags::DIRECTORY)?);
+            let directory = File::from(open(root, parent, OFlags::RDONLY | OFlags::DIRECTORY)?);
             directory.set_permissions(directory.metadata()?.permissions())
         }
         opened => Ok(opened.map(drop)?),
@@ -147,5 +168,21 @@ impl Ahead {
     pub(super) fn ids(&self) -> Vec<InstanceId> {
         let ready = self.ready();
         ready.waiting.keys().chain(ready.named.keys()).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_below_the_root_and_nowhere_else() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("shop")).unwrap();
+        std::fs::write(dir.path().join("shop/index.php"), "").unwrap();
+        std::os::unix::fs::symlink("/", dir.path().join("shop/up")).unwrap();
+        let root = OwnedFd::from(File::open(dir.path()).unwrap());
+        let names = ["/shop/index.php", "/shop/up/shop/index.php", "/etc/passwd", "/shop/up/etc/passwd"];
+        assert_eq!(look_up(&root, &names.map(str::to_owned)), 2);
     }
 }

@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use tracing::Instrument as _;
 
-use self::loaded::{Ahead, Loaded};
+use self::loaded::{Ahead, Files, Loaded};
 use self::plan::{External, StandIn};
 pub use self::rpc::RpcError;
 use self::rpc::{InheritFd, Options};
@@ -84,6 +84,8 @@ pub struct RestoreSource {
     /// Files of the root that each clone has a copy of its own of soon: those that
     /// CRIU opens for writing, and those that personalizing writes.
     pub written: Vec<String>,
+    /// What a clone's first page looks up: absolute paths in its root.
+    pub names: Vec<String>,
     /// Permission bits of the root directory: CRIU insists on the golden's.
     pub root_mode: u32,
     /// Mounts that CRIU must be told about.
@@ -169,7 +171,7 @@ pub struct CriuEngine {
     source: RestoreSource,
     log_level: i32,
     images: OwnedFd,
-    written: Arc<[String]>,
+    files: Arc<Files>,
     /// What a clone has changed already, if it is not a new one.
     changed: Option<PathBuf>,
     slots: Arc<Slots>,
@@ -191,12 +193,12 @@ impl CriuEngine {
     /// When the images cannot be opened.
     pub fn new(source: RestoreSource, slots: Arc<Slots>) -> io::Result<Self> {
         let images = OwnedFd::from(File::open(&source.images)?);
-        let written = source.written.clone().into();
+        let files = Files { written: source.written.clone(), names: source.names.clone() }.into();
         Ok(Self {
             source,
             log_level: LOG_LEVEL,
             images,
-            written,
+            files,
             changed: None,
             slots,
             ahead: Ahead::default(),
@@ -358,7 +360,7 @@ impl ContainerEngine for CriuEngine {
             let slot = self.slots.take_held().await.map_err(io::Error::other)?;
             let id = slot.id.clone();
             let loaded = match self.load(slot) {
-                Ok(loaded) => loaded.with_files(Arc::clone(&self.written)).await,
+                Ok(loaded) => loaded.with_files(Arc::clone(&self.files)).await,
                 Err(error) => Err(error),
             };
             match loaded {

@@ -52,7 +52,8 @@ impl Recipe {
         let paths =
             self.personalize.files.iter().map(|file| &file.path).chain(&self.personalize.remove.paths);
         let run = &self.run;
-        let paths = paths.chain(&run.database_socket).chain(&run.database_program).chain(&run.logs);
+        let paths =
+            paths.chain(&run.database_socket).chain(&run.database_program).chain(&run.logs).chain(&run.names);
         for path in paths {
             if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
                 return Err(format!("{path} is not an absolute path without .."));

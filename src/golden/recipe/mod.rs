@@ -139,6 +139,10 @@ pub struct Run {
     /// they gave back by `MADV_DONTNEED`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mapped_memory: Vec<String>,
+    /// A file inside that lists, a line each, paths that a first page looks up.
+    /// They are looked up in a clone's root before a visitor waits for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names: Option<String>,
 }
 
 /// When the shop counts as up.
