@@ -119,9 +119,11 @@ impl World {
                 banner: None,
                 waker: None,
                 landing: None,
+                elsewhere: None,
             }),
             base_domain: "demo.example".into(),
             door: Door::Only,
+            nodes: None,
         };
         let bounds = Bounds {
             headers: listener::HEADERS_DEADLINE,

@@ -126,9 +126,11 @@ impl World {
                 banner: None,
                 waker: None,
                 landing: None,
+                elsewhere: None,
             }),
             base_domain: "localhost".into(),
             door: Door::Only,
+            nodes: None,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let bounds = Bounds {

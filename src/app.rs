@@ -28,12 +28,12 @@ use tokio_util::task::TaskTracker;
 use crate::api::chronicle::Chronicle;
 use crate::api::status::StatusHub;
 use crate::api::{self, Access, ApiState, Door};
-use crate::config::{Banner, Config, Landing, Router};
-use crate::connections::Connections;
+use crate::config::{Banner, Config, Landing, NodeSecretError, Router};
 use crate::error::Chain;
 use crate::instance::{Instance, State};
-use crate::listener::{self, Bounds, Edges};
+use crate::listener::{self, Edges};
 use crate::nats::NatsError;
+use crate::open_edges::{self, bounds, connections_that_fit};
 use crate::open_jobs::Jobs;
 use crate::open_store::{Opened, StoreOpenError, open_store};
 use crate::pool::adopt::adopt_all;
@@ -45,16 +45,16 @@ use crate::promote::Desk;
 pub use crate::promote::Stock;
 use crate::provision::audit::Auditor;
 use crate::provision::{Lifecycle, Parts, Provisioner, Terms};
-use crate::proxy::{self, Proxy, PublicFace};
+use crate::proxy::{self, Proxy};
 use crate::route::{self, RouteError};
 use crate::shutdown::{Phase, PhaseSetter};
 use crate::store::metered::MeteredStore;
 use crate::store::{Store, StoreError};
 use crate::token::TokenFileError;
 use crate::web::cookie::{Key, KeyError};
-use crate::web::{self, Site, WebState};
+use crate::web::{self, WebState};
 use crate::webhook::{WebhookError, Webhooks};
-use crate::{console, metrics, notify};
+use crate::{console, metrics, notify, peers};
 
 /// How long makings and other work under way may take on the way down. A
 /// restore takes well below a second; the unit's TimeoutStopSec is above the
@@ -103,6 +103,9 @@ pub enum AppError {
     /// The key of cookies cannot be had.
     #[error(transparent)]
     CookieKey(KeyError),
+    /// The nodes' secret cannot be used.
+    #[error(transparent)]
+    NodeSecret(NodeSecretError),
     /// NATS cannot be used with these settings.
     #[error(transparent)]
     Nats(NatsError),
@@ -192,6 +195,7 @@ impl App {
         let key = Key::open(&config.state_dir).map_err(AppError::CookieKey)?;
         let Opened { store, remembered } = open_store(&config).await.map_err(AppError::OpenStore)?;
         let store: Arc<dyn Store> = Arc::new(MeteredStore::new(store));
+        let peers = open_edges::open_peers(&config).map_err(AppError::NodeSecret)?;
         let inherited = notify::inherited_listeners().map_err(AppError::Socket)?;
         let listener = bind(inherited.listen, "LISTEN", config.listen).await?;
         let admin = match (inherited.admin, config.edges.admin_listen) {
@@ -210,7 +214,8 @@ impl App {
             refill: refill.clone(),
             reap: reap.clone(),
         }));
-        let provisioner = Arc::new(Provisioner::new(Arc::clone(&lifecycle), Terms::of(&config)));
+        let provisioner =
+            Arc::new(Provisioner::new(Arc::clone(&lifecycle), Terms::of(&config)).with_peers(peers.clone()));
         let target = Target {
             ready: config.pool_target_size,
             starts: config.restore_concurrency,
@@ -227,7 +232,7 @@ impl App {
         let chronicle = Chronicle::new(Arc::clone(&provisioner), reconciler.status(), state_dir);
         let reaper = Reaper::new(Arc::clone(&lifecycle), reap, Arc::clone(dispatch));
         let phase = PhaseSetter::default();
-        let site = Arc::new(site(&config, key));
+        let site = Arc::new(open_edges::site(&config, key));
         let landing = (config.edges.landing == Landing::On).then(|| format!("{}/", site.origin()));
         let pages = web::router(WebState::new(
             Arc::clone(&site),
@@ -251,20 +256,23 @@ impl App {
             metrics: metrics::install(),
         };
         let pages = pages.merge(console::router(state.clone(), site, config.edges.admin_auth_header.clone()));
+        let calls = peers.clone().map(|peers| (peers, api::calls(state.clone())));
         let edges = Edges {
             api: api::router(state, pages),
             proxy: Proxy::new(proxy::Parts {
                 routes: Arc::clone(routes.memory()),
-                face: public_face(&config),
+                face: open_edges::public_face(&config),
                 trusted: config.trusted_proxies.clone(),
                 body_max: config.edges.shop_body_max,
                 patience: config.edges.shop_timeout,
-                banner: (config.edges.banner == Banner::On).then_some(store),
+                banner: (config.edges.banner == Banner::On).then(|| Arc::clone(&store)),
                 waker: Some(Arc::clone(&provisioner)),
                 landing,
+                elsewhere: peers.map(|peers| (peers, store)),
             }),
             base_domain: config.base_domain.as_str().into(),
             door: if admin.is_some() { Door::Public } else { Door::Only },
+            nodes: calls,
         };
         Ok(Self {
             config,
@@ -336,12 +344,26 @@ impl App {
         let (idle, provisioner) = (sleeper::after(&self.config), Arc::clone(&self.provisioner));
         workers.spawn(sleeper::keep(provisioner, idle, stop_workers.clone()));
         workers.spawn(self.chronicle.run(stop_workers.clone()));
+        if let Some(peers) = self.provisioner.peers() {
+            let provisioner = Arc::clone(&self.provisioner);
+            workers.spawn(peers::keeper::keep(Arc::clone(peers), provisioner, stop_workers.clone()));
+        }
         let address = self.listener.local_addr();
         if let Some(admin) = self.admin {
             let own = Edges { door: Door::Admin, ..self.edges.clone() };
-            edges.spawn(listener::serve(admin, own, bounds(&self.config), stop_edges.clone()));
+            edges.spawn(listener::serve(
+                admin,
+                own,
+                bounds(&self.config, REQUESTS_DEADLINE),
+                stop_edges.clone(),
+            ));
         }
-        let serving = listener::serve(self.listener, self.edges, bounds(&self.config), stop_edges.clone());
+        let serving = listener::serve(
+            self.listener,
+            self.edges,
+            bounds(&self.config, REQUESTS_DEADLINE),
+            stop_edges.clone(),
+        );
         edges.spawn(serving);
         if connections_that_fit() < self.config.edges.max_connections {
             let fitting = connections_that_fit();
@@ -404,6 +426,10 @@ impl App {
         self.reaper.pass(now).await;
         self.reaper.settle().await;
         self.reaper.sweep_orphans(Certainty::AtOnce).await;
+        if self.config.nodes.is_none() {
+            // It may have been one of several before.
+            self.lifecycle.store().announce(None).await.map_err(AppError::Adopt)?;
+        }
         Ok(())
     }
 }
@@ -428,34 +454,6 @@ async fn bind(
         }
         None => TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source }),
     }
-}
-
-/// The bounds of one listener; each has its own places, so that visitors do not
-/// shut the operator out.
-fn bounds(config: &Config) -> Bounds {
-    let most = config.edges.max_connections.min(connections_that_fit());
-    Bounds {
-        headers: listener::HEADERS_DEADLINE,
-        connections: Connections::new(most, config.trusted_proxies.clone()),
-        drain: REQUESTS_DEADLINE,
-    }
-}
-
-/// How many connections leave half of the open files to restores and the store:
-/// each takes two, the visitor's and the one to the shop.
-fn connections_that_fit() -> usize {
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX))
-}
-
-fn site(config: &Config, key: Key) -> Site {
-    let embeds = &config.edges.embed_origins;
-    Site::new(key, &config.public_scheme, &config.base_domain, config.public_port, embeds)
-}
-
-fn public_face(config: &Config) -> PublicFace {
-    let (scheme, own_port) = if config.public_scheme == "https" { ("https", 443) } else { ("http", 80) };
-    PublicFace { scheme, port: config.public_port.unwrap_or(own_port) }
 }
 
 /// Empties the metrics' buffers and keeps systemd's status line up to date.

@@ -1,11 +1,11 @@
 //! A whole demo shop per visitor, restored from a snapshot in a blink.
 //!
 //! ```text
-//! L4  main, commands, app, workshop, open_{jobs,store} name concrete adapters, wire them
-//! L3  api, web, console, proxy, pool::{reconciler, reaper}, jobs::worker, events, webhook, route::keeper   edges and workers
+//! L4  main, commands, app, workshop, open_{edges,jobs,store} name concrete adapters, wire them
+//! L3  api, web, console, proxy, pool::{reconciler, reaper}, jobs::worker, events, webhook, {route,peers}::keeper   edges and workers
 //! L2  provision, promote, checkpoint, restore, egress, database, snapshot::{archive, catalog, prepare}   procedures
-//! L1  engine, store, route, jobs, nats, host ports with their adapters; the kernel
-//! L0  id, client, lang, token, connections, error, config, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
+//! L1  engine, store, route, jobs, nats, peers, host ports with their adapters; the kernel
+//! L0  id, client, lang, token, connections, error, config, node, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
 //! ```
 //!
 //! Arrows point down only; adapters never import each other;
@@ -39,9 +39,12 @@ pub mod lang;
 pub mod listener;
 pub mod metrics;
 pub mod nats;
+pub mod node;
 pub mod notify;
+pub mod open_edges;
 pub mod open_jobs;
 pub mod open_store;
+pub mod peers;
 pub mod pool;
 pub mod promote;
 pub mod provision;

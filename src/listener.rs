@@ -31,6 +31,8 @@ use tower::ServiceExt as _;
 use crate::api::{Door, Peer};
 use crate::connections::{Connections, Place};
 use crate::metrics;
+use crate::node::pass::{self, Kind};
+use crate::peers::{FromNode, Peers};
 use crate::proxy::Proxy;
 use crate::proxy::host::{Host, Target, target};
 
@@ -84,6 +86,8 @@ pub struct Edges {
     pub base_domain: Arc<str>,
     /// Which of the addresses this is; shops are not at [`Door::Admin`].
     pub door: Door,
+    /// The other nodes, and who answers their calls.
+    pub nodes: Option<(Arc<Peers>, Router)>,
 }
 
 impl Edges {
@@ -93,6 +97,22 @@ impl Edges {
             Ok(host) if is_plainly_framed(&request) => host,
             Ok(_) | Err(_) => return self.proxy.refuse(),
         };
+        // Nobody else's word, and no shop's to see.
+        if let Some(pass) = request.headers_mut().remove(&pass::HEADER)
+            && let Some((peers, calls)) = &self.nodes
+        {
+            match peers.admit(&request, &pass) {
+                Ok(FromNode { kind: Kind::Call, .. }) => {
+                    let Ok(response) = calls.clone().oneshot(request).await;
+                    return response;
+                }
+                Ok(from) => drop(request.extensions_mut().insert(from)),
+                Err(error) => {
+                    tracing::warn!(client = %peer.ip(), error = %error, "a node's request is refused");
+                    return self.proxy.refuse();
+                }
+            }
+        }
         match target(&host, &self.base_domain) {
             Target::Shop(label) if self.door != Door::Admin => {
                 self.proxy.handle(request, label, &host, peer.ip()).await
@@ -229,9 +249,11 @@ mod tests {
                 banner: None,
                 waker: None,
                 landing: None,
+                elsewhere: None,
             }),
             base_domain: "localhost".into(),
             door: Door::Only,
+            nodes: None,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

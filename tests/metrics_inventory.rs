@@ -14,6 +14,7 @@ use demo_multiplexer::engine::Phase;
 use demo_multiplexer::error::ErrorKind;
 use demo_multiplexer::metrics::families::{FAMILIES, Family, Kind};
 use demo_multiplexer::metrics::{self, Delivery};
+use demo_multiplexer::node::watch::Condition;
 use demo_multiplexer::testing::eventually;
 use http::Method;
 use tokio::io::AsyncReadExt as _;
@@ -114,6 +115,11 @@ async fn every_family_is_touched_and_has_the_labels_it_says() {
     metrics::sse_client_came();
     metrics::routes_written(true, std::time::Duration::from_millis(5));
     metrics::event_published();
+    // And these other nodes.
+    metrics::nodes([Condition::Here]);
+    metrics::node_lost();
+    metrics::node_called("make", true);
+    metrics::node_forwarded(true);
     let scrape = daemon.get("/metrics").await;
     let found = series_of(scrape.text());
     for family in FAMILIES {

@@ -55,6 +55,7 @@ fn it_is_openapi_3_1_and_lists_what_the_readme_promises() {
         "get /api/v1/goldens",
         "get /api/v1/history",
         "get /api/v1/limits",
+        "get /api/v1/nodes",
         "get /api/v1/pool/stats",
         "get /api/v1/pool/target",
         "get /api/v1/snapshots",

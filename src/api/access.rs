@@ -85,6 +85,7 @@ const TABLE: &[(&str, Who)] = &[
     ("/api/v1/audit", Who::Operator),
     ("/api/v1/pool/target", Who::Operator),
     ("/api/v1/pool/drain", Who::Operator),
+    ("/api/v1/nodes", Who::Operator),
     ("/api/v1/goldens", Who::Operator),
     ("/api/v1/events", Who::Operator),
     ("/api/v1/events/stream", Who::Operator),

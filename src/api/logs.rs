@@ -14,6 +14,7 @@ use super::problem::Problem;
 use crate::error::ErrorKind;
 use crate::id::InstanceId;
 use crate::instance::{Instance, Source};
+use crate::peers::call::Call;
 use crate::restore::logs::{self, LogEnd};
 
 /// Lines of each file when nobody says how many.
@@ -32,6 +33,16 @@ pub(super) struct Tail {
     tail: Option<usize>,
 }
 
+impl Tail {
+    /// How many lines of each file.
+    pub(super) fn lines(&self) -> Result<usize, Problem> {
+        match self.tail.unwrap_or(TAIL) {
+            lines @ 1..=TAIL_MAX => Ok(lines),
+            _ => Err(Problem::invalid(format!("tail is 1 to {TAIL_MAX} lines"))),
+        }
+    }
+}
+
 /// A shop's log files.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct LogsAnswer {
@@ -43,8 +54,8 @@ pub(super) struct LogsAnswer {
 }
 
 /// One of them.
-#[derive(Debug, Serialize, ToSchema)]
-struct LogFile {
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(super) struct LogFile {
     /// Its path within the shop.
     path: String,
     /// Its last lines.
@@ -65,6 +76,12 @@ impl From<LogEnd> for LogFile {
     }
 }
 
+impl From<LogFile> for LogEnd {
+    fn from(LogFile { path, text, error }: LogFile) -> Self {
+        Self { path, text: text.ok_or_else(|| error.unwrap_or_default()) }
+    }
+}
+
 /// Shows the last lines of the log files that an instance's golden names.
 #[utoipa::path(
     get, path = "/api/v1/demo/{id}/logs", tag = "demo", operation_id = "instance_logs",
@@ -73,7 +90,7 @@ impl From<LogEnd> for LogFile {
         (status = 200, description = "The files that are there", body = LogsAnswer),
         (status = 400, description = "The query is not valid"),
         (status = 404, description = "The instance is unknown, or its end is long past"),
-        (status = 409, description = "It does not run, or not on this host"),
+        (status = 409, description = "It does not run, or on another node that shares no NODE_ADDRESS"),
         (status = 410, description = "Its time is over"),
         (status = 500, description = "Its record cannot be read"),
         (status = 503, description = "The store does not answer")
@@ -82,12 +99,9 @@ impl From<LogEnd> for LogFile {
 pub(super) async fn show(
     State(api): State<ApiState>,
     PathId(id): PathId,
-    Asked(Tail { tail }): Asked<Tail>,
+    Asked(tail): Asked<Tail>,
 ) -> Result<Json<LogsAnswer>, Problem> {
-    let tail = tail.unwrap_or(TAIL);
-    if tail == 0 || tail > TAIL_MAX {
-        return Err(Problem::invalid(format!("tail is 1 to {TAIL_MAX} lines")));
-    }
+    let tail = tail.lines()?;
     let instance = api.provisioner.show(&id, Timestamp::now()).await?;
     let files = read(&api, &instance, tail).await?;
     let shell_command = shell_command(&instance);
@@ -98,17 +112,34 @@ pub(super) async fn show(
     }))
 }
 
-/// Reads an instance's log files.
+/// Reads an instance's log files, on whichever node.
 ///
 /// # Errors
-/// It does not run on this host.
+/// It does not run, or its node does not answer.
 pub(crate) async fn read(api: &ApiState, instance: &Instance, tail: usize) -> Result<Vec<LogEnd>, Problem> {
-    let lifecycle = api.provisioner.lifecycle();
     let (id, node) = (&instance.id, &instance.node);
-    if lifecycle.store().node() != node {
+    if api.provisioner.lifecycle().store().node() == node {
+        return read_here(api, instance, tail).await;
+    }
+    let Some(peers) = api.provisioner.peers() else {
         let error = NotHere::Elsewhere { id: id.clone(), node: node.to_string() };
         return Err(Problem::of(ErrorKind::Conflict, &error));
-    }
+    };
+    let answer = peers.ask(node, &Call::Logs(id.clone(), tail)).await?;
+    let files: Vec<LogFile> = serde_json::from_value(answer["files"].clone()).unwrap_or_default();
+    Ok(files.into_iter().map(LogEnd::from).collect())
+}
+
+/// Reads the log files of an instance of this host.
+///
+/// # Errors
+/// It does not run.
+pub(super) async fn read_here(
+    api: &ApiState,
+    instance: &Instance,
+    tail: usize,
+) -> Result<Vec<LogEnd>, Problem> {
+    let (lifecycle, id) = (api.provisioner.lifecycle(), &instance.id);
     let not_running = || Problem::of(ErrorKind::Conflict, &NotHere::Dead { id: id.clone() });
     let Some(container) = &instance.container else { return Err(not_running()) };
     let golden = lifecycle.golden(&instance.golden);

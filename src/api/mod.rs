@@ -23,6 +23,7 @@ pub(crate) mod instances;
 mod limited;
 mod limits;
 pub(crate) mod logs;
+pub(crate) mod nodes;
 mod openapi;
 mod pool;
 pub mod problem;
@@ -47,6 +48,7 @@ use utoipa_axum::routes;
 pub use self::access::{Access, Door};
 pub(crate) use self::audit::AuditAnswer;
 use self::chronicle::Chronicle;
+pub use self::nodes::calls;
 use self::problem::Problem;
 use self::status::StatusHub;
 use crate::client::TrustedProxies;
@@ -137,6 +139,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(audit::look, audit::mend))
         .routes(routes!(steer::targets, steer::set_target))
         .routes(routes!(steer::drain, steer::undrain))
+        .routes(routes!(nodes::list))
         .routes(routes!(goldens::list))
         .routes(routes!(chronicle::events))
         .routes(routes!(chronicle::events_stream))

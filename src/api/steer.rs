@@ -5,13 +5,16 @@ use axum::Json;
 use axum::extract::State;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::ApiState;
 use super::dto::whole_ms;
-use super::extract::JsonBody;
+use super::extract::{Asked, JsonBody};
+use super::nodes::{self, OfNode};
 use super::problem::Problem;
 use crate::id::GoldenName;
+use crate::peers::call::Call;
 
 /// What the pool is to keep ready.
 #[derive(Debug, Serialize, ToSchema)]
@@ -125,21 +128,41 @@ fn answer(api: &ApiState) -> TargetAnswer {
 ///
 /// Until it is undrained, or the daemon is started again. `/readyz` answers 503
 /// meanwhile. A repeated acquire of a live instance by its key is still answered.
-#[utoipa::path(post, path = "/api/v1/pool/drain", tag = "pool", operation_id = "drain_pool", responses(
-    (status = 200, description = "It is drained", body = DrainAnswer)
+#[utoipa::path(post, path = "/api/v1/pool/drain", tag = "pool", operation_id = "drain_pool", params(OfNode), responses(
+    (status = 200, description = "It is drained", body = DrainAnswer),
+    (status = 400, description = "The query is not valid"),
+    (status = 404, description = "There is one node, and it has another name"),
+    (status = 500, description = "That node has a defect"),
+    (status = 503, description = "That node is not there")
 ))]
-pub(super) async fn drain(State(api): State<ApiState>) -> Json<DrainAnswer> {
+pub(super) async fn drain(
+    State(api): State<ApiState>,
+    Asked(of): Asked<OfNode>,
+) -> Result<Json<Value>, Problem> {
+    if let Some(node) = of.other(&api)? {
+        return Ok(Json(nodes::ask(&api, &node, &Call::Drain).await?));
+    }
     set_drained(&api, true);
-    Json(drained(&api))
+    Ok(drained(&api))
 }
 
 /// Has the pool hand out and make instances again.
-#[utoipa::path(delete, path = "/api/v1/pool/drain", tag = "pool", operation_id = "undrain_pool", responses(
-    (status = 200, description = "It is not drained", body = DrainAnswer)
+#[utoipa::path(delete, path = "/api/v1/pool/drain", tag = "pool", operation_id = "undrain_pool", params(OfNode), responses(
+    (status = 200, description = "It is not drained", body = DrainAnswer),
+    (status = 400, description = "The query is not valid"),
+    (status = 404, description = "There is one node, and it has another name"),
+    (status = 500, description = "That node has a defect"),
+    (status = 503, description = "That node is not there")
 ))]
-pub(super) async fn undrain(State(api): State<ApiState>) -> Json<DrainAnswer> {
+pub(super) async fn undrain(
+    State(api): State<ApiState>,
+    Asked(of): Asked<OfNode>,
+) -> Result<Json<Value>, Problem> {
+    if let Some(node) = of.other(&api)? {
+        return Ok(Json(nodes::ask(&api, &node, &Call::Undrain).await?));
+    }
     set_drained(&api, false);
-    Json(drained(&api))
+    Ok(drained(&api))
 }
 
 /// Drains the pool, or ends that.
@@ -152,9 +175,13 @@ pub(crate) fn set_drained(api: &ApiState, drained: bool) {
         tracing::info!("operator has the pool filled again");
     }
     lifecycle.look_at_pool();
+    if let Some(peers) = api.provisioner.peers() {
+        peers.tell();
+    }
 }
 
-fn drained(api: &ApiState) -> DrainAnswer {
+/// The answer as JSON, in which another node's is passed on.
+pub(super) fn drained(api: &ApiState) -> Json<Value> {
     let since = api.provisioner.lifecycle().aim().drained_since();
-    DrainAnswer { drained: since.is_some(), since: since.map(whole_ms) }
+    Json(json!(DrainAnswer { drained: since.is_some(), since: since.map(whole_ms) }))
 }

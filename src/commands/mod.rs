@@ -16,6 +16,7 @@ mod list;
 mod local;
 mod logs;
 mod man;
+mod nodes;
 mod openapi;
 mod paint;
 mod pool;
@@ -69,6 +70,8 @@ enum Command {
     Wake(lease::Change),
     /// Change what the pool keeps ready, or drain it
     Pool(pool::Pool),
+    /// List the hosts that share the store
+    Nodes(nodes::Nodes),
     /// Build goldens
     Golden(golden::Golden),
     /// Take and look after snapshots
@@ -224,6 +227,7 @@ impl Invocation {
             Command::Hibernate(change) => change.run("hibernate", &context).await?,
             Command::Wake(change) => change.run("wake", &context).await?,
             Command::Pool(pool) => pool.run(&context).await?,
+            Command::Nodes(nodes) => nodes.run(&context).await?,
             Command::Golden(golden) => golden.run(&context).await?,
             Command::Snapshot(snapshot) => snapshot.run(&context).await?,
             Command::Reap(reap) => reap.run(&context).await?,

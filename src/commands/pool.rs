@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 
 use super::client::{Api, print_json, text};
 use super::{Context, Output, paint};
+use crate::id::NodeName;
+
+const DRAIN: &str = "/api/v1/pool/drain";
 
 /// `pool`
 #[derive(Debug, clap::Args)]
@@ -24,15 +27,31 @@ enum Verb {
         target: Option<usize>,
     },
     /// Hand out nothing and make nothing; what is there stays
-    Drain,
+    Drain(OfNode),
     /// Hand out and make instances again
-    Undrain,
+    Undrain(OfNode),
+}
+
+/// Whose pool.
+#[derive(Debug, clap::Args)]
+struct OfNode {
+    /// Another node's, by its name
+    #[arg(long)]
+    node: Option<String>,
+}
+
+impl OfNode {
+    fn path(&self) -> anyhow::Result<String> {
+        let Some(node) = &self.node else { return Ok(DRAIN.to_owned()) };
+        // A name needs no escaping in a query.
+        let node: NodeName = node.parse()?;
+        Ok(format!("{DRAIN}?node={node}"))
+    }
 }
 
 impl Pool {
     pub(super) async fn run(self, context: &Context) -> anyhow::Result<()> {
         let api = Api::of(context)?;
-        let drain = "/api/v1/pool/drain";
         match self.verb {
             Verb::Show => show(context, &api.call(Method::GET, "/api/v1/pool/stats", None).await?),
             Verb::Target { target } => {
@@ -48,8 +67,8 @@ impl Pool {
                 let answer = api.call(Method::PUT, "/api/v1/pool/target", Some(body)).await?;
                 targets(context, &answer)
             }
-            Verb::Drain => drained(context, &api.call(Method::POST, drain, None).await?),
-            Verb::Undrain => drained(context, &api.call(Method::DELETE, drain, None).await?),
+            Verb::Drain(of) => drained(context, &api.call(Method::POST, &of.path()?, None).await?),
+            Verb::Undrain(of) => drained(context, &api.call(Method::DELETE, &of.path()?, None).await?),
         }
     }
 }

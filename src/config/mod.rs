@@ -7,6 +7,7 @@
 mod database;
 mod edges;
 mod nats;
+mod nodes;
 mod reader;
 mod router;
 mod settings;
@@ -26,6 +27,7 @@ use jiff::SignedDuration;
 pub use self::database::{DatabaseMode, DatabaseServer};
 pub use self::edges::{Acquire, Banner, EdgeSettings, Landing, Origins};
 pub use self::nats::{NatsConfig, NatsLogin};
+pub use self::nodes::{NodeSecretError, NodeSettings};
 use self::reader::Reader;
 pub use self::router::{AdminAddress, Router};
 pub use self::settings::{SETTINGS, Setting};
@@ -102,6 +104,8 @@ pub struct Config {
     pub store: StoreAt,
     /// This daemon's name among those that share a Valkey, a NATS or a Caddy.
     pub node: NodeName,
+    /// How it is one of several; none when it is the only one.
+    pub nodes: Option<NodeSettings>,
     /// NATS, if jobs and events go over it.
     pub nats: Option<NatsConfig>,
     /// Who is told of leases.
@@ -179,6 +183,7 @@ impl Config {
         let state_dir = read.directory("STATE_DIR");
         let store = read.store(&state_dir);
         let node = read.node();
+        let nodes = nodes::read(&mut read, &store);
         let base_domain = read.text("BASE_DOMAIN").to_ascii_lowercase();
         if !is_base_domain(&base_domain) {
             read.problems
@@ -301,6 +306,7 @@ impl Config {
             trusted_snapshot_keys,
             store,
             node,
+            nodes,
             nats: nats::read(&mut read),
             webhooks: webhooks::read(&mut read),
             snapshot_dir: read.directory("SNAPSHOT_DIR"),

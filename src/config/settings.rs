@@ -152,6 +152,17 @@ pub const SETTINGS: &[Setting] = &[
          empty takes the host's name",
     ),
     setting(
+        "NODE_ADDRESS",
+        "",
+        "Where the other nodes that share STORE_URL reach this daemon's LISTEN, HOST:PORT in a network of their own; \
+         empty: this host is the only one",
+    ),
+    setting(
+        "NODE_SECRET_FILE",
+        "",
+        "A file (mode 0600) with a text that only the nodes know, by which they know each other",
+    ),
+    setting(
         "NATS_URL",
         "",
         "NATS JetStream for jobs and events: nats:// or tls://[USER:PASSWORD@]HOST[:PORT], further servers of \

@@ -12,6 +12,7 @@ use super::pages::{EventRow, bytes, event_rows, percent};
 use super::texts::Texts;
 use super::top::{Frame, Top};
 use crate::api::chronicle::Sample;
+use crate::api::nodes::{self, NodeAnswer};
 use crate::engine::Phase;
 use crate::instance::State as InstanceState;
 use crate::lang::{Lang, fill};
@@ -46,6 +47,17 @@ struct GoldenRow {
     last_error: Option<String>,
 }
 
+/// One node's row.
+struct NodeRow {
+    name: String,
+    address: String,
+    condition: &'static str,
+    is_bad: bool,
+    ready: usize,
+    room: String,
+    version: String,
+}
+
 /// One number with its words.
 struct Gauge {
     id: &'static str,
@@ -65,6 +77,8 @@ struct Page {
     max: usize,
     gauges: Vec<Gauge>,
     goldens: Vec<GoldenRow>,
+    /// None when there is one.
+    nodes: Vec<NodeRow>,
     charts: Vec<Chart>,
     events: Vec<EventRow>,
 }
@@ -87,8 +101,35 @@ pub(super) async fn show(State(console): State<Console>, top: Top) -> Response {
         charts: charts(&console.api.chronicle.samples(60), shell.lang, t),
         events: event_rows(&console, EVENTS),
         goldens,
+        nodes: node_rows(&console, t).await,
     };
     console.site.page(shell.lang, StatusCode::OK, &page)
+}
+
+/// Those of all nodes, where there are several.
+async fn node_rows(console: &Console, t: &'static Texts) -> Vec<NodeRow> {
+    if console.api.provisioner.peers().is_none() {
+        return Vec::new();
+    }
+    let row = |node: NodeAnswer| {
+        let (condition, is_bad) = match (node.condition, node.drained) {
+            ("here", true) => (t.node_drained, false),
+            ("here", false) => (t.node_here, false),
+            ("away", _) => (t.node_away, true),
+            ("lost", _) => (t.node_lost, true),
+            _ => (t.node_silent, true),
+        };
+        NodeRow {
+            address: node.address.unwrap_or_default(),
+            condition,
+            is_bad,
+            ready: node.goldens.iter().map(|golden| golden.ready).sum(),
+            room: format!("{} / {}", node.room, node.max_instances),
+            version: node.version,
+            name: node.node,
+        }
+    };
+    nodes::all(&console.api).await.unwrap_or_default().into_iter().map(row).collect()
 }
 
 async fn row(console: &Console, golden: &GoldenRuntime, lang: Lang, t: &Texts) -> GoldenRow {

@@ -43,6 +43,15 @@ texts! {
         undrain: "Fill again", "Remplir à nouveau";
         drained: "The pool is drained: nothing is handed out or made; what is there stays.", "La réserve est en vidange : rien n’est remis ni préparé ; l’existant reste.";
         drain_sure: "Hand out nothing more until the pool is filled again?", "Ne plus rien remettre jusqu’au prochain remplissage ?";
+        nodes: "Nodes", "Nœuds";
+        room: "Room", "Places libres";
+        version: "Version", "Version";
+        condition: "Condition", "Situation";
+        node_here: "here", "présent";
+        node_drained: "drained", "en vidange";
+        node_silent: "silent", "silencieux";
+        node_away: "away", "absent";
+        node_lost: "lost", "perdu";
         last_hour: "The last hour", "La dernière heure";
         chart_pool: "Instances", "Instances";
         chart_latency: "Acquire latency", "Temps d’obtention";
@@ -161,7 +170,8 @@ mod tests {
 
     #[test]
     fn every_text_is_in_every_language() {
-        let alike = ["console", "instances", "chart_pool", "extend_by", "actions", "client", "runs_on"];
+        let alike =
+            ["console", "instances", "chart_pool", "extend_by", "actions", "client", "runs_on", "version"];
         crate::lang::assert_translated(Texts::ALL, &alike);
     }
 }

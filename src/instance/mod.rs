@@ -167,6 +167,10 @@ pub struct Instance {
     pub access: Option<Access>,
     /// The client's key: the same key gets the same instance.
     pub idempotency_key: Option<String>,
+    /// When its node was given up, if it failed with it; programs that know of no
+    /// nodes pass over it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_at: Option<Timestamp>,
 }
 
 impl Instance {
@@ -190,6 +194,7 @@ impl Instance {
             slot: None,
             access: None,
             idempotency_key: None,
+            lost_at: None,
         }
     }
 

@@ -178,6 +178,30 @@ pub const FAMILIES: &[Family] = &[
         "Life-cycle events, published to NATS or dropped",
     ),
     family(
+        "demo_multiplexer_nodes",
+        Gauge,
+        &["condition"],
+        "Nodes that share the store, as this one sees them: here, silent, away or lost",
+    ),
+    family(
+        "demo_multiplexer_nodes_lost_total",
+        Counter,
+        &[],
+        "Nodes that this one has seen fall silent for good",
+    ),
+    family(
+        "demo_multiplexer_node_calls_total",
+        Counter,
+        &["call", "outcome"],
+        "What this node asked others for: make, reset, hibernate, wake, logs, drain, undrain",
+    ),
+    family(
+        "demo_multiplexer_node_forwarded_requests_total",
+        Counter,
+        &["outcome"],
+        "Visitors' requests passed on to the node of their shop; failed: it did not answer",
+    ),
+    family(
         "demo_multiplexer_webhook_deliveries_total",
         Counter,
         &["outcome"],

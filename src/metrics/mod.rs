@@ -19,6 +19,7 @@ use crate::engine::Phase;
 use crate::error::ErrorKind;
 use crate::id::GoldenName;
 use crate::instance::{Source, State};
+use crate::node::watch::Condition;
 use crate::shutdown::Phase as DaemonPhase;
 
 /// Seconds. The lower half resolves claims from the pool (a durable commit is
@@ -275,6 +276,33 @@ pub fn daemon_phase(present: DaemonPhase) {
     for phase in DaemonPhase::ALL {
         let value = if phase == present { 1.0 } else { 0.0 };
         gauge!("demo_multiplexer_daemon_phase", "phase" => phase.as_str()).set(value);
+    }
+}
+
+/// Another node's daemon was asked for something.
+pub fn node_called(call: &'static str, ok: bool) {
+    let outcome = if ok { Outcome::Ok } else { Outcome::Failed };
+    counter!("demo_multiplexer_node_calls_total", "call" => call, "outcome" => outcome.as_str()).increment(1);
+}
+
+/// A visitor's request was passed on to the node of its shop.
+pub fn node_forwarded(ok: bool) {
+    let outcome = if ok { Outcome::Ok } else { Outcome::Failed };
+    counter!("demo_multiplexer_node_forwarded_requests_total", "outcome" => outcome.as_str()).increment(1);
+}
+
+/// A node was given up.
+pub fn node_lost() {
+    counter!("demo_multiplexer_nodes_lost_total").increment(1);
+}
+
+/// Sets how it stands with all nodes.
+pub fn nodes(conditions: impl IntoIterator<Item = Condition>) {
+    let all: Vec<Condition> = conditions.into_iter().collect();
+    for condition in Condition::ALL {
+        let count = all.iter().filter(|it| **it == condition).count();
+        #[expect(clippy::cast_precision_loss, reason = "some thousands")]
+        gauge!("demo_multiplexer_nodes", "condition" => condition.as_str()).set(count as f64);
     }
 }
 

@@ -7,6 +7,8 @@
 //! ```text
 //! ready, assigned   and still running, not due   adopted: route, place, watched again
 //! ready of a golden no longer served           failed: nobody would claim it
+//! assigned      and frozen instead, not due    asleep: its daemon died before it could
+//!                                              write that down
 //!                   else                         failed (ended meanwhile) or expired (due)
 //! warming                                        failed: its maker is gone
 //! hibernated    and frozen, not due              asleep again
@@ -42,7 +44,7 @@ pub async fn adopt_all(lifecycle: &Arc<Lifecycle>, now: Timestamp) -> Result<Fou
     for instance in lifecycle.store().own().await? {
         // Even one that is about to go holds its place until it is gone.
         lifecycle.adopted(&instance);
-        if lives_on(lifecycle, &instance, now).await {
+        if lives_on(lifecycle, &instance, now).await || fell_asleep(lifecycle, &instance, now).await? {
             found.adopted += 1;
         } else {
             found.dropped += 1;
@@ -66,6 +68,24 @@ async fn lives_on(lifecycle: &Arc<Lifecycle>, instance: &Instance, now: Timestam
         (Some(container), Some(engine)) => engine.adopt(instance.slot(), container).await,
         _ => false,
     }
+}
+
+/// Whether an instance that does not run was frozen; it is written down then.
+async fn fell_asleep(
+    lifecycle: &Arc<Lifecycle>,
+    instance: &Instance,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let may_be = instance.state == State::Assigned && !instance.is_due_at(now);
+    if !may_be || !lifecycle.is_frozen(&instance.id).await {
+        return Ok(false);
+    }
+    let mut asleep = instance.clone();
+    asleep.state = State::Hibernated;
+    (asleep.container, asleep.slot) = (None, None);
+    let asleep = lifecycle.store().update(asleep).await?;
+    lifecycle.adopted(&asleep);
+    Ok(true)
 }
 
 async fn drop_record(

@@ -33,8 +33,8 @@ const KEY_MAX: usize = 255;
 
 /// A checked request.
 #[derive(Debug, Clone)]
-struct Wish {
-    golden: GoldenRuntime,
+pub(super) struct Wish {
+    pub(super) golden: GoldenRuntime,
     ttl: jiff::SignedDuration,
     /// The client's key, within what is this client's alone.
     key: Option<String>,
@@ -49,7 +49,7 @@ struct Given {
 }
 
 /// Cancelled when the client does not wait any more.
-type Gone<'a> = &'a CancellationToken;
+pub(super) type Gone<'a> = &'a CancellationToken;
 
 impl Provisioner {
     /// Gets an instance for a client.
@@ -177,7 +177,7 @@ impl Provisioner {
             let (instance, handed) = again(held, wish)?;
             return Ok(Given { instance, handed, counted: None });
         }
-        if self.lifecycle.aim().is_drained() {
+        if self.lifecycle.aim().is_drained() && self.peers.is_none() {
             return Err(AcquireError::Drained);
         }
         let counted = self.count(&wish.client, now).await?;
@@ -195,8 +195,19 @@ impl Provisioner {
         }
     }
 
-    /// Takes the first way that works.
+    /// Takes the first way that works, here or on another node.
     async fn obtain(&self, wish: &Wish, gone: Gone<'_>) -> Result<(Instance, Handed), AcquireError> {
+        match self.obtain_here(wish, gone).await {
+            Ok(got) => Ok(got),
+            Err(refused) => self.obtain_elsewhere(wish, refused, gone).await,
+        }
+    }
+
+    /// Takes the first way that works here.
+    async fn obtain_here(&self, wish: &Wish, gone: Gone<'_>) -> Result<(Instance, Handed), AcquireError> {
+        if self.lifecycle.aim().is_drained() {
+            return Err(AcquireError::Drained);
+        }
         if let Some((dependency, reason)) = wish.golden.outage() {
             // One from the pool would answer every page with an error.
             let golden = wish.golden.name.clone();
@@ -246,7 +257,7 @@ impl Provisioner {
     }
 
     /// Takes one from the pool, or the one that the key has already.
-    async fn claim(&self, wish: &Wish) -> Result<Option<(Instance, Handed)>, AcquireError> {
+    pub(super) async fn claim(&self, wish: &Wish) -> Result<Option<(Instance, Handed)>, AcquireError> {
         match self.claim_once(wish).await? {
             Claimed::New(instance) => {
                 self.lifecycle.tally.claimed();
@@ -311,7 +322,7 @@ impl Provisioner {
     }
 
     /// Takes a place at the gate, unless that takes too long.
-    async fn enter(&self, golden: &GoldenName, gone: Gone<'_>) -> Result<Permit, Refusal> {
+    pub(super) async fn enter(&self, golden: &GoldenName, gone: Gone<'_>) -> Result<Permit, Refusal> {
         let (gate, most) = (&self.lifecycle.gate, self.terms.wait);
         let crowded = |wait| Refusal::Other(AcquireError::Crowded { golden: golden.clone(), wait, most });
         let wait = gate.wait();
@@ -369,7 +380,7 @@ fn again(held: Instance, wish: &Wish) -> Result<(Instance, Handed), AcquireError
 }
 
 /// Why one way did not work.
-enum Refusal {
+pub(super) enum Refusal {
     /// It could not be made.
     Make(MakeError),
     /// It came to nothing before that.
@@ -377,7 +388,7 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn into_error(self, golden: GoldenName) -> AcquireError {
+    pub(super) fn into_error(self, golden: GoldenName) -> AcquireError {
         match self {
             Self::Make(source) => AcquireError::Make { golden, source },
             Self::Other(error) => error,

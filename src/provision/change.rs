@@ -20,6 +20,7 @@ use crate::error::{Chain, ErrorKind};
 use crate::id::{InstanceId, NodeName};
 use crate::instance::{Container, Instance, State};
 use crate::metrics;
+use crate::peers::call::CallError;
 use crate::store::StoreError;
 
 /// How often the record is written again, after somebody else's change or while the
@@ -56,6 +57,9 @@ pub enum ChangeError {
         /// Who made it.
         node: NodeName,
     },
+    /// That daemon was asked.
+    #[error(transparent)]
+    There(CallError),
     /// Somebody is changing or ending it.
     #[error("instance {id} is being changed already")]
     Busy {
@@ -102,6 +106,7 @@ impl ChangeError {
         match self {
             Self::Lease(error) => error.kind(),
             Self::NotAssigned { .. } | Self::Busy { .. } | Self::Elsewhere { .. } => ErrorKind::Conflict,
+            Self::There(error) => error.kind(),
             Self::Gone { .. } => ErrorKind::Gone,
             Self::Full { .. } => ErrorKind::Exhausted,
             Self::Store(error) => of_making(error.kind()),

@@ -8,7 +8,7 @@ use super::ttl::TtlError;
 use crate::engine::{DestroyError, FreezeError, LaunchError};
 use crate::error::{Chain, ErrorKind};
 use crate::golden::similar::did_you_mean;
-use crate::id::{GoldenName, InstanceId};
+use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{EngineKind, State};
 use crate::route::RouteError;
 use crate::store::StoreError;
@@ -260,6 +260,14 @@ pub enum LeaseError {
         /// Which.
         id: InstanceId,
     },
+    /// It ended with the host it ran on.
+    #[error("instance {id} is lost: its node {node} does not answer any more")]
+    Lost {
+        /// Which.
+        id: InstanceId,
+        /// Where it was.
+        node: NodeName,
+    },
     /// It is nobody's, so there is nothing to extend.
     #[error("instance {id} is {}, not assigned", .state.as_str())]
     NotAssigned {
@@ -301,7 +309,7 @@ impl LeaseError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Unknown { .. } => ErrorKind::NotFound,
-            Self::Gone { .. } => ErrorKind::Gone,
+            Self::Gone { .. } | Self::Lost { .. } => ErrorKind::Gone,
             Self::NotAssigned { .. } | Self::BeyondMax { .. } | Self::Busy { .. } => ErrorKind::Conflict,
             Self::Ttl(error) => error.kind(),
             Self::Store(error) => error.kind(),

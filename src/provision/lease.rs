@@ -23,6 +23,7 @@ impl Provisioner {
     pub async fn show(&self, id: &InstanceId, now: Timestamp) -> Result<Instance, LeaseError> {
         let instance = self.lifecycle.store.get(id).await.map_err(LeaseError::Store)?;
         match instance {
+            Some(Instance { lost_at: Some(_), node, .. }) => Err(LeaseError::Lost { id: id.clone(), node }),
             Some(instance) if instance.state.is_final() || instance.is_due_at(now) => {
                 Err(LeaseError::Gone { id: id.clone() })
             }

@@ -11,6 +11,7 @@
 //! pool     -> one atomic claim in the store
 //! restore  -> made while the client waits (clients go before the pool)
 //! cold     -> booted while the client waits, if COLD_START allows
+//! (another node makes one, if none of these works here: elsewhere)
 //! ```
 //!
 //! Who would have to wait for others longer than ACQUIRE_WAIT is refused at once,
@@ -28,6 +29,7 @@
 mod acquire;
 pub mod audit;
 mod change;
+mod elsewhere;
 pub mod errors;
 mod events;
 mod flight;
@@ -64,6 +66,7 @@ use crate::engine::ContainerEngine;
 use crate::golden::recipe::{About, Recipe};
 use crate::id::GoldenName;
 use crate::instance::{Instance, Source};
+use crate::peers::Peers;
 use crate::restore::Make;
 
 /// One golden as it is served.
@@ -220,6 +223,8 @@ pub struct Provisioner {
     flights: flight::Flights,
     clients: standing::Clients,
     stopping: AtomicBool,
+    /// The other nodes, if this daemon is one of several.
+    peers: Option<Arc<Peers>>,
 }
 
 impl Provisioner {
@@ -227,7 +232,8 @@ impl Provisioner {
     #[must_use]
     pub fn new(lifecycle: Arc<Lifecycle>, terms: Terms) -> Self {
         let (flights, clients) = (flight::Flights::default(), standing::Clients::default());
-        Self { lifecycle, terms, flights, clients, stopping: AtomicBool::new(false) }
+        let stopping = AtomicBool::new(false);
+        Self { lifecycle, terms, flights, clients, stopping, peers: None }
     }
 
     /// The procedures and what they stand on.

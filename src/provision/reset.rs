@@ -40,6 +40,7 @@ use crate::id::InstanceId;
 use crate::instance::event::Happened;
 use crate::instance::{Instance, State};
 use crate::metrics;
+use crate::peers::call::Call;
 use crate::restore::{FirstPage, Made, Make, Shop};
 use crate::store::StoreError;
 
@@ -53,7 +54,13 @@ impl Provisioner {
     /// Safe: the work goes on without its client.
     pub async fn reset(self: &Arc<Self>, id: &InstanceId, now: Timestamp) -> Result<Instance, ResetError> {
         let (this, id) = (Arc::clone(self), id.clone());
-        self.at_length(async move { this.reset_alone(&id, now).await }).await
+        self.at_length(async move {
+            match this.by_its_owner(&id, Call::Reset(id.clone())).await? {
+                Some(done) => Ok(done),
+                None => this.reset_alone(&id, now).await,
+            }
+        })
+        .await
     }
 
     async fn reset_alone(&self, id: &InstanceId, now: Timestamp) -> Result<Instance, ResetError> {

@@ -33,6 +33,7 @@ use crate::error::Chain;
 use crate::id::InstanceId;
 use crate::instance::event::Happened;
 use crate::instance::{Instance, State};
+use crate::peers::call::Call;
 
 /// After so many failures in a row it is no hiccup.
 const WAKE_ATTEMPTS: u32 = 3;
@@ -48,7 +49,13 @@ impl Provisioner {
     /// Safe: the work goes on without its client.
     pub async fn hibernate(self: &Arc<Self>, id: &InstanceId) -> Result<Instance, SleepError> {
         let (this, id) = (Arc::clone(self), id.clone());
-        self.at_length(async move { this.hibernate_alone(&id).await }).await
+        self.at_length(async move {
+            match this.by_its_owner(&id, Call::Hibernate(id.clone())).await? {
+                Some(done) => Ok(done),
+                None => this.hibernate_alone(&id).await,
+            }
+        })
+        .await
     }
 
     /// Wakes a sleeping instance; answers its record, also when it is awake.
@@ -60,7 +67,13 @@ impl Provisioner {
     /// As above.
     pub async fn wake(self: &Arc<Self>, id: &InstanceId) -> Result<Instance, SleepError> {
         let (this, id) = (Arc::clone(self), id.clone());
-        self.at_length(async move { this.wake_alone(&id).await }).await
+        self.at_length(async move {
+            match this.by_its_owner(&id, Call::Wake(id.clone())).await? {
+                Some(done) => Ok(done),
+                None => this.wake_alone(&id).await,
+            }
+        })
+        .await
     }
 
     async fn hibernate_alone(&self, id: &InstanceId) -> Result<Instance, SleepError> {

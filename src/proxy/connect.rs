@@ -86,7 +86,7 @@ impl std::fmt::Debug for UpstreamIo {
 }
 
 impl UpstreamIo {
-    fn new(stream: TcpStream, route: Route) -> Self {
+    pub(super) fn new(stream: TcpStream, route: Route) -> Self {
         route.activity.opened();
         let gone = Box::pin(route.gone.cancelled_owned());
         Self { stream: TokioIo::new(stream), gone, activity: route.activity }

@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! unknown label 404   ended 410   no answer 502   none in time 504   does not wake 503
+//! lost with its node 410   its node is away 503
 //! body too large 413  body stopped 408            made anew meanwhile 503
 //! else the shop's own answer
 //! ```
@@ -18,6 +19,7 @@
 
 pub(crate) mod banner;
 mod connect;
+mod elsewhere;
 pub(crate) mod headers;
 pub mod host;
 pub(crate) mod own;
@@ -39,6 +41,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
 use self::banner::Banner;
 use self::connect::Connector;
+use self::elsewhere::Elsewhere;
 pub use self::headers::PublicFace;
 use self::host::Host;
 use self::pages::{Page, Reader};
@@ -48,6 +51,7 @@ use crate::connections::Place;
 use crate::error::Chain;
 use crate::lang::Lang;
 use crate::metrics;
+use crate::peers::{FromNode, Peers};
 use crate::provision::Provisioner;
 use crate::route::memory::{Lookup, MemoryRoutes, Route};
 use crate::store::Store;
@@ -80,6 +84,8 @@ pub struct Parts {
     /// The landing page's address, if there is one: where visitors get another
     /// shop, and see to the one they have.
     pub landing: Option<String>,
+    /// The other nodes, and the store that is shared with them.
+    pub elsewhere: Option<(Arc<Peers>, Arc<dyn Store>)>,
 }
 
 /// The proxy; clones share its connections.
@@ -93,6 +99,7 @@ pub struct Proxy {
     banner: Option<Arc<Banner>>,
     waker: Option<Arc<Provisioner>>,
     landing: Option<Arc<str>>,
+    elsewhere: Option<Arc<Elsewhere>>,
     client: Client<Connector, Upload>,
 }
 
@@ -100,7 +107,7 @@ impl Proxy {
     /// Puts a proxy together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { routes, face, trusted, body_max, patience, banner, waker, landing } = parts;
+        let Parts { routes, face, trusted, body_max, patience, banner, waker, landing, elsewhere } = parts;
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
@@ -109,7 +116,8 @@ impl Proxy {
             .build(Connector::new(Arc::clone(&routes)));
         let banner = banner.map(|store| Arc::new(Banner::new(store, landing.clone())));
         let landing = landing.map(Into::into);
-        Self { routes, face, trusted, body_max, patience, banner, waker, landing, client }
+        let elsewhere = elsewhere.map(|(peers, store)| Arc::new(Elsewhere::new(peers, store)));
+        Self { routes, face, trusted, body_max, patience, banner, waker, landing, elsewhere, client }
     }
 
     /// Answers a request to the shop with this label.
@@ -150,7 +158,15 @@ impl Proxy {
         if let Some(own) = self.banners_own(request.method(), &path, label).await {
             return Ok(own);
         }
-        let route = self.route_of(label).await?;
+        let route = match self.route_of(label).await {
+            // What a node has passed on goes no further.
+            Err(Page::Unknown)
+                if self.elsewhere.is_some() && request.extensions().get::<FromNode>().is_none() =>
+            {
+                return self.pass_on(request, label, (host, &host_value), peer).await;
+            }
+            route => route?,
+        };
         route.activity.touch();
         if upload::says_too_large(request.headers(), self.body_max) {
             return Err(Page::TooLarge);
@@ -159,7 +175,8 @@ impl Proxy {
         let method = request.method().clone();
         let with_banner =
             self.banner.as_ref().filter(|banner| banner.prepare(&method, request.headers_mut()));
-        let visitor = self.made_the_shops(&mut request, &host_value, &route, peer);
+        let visitor = self.made_ours(&mut request, &host_value, peer);
+        *request.uri_mut() = upstream_uri(&route, request.uri());
         let answer = finish(self.exchange(request, &route).await?, visitor, host)?;
         Ok(match with_banner {
             Some(banner) => banner.put_on(answer, &path, &route.id, lang).await,
@@ -199,23 +216,19 @@ impl Proxy {
         }
     }
 
-    /// Rewrites a request for the shop; answers the visitor's side of the upgrade
-    /// that it asks for, if it does.
-    fn made_the_shops(
-        &self,
-        request: &mut Request<Body>,
-        host: &HeaderValue,
-        route: &Route,
-        peer: IpAddr,
-    ) -> Option<Visitor> {
+    /// Rewrites a request for whoever comes next; answers the visitor's side of the
+    /// upgrade that it asks for, if it does.
+    fn made_ours(&self, request: &mut Request<Body>, host: &HeaderValue, peer: IpAddr) -> Option<Visitor> {
         let wants_upgrade = headers::upgrade_of(request.headers()).is_some();
         let visitor = wants_upgrade.then(|| Visitor {
             place: request.extensions().get::<Arc<Place>>().cloned(),
             stream: hyper::upgrade::on(&mut *request),
         });
-        let hops = hops(peer, request.headers(), &self.trusted);
+        let hops = match request.extensions().get::<FromNode>() {
+            Some(from) => from.way.clone(),
+            None => hops(peer, request.headers(), &self.trusted),
+        };
         headers::to_upstream(request.headers_mut(), host, &hops, &self.face);
-        *request.uri_mut() = upstream_uri(route, request.uri());
         *request.version_mut() = Version::HTTP_11;
         visitor
     }

@@ -28,6 +28,10 @@ pub(super) enum Page {
     MadeAnew,
     /// It sleeps and cannot be woken now.
     Asleep,
+    /// Its node does not answer at the moment.
+    Away,
+    /// It is gone with its node.
+    Lost,
 }
 
 texts! {
@@ -49,6 +53,10 @@ texts! {
         made_anew_text: "It is there in a moment, and this page is fetched again by itself.", "Elle sera là dans un instant, et cette page se recharge toute seule.";
         asleep: "This shop sleeps and does not wake yet", "Cette boutique dort et ne se réveille pas encore";
         asleep_text: "Nothing in it is lost. It is tried again by itself in some seconds.", "Rien n’y est perdu. Un nouvel essai a lieu tout seul dans quelques secondes.";
+        away: "This shop is out of reach for a moment", "Cette boutique est momentanément injoignable";
+        away_text: "The machine it runs on does not answer. It is tried again by itself in some seconds.", "La machine qui l’héberge ne répond pas. Un nouvel essai a lieu tout seul dans quelques secondes.";
+        lost: "This shop is lost", "Cette boutique est perdue";
+        lost_text: "The machine it ran on has failed, and everything in it is gone. You can start a new one at any time.", "La machine qui l’hébergeait est en panne, et tout son contenu a disparu. Vous pouvez en démarrer une nouvelle à tout moment.";
         bad: "This request cannot be passed on", "Cette demande ne peut pas être transmise";
         bad_text: "It does not name exactly one host, or it is not clear where it ends.", "Elle ne désigne pas exactement un hôte, ou sa fin n’est pas claire.";
         new_one: "Start a new demo", "Démarrer une nouvelle démo";
@@ -75,6 +83,8 @@ impl Page {
             Self::Stalled => (StatusCode::REQUEST_TIMEOUT, t.stalled, t.stalled_text),
             Self::MadeAnew => (StatusCode::SERVICE_UNAVAILABLE, t.made_anew, t.made_anew_text),
             Self::Asleep => (StatusCode::SERVICE_UNAVAILABLE, t.asleep, t.asleep_text),
+            Self::Away => (StatusCode::SERVICE_UNAVAILABLE, t.away, t.away_text),
+            Self::Lost => (StatusCode::GONE, t.lost, t.lost_text),
             Self::BadRequest => (StatusCode::BAD_REQUEST, t.bad, t.bad_text),
         }
     }
@@ -84,14 +94,14 @@ impl Page {
         let t = Texts::of(reader.lang);
         let (status, title, text) = self.parts(t);
         let offer = match (self, reader.landing) {
-            (Self::Unknown | Self::Gone | Self::Silent, Some(landing)) => {
+            (Self::Unknown | Self::Gone | Self::Silent | Self::Lost, Some(landing)) => {
                 format!("<p><a href=\"{}\">{}</a></p>", escape(landing), t.new_one)
             }
             _ => String::new(),
         };
         let again = match self {
             Self::MadeAnew => Some("1"),
-            Self::Asleep => Some("5"),
+            Self::Asleep | Self::Away => Some("5"),
             _ => None,
         };
         let refresh = again.map(|seconds| format!("<meta http-equiv=\"refresh\" content=\"{seconds}\">"));

@@ -22,6 +22,7 @@ use jiff::Timestamp;
 use super::{Admission, Claim, Claimed, Store, StoreError, Ticket, Window};
 use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, State};
+use crate::node::Report;
 
 /// What became of a record.
 enum Change {
@@ -215,6 +216,24 @@ impl Store for KeptStore {
 
     async fn absolve(&self, client: &str) -> Result<(), StoreError> {
         self.inner.absolve(client).await
+    }
+
+    async fn announce(&self, report: Option<&Report>) -> Result<(), StoreError> {
+        self.inner.announce(report).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<Report>, StoreError> {
+        self.inner.nodes().await
+    }
+
+    async fn lose(
+        &self,
+        node: &NodeName,
+        beat: &str,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Instance>, StoreError> {
+        self.inner.lose(node, beat, now, limit).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

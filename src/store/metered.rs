@@ -12,6 +12,7 @@ use crate::failpoint;
 use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, State};
 use crate::metrics;
+use crate::node::Report;
 
 /// The store and its meter.
 #[derive(Debug)]
@@ -111,6 +112,24 @@ impl Store for MeteredStore {
 
     async fn absolve(&self, client: &str) -> Result<(), StoreError> {
         metered("absolve", self.0.absolve(client)).await
+    }
+
+    async fn announce(&self, report: Option<&Report>) -> Result<(), StoreError> {
+        metered("announce", self.0.announce(report)).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<Report>, StoreError> {
+        metered("nodes", self.0.nodes()).await
+    }
+
+    async fn lose(
+        &self,
+        node: &NodeName,
+        beat: &str,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Instance>, StoreError> {
+        metered("lose", self.0.lose(node, beat, now, limit)).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

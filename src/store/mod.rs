@@ -31,6 +31,11 @@ use jiff::{SignedDuration, Timestamp};
 use crate::error::ErrorKind;
 use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, State};
+use crate::node::Report;
+
+/// How long the records of a lost node's instances are kept: as long as any could
+/// have lived, so that their visitors are told what became of them.
+pub const LOST_KEPT: SignedDuration = SignedDuration::from_hours(24);
 
 /// Why the store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -241,6 +246,33 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Takes back all that was counted of a client; absent is fine.
     async fn absolve(&self, client: &str) -> Result<(), StoreError>;
+
+    /// Says what this node has to say of itself to the others, in place of what it
+    /// said before; none takes that back. Ready instances of a node that has
+    /// announced itself are claimed by others only while it speaks and is not
+    /// closed. A store of one host has nobody who listens.
+    async fn announce(&self, _report: Option<&Report>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Reads what all nodes have announced, in no order.
+    async fn nodes(&self) -> Result<Vec<Report>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// Marks up to `limit` instances of a node as failed and lost, if its last
+    /// report is still the one with that beat; answers them. None is left when it
+    /// answers none. Of a node that has been lost for [`LOST_KEPT`] everything is
+    /// forgotten.
+    async fn lose(
+        &self,
+        _node: &NodeName,
+        _beat: &str,
+        _now: Timestamp,
+        _limit: usize,
+    ) -> Result<Vec<Instance>, StoreError> {
+        Ok(Vec::new())
+    }
 
     /// Answers when the store works.
     async fn ping(&self) -> Result<(), StoreError>;

@@ -79,9 +79,11 @@ pub(crate) async fn front_with(wishes: Wishes) -> Front {
             banner: None,
             waker: None,
             landing: None,
+            elsewhere: None,
         }),
         base_domain: "demo.example".into(),
         door: Door::Only,
+        nodes: None,
     };
     let connections = Connections::new(wishes.connections, wishes.trusted.parse().unwrap());
     let bounds = Bounds {

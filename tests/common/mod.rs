@@ -114,7 +114,7 @@ impl Host {
         Self::run(self.build(changes, on_exit).await.unwrap()).await
     }
 
-    async fn run(app: App) -> Daemon {
+    pub(crate) async fn run(app: App) -> Daemon {
         let (address, mut phase, stop) = (app.address().unwrap(), app.phase(), CancellationToken::new());
         let admin = app.admin_address().unwrap();
         let task = tokio::spawn(app.run(stop.clone()));

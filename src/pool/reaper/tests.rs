@@ -406,6 +406,28 @@ async fn a_restart_adopts_what_lives_and_drops_the_rest() {
 }
 
 #[tokio::test]
+async fn a_shop_that_was_frozen_when_its_daemon_died_is_asleep_to_the_next_one() {
+    let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
+    let world = daemon(dir.path(), &script, 8);
+    let held = world.acquire().await;
+    drop(world);
+    // It was ended, and its record does not say yet that it sleeps.
+    script.add_frozen(&held.id);
+    script.kill(&held.id);
+
+    let world = daemon(dir.path(), &script, 8);
+    let found = adopt_all(&world.lifecycle, Timestamp::now()).await.unwrap();
+    assert_eq!(found, Found { adopted: 1, dropped: 0 });
+    assert_eq!(world.counts().await, BTreeMap::from([(State::Hibernated, 1)]));
+    world.reaper().sweep_orphans(Certainty::AtOnce).await;
+    assert!(script.traces().is_empty(), "what is left of its slot is nobody's");
+    assert_eq!(script.frozen(), std::slice::from_ref(&held.id));
+    let woken = world.provisioner.wake(&held.id).await.unwrap();
+    assert_eq!((woken.state, script.running().len()), (State::Assigned, 1));
+    assert!(script.frozen().is_empty());
+}
+
+#[tokio::test]
 async fn what_lives_is_worth_more_than_a_store_that_lost_it() {
     let (dir, script) = (tempfile::tempdir().unwrap(), Script::quiet(EngineKind::Criu));
     let world = daemon(dir.path(), &script, 8);

@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use prost::Message as _;
 
@@ -39,6 +39,7 @@ use crate::engine::criu::images::{
     MemfdInode, Mm, PAGE, PAGEMAP_MAGIC, REGULAR, RegularFile, Run, Vma, append, area, empty, messages,
     page_map, whole,
 };
+use crate::host::tree;
 use crate::id::SnapshotId;
 
 /// Where the files are, in the clone's root; root's alone. Each snapshot has a
@@ -92,6 +93,18 @@ pub(super) struct Whose<'a> {
     pub(super) unshare: bool,
 }
 
+/// Makes the directory for a snapshot's files, in place of whatever the golden has there:
+/// a link of that name would lead to the host's own.
+fn make_dir(root: &Path, id: &SnapshotId) -> io::Result<PathBuf> {
+    let all = root.join(DIR);
+    tree::remove(&all)?;
+    let dir = all.join(id.as_str());
+    for made in [&all, &dir] {
+        fs::DirBuilder::new().mode(0o700).create(made)?;
+    }
+    Ok(dir)
+}
+
 /// Moves pages from the images into files of `root`, the clones' topmost lower
 /// layer.
 ///
@@ -115,8 +128,7 @@ pub(super) fn map_memory(
     if rustix::param::page_size() != PAGE {
         return Ok(mapped);
     }
-    let dir = root.join(DIR).join(id.as_str());
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+    let dir = make_dir(root, id)?;
     let entry = |file, name: &str| FileEntry::of_path(file, format!("/{DIR}/{id}/{name}"), READ, mnt_id);
     let before: Vec<Mm> = processes.iter().map(|process| process.mm.clone()).collect();
     for inode in if whose.unshare { anonymous_shared(images)? } else { Vec::new() } {

@@ -158,3 +158,16 @@ fn images_that_are_cut_short_are_an_error() {
     File::options().write(true).open(images.path().join("pages-1.img")).unwrap().set_len(9).unwrap();
     assert!(map_memory(images.path(), root.path(), &id(), whose(&["mariadbd".into()])).is_err());
 }
+
+#[test]
+fn a_link_in_the_memorys_place_leads_nothing_out_of_the_root() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
+    for made in [&root, &outside] {
+        fs::create_dir(made).unwrap();
+    }
+    std::os::unix::fs::symlink(&outside, root.join(DIR)).unwrap();
+    assert_eq!(make_dir(&root, &id()).unwrap(), root.join(DIR).join(id().as_str()));
+    assert!(root.join(DIR).symlink_metadata().unwrap().is_dir());
+    assert_eq!(fs::read_dir(outside).unwrap().count(), 0);
+}

@@ -5,6 +5,7 @@ use super::{
     node,
 };
 use crate::instance::{Access, Container, EngineKind, Instance, OneClick};
+use crate::node::{GoldenReport, REPORT_VERSION, Report, Stage};
 
 pub(super) async fn run(fixture: &dyn Fixture) {
     a_claim_leaves_the_rest_of_a_record_alone(fixture).await;
@@ -13,6 +14,9 @@ pub(super) async fn run(fixture: &dyn Fixture) {
     the_own_nodes_instances_are_claimed_first(fixture).await;
     each_node_sees_its_own_and_may_change_all(fixture).await;
     nodes_at_once_never_share_an_instance(fixture).await;
+    closed_and_silent_nodes_are_left_alone(fixture).await;
+    a_lost_nodes_instances_are_marked_once(fixture).await;
+    what_a_node_says_is_read_by_all(fixture).await;
 }
 
 /// A record with every field filled.
@@ -159,4 +163,77 @@ async fn nodes_at_once_never_share_an_instance(fixture: &dyn Fixture) {
     let got: Vec<InstanceId> = clients.join_all().await.into_iter().flatten().map(|i| i.id).collect();
     let distinct: std::collections::HashSet<&InstanceId> = got.iter().collect();
     assert_eq!((got.len(), distinct.len()), (READY, READY), "each ready instance is claimed exactly once");
+}
+
+fn report(name: &str, beat: &str) -> Report {
+    Report {
+        version: REPORT_VERSION,
+        node: node(name),
+        address: "10.0.0.7:8080".into(),
+        program: "1.2.3".into(),
+        beat: beat.into(),
+        stage: Stage::Serving,
+        drained: false,
+        room: 3,
+        max_instances: 9,
+        goldens: [(golden("shop"), GoldenReport { ready: 1, makes: true })].into(),
+    }
+}
+
+async fn what_a_node_says_is_read_by_all(fixture: &dyn Fixture) {
+    let here = fixture.fresh().await;
+    let Some(there) = fixture.beside(&here, &node("there")).await else { return };
+    for beat in ["1", "2"] {
+        there.announce(Some(&report("there", beat))).await.expect("it is written");
+        assert_eq!(here.nodes().await.expect("a read is answered"), [report("there", beat)]);
+    }
+    there.announce(None).await.expect("it is written");
+    assert!(here.nodes().await.expect("a read is answered").is_empty(), "it is not one of several any more");
+}
+
+async fn closed_and_silent_nodes_are_left_alone(fixture: &dyn Fixture) {
+    let here = fixture.fresh().await;
+    let Some(there) = fixture.beside(&here, &node("there")).await else { return };
+    let shop = golden("shop");
+    for (name, second) in [("here", 1), ("there", 2)] {
+        add(&*there, of_node(name, State::Ready, second)).await;
+    }
+    let drained = |name| Report { drained: true, ..report(name, "1") };
+    here.announce(Some(&drained("here"))).await.expect("it is written");
+    there.announce(Some(&drained("there"))).await.expect("it is written");
+    assert!(claimed(&*here, claim(&shop, None)).await.is_none(), "both are drained");
+    there.announce(Some(&report("there", "2"))).await.expect("it is written");
+    let got = claimed(&*here, claim(&shop, None)).await.expect("one is not any more");
+    assert_eq!(got.node, node("there"), "the own one is drained still");
+    here.announce(Some(&report("here", "2"))).await.expect("it is written");
+    let got = claimed(&*there, claim(&shop, None)).await.expect("it is open again");
+    assert_eq!(got.node, node("here"));
+}
+
+async fn a_lost_nodes_instances_are_marked_once(fixture: &dyn Fixture) {
+    let here = fixture.fresh().await;
+    let Some(there) = fixture.beside(&here, &node("there")).await else { return };
+    add(&*there, of_node("there", State::Ready, 1)).await;
+    add(&*there, of_node("there", State::Ready, 2)).await;
+    let held = claimed(&*there, claim(&golden("shop"), Some("a"))).await.expect("one is ready");
+    let mine = add(&*here, of_node("here", State::Ready, 9)).await;
+    let lose = async |beat| here.lose(&node("there"), beat, at(7), 1).await.expect("a call is answered");
+    assert!(lose("1").await.is_empty(), "it never said anything");
+    there.announce(Some(&report("there", "1"))).await.expect("it is written");
+    assert!(lose("0").await.is_empty(), "it has spoken since");
+    let mut lost = lose("1").await;
+    assert_eq!(lost.len(), 1, "no more than asked for");
+    lost.extend(lose("1").await);
+    assert!(lose("1").await.is_empty(), "none is marked twice");
+    assert_eq!(lost.len(), 2);
+    for instance in &lost {
+        assert_eq!((instance.state, instance.lost_at), (State::Failed, Some(at(7))));
+        let stored = here.get(&instance.id).await.expect("a read is answered").expect("it is there");
+        assert_eq!((stored.state, stored.generation), (State::Failed, instance.generation));
+    }
+    assert!(here.held("a", at(1)).await.expect("a read is answered").is_none(), "its key is free");
+    assert!(there.update(held).await.is_err(), "who was silent cannot go on with it");
+    let got = claimed(&*there, claim(&golden("shop"), None)).await.expect("the other node's is there");
+    assert_eq!(got.id, mine.id, "and nothing of the lost one's");
+    assert_eq!(there.own().await.expect("a read is answered").len(), 2, "it takes them down itself");
 }

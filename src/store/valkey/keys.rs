@@ -15,6 +15,10 @@
 //! {prefix}:keys                     hash    idempotency key -> id, while the instance is somebody's
 //! {prefix}:claims:<ticket>          hash    id and generation of a claim; gone after some minutes
 //! {prefix}:node:<node>              string  the daemon that has this name; gone when it is silent
+//! {prefix}:reports                 hash    node -> what it says of itself (JSON, with its version)
+//! {prefix}:heard                   hash    node -> when it said so, by the server's clock
+//! {prefix}:closed                  set     nodes whose ready ones are for nobody now
+//! {prefix}:lost                    hash    node -> when its instances were marked as lost
 //! {prefix}:acquires:<client>        zset    time -> ticket; counted acquires of a client
 //! {prefix}:ping                     string  proves that the server takes writes
 //! ```

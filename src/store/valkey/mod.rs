@@ -31,9 +31,10 @@ use redis::Script;
 
 use self::link::{DEADLINE, Link};
 pub use self::open::OpenValkeyError;
-use super::{Admission, Allowance, Claim, Claimed, Store, StoreError, Ticket, Window};
+use super::{Admission, Allowance, Claim, Claimed, LOST_KEPT, Store, StoreError, Ticket, Window};
 use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, State, Transition};
+use crate::node::Report;
 
 /// How long a claim's ticket is good, in seconds; also how long it is tried to
 /// take one back. A server that is away for longer is a matter for people.
@@ -61,6 +62,9 @@ struct Scripts {
     admit: Script,
     forgive: Script,
     absolve: Script,
+    announce: Script,
+    nodes: Script,
+    lose: Script,
     layout: Script,
     ping: Script,
 }
@@ -89,6 +93,9 @@ impl Scripts {
             admit: script!("admit.lua"),
             forgive: script!("forgive.lua"),
             absolve: script!("absolve.lua"),
+            announce: script!("announce.lua"),
+            nodes: script!("nodes.lua"),
+            lose: script!("lose.lua"),
             layout: script!("layout.lua"),
             ping: script!("ping.lua"),
         }
@@ -311,6 +318,35 @@ impl Store for ValkeyStore {
 
     async fn forgive(&self, client: &str, ticket: &Ticket) -> Result<(), StoreError> {
         self.link.call("taking back an acquire", &self.scripts.forgive, &[client, &ticket.0]).await.map(drop)
+    }
+
+    async fn announce(&self, report: Option<&Report>) -> Result<(), StoreError> {
+        let json = report.map(serde_json::to_string).transpose();
+        let json =
+            json.map_err(|error| StoreError::Record { key: self.node.to_string(), source: Box::new(error) })?;
+        let closed = if report.is_some_and(Report::is_closed) { "closed" } else { "open" };
+        let args = [self.node.as_str(), json.as_deref().unwrap_or_default(), closed];
+        self.link.call("announcing this node", &self.scripts.announce, &args).await.map(drop)
+    }
+
+    async fn nodes(&self) -> Result<Vec<Report>, StoreError> {
+        let all = self.link.call("reading what nodes announce", &self.scripts.nodes, &[]).await?;
+        // One that a later program has changed beyond understanding is not there
+        // for this one, and the others are.
+        Ok(all.iter().filter_map(|json| serde_json::from_str(json).ok()).collect())
+    }
+
+    async fn lose(
+        &self,
+        node: &NodeName,
+        beat: &str,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Instance>, StoreError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX).to_string();
+        let kept = LOST_KEPT.as_micros().to_string();
+        let args = [node.as_str(), beat, &now.to_string(), &floor(now), &limit, &kept];
+        self.read_all(self.link.call("marking a lost node's instances", &self.scripts.lose, &args).await?)
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -1,4 +1,5 @@
 -- Takes the oldest ready instance of a golden: the own node's, else any other's.
+-- Closed nodes' are for nobody, and those of a node that fell silent may be gone.
 --
 -- ARGV[3]  the golden
 -- ARGV[4]  the own node
@@ -32,6 +33,16 @@ if held then
   end
 end
 
+local function is_closed(node)
+  return redis.call('SISMEMBER', base .. 'closed', node) == 1
+end
+
+-- Three of its reports are missing. One that never announced itself is no silent one.
+local function is_silent(node)
+  local heard = redis.call('HGET', base .. 'heard', node)
+  return heard and tonumber(heard) < time[1] * 1000000 + time[2] - 3000000
+end
+
 -- The node among the others whose oldest one is the oldest.
 local function another_node()
   local oldest, at
@@ -40,7 +51,7 @@ local function another_node()
     local first = redis.call('ZRANGE', base .. 'ready:' .. golden .. ':' .. node, 0, 0, 'WITHSCORES')
     if not first[1] then
       redis.call('SREM', pools, node)
-    elseif not at or tonumber(first[2]) < at then
+    elseif (not at or tonumber(first[2]) < at) and not is_silent(node) and not is_closed(node) then
       oldest, at = node, tonumber(first[2])
     end
   end
@@ -48,7 +59,7 @@ local function another_node()
 end
 
 local function pop()
-  local first = redis.call('ZPOPMIN', base .. 'ready:' .. golden .. ':' .. own)
+  local first = is_closed(own) and {} or redis.call('ZPOPMIN', base .. 'ready:' .. golden .. ':' .. own)
   if first[1] then
     return first[1]
   end

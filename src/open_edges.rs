@@ -1,0 +1,52 @@
+//! From settings to what visitors and other nodes meet; called by the daemon at its
+//! start.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{Config, NodeSecretError};
+use crate::connections::Connections;
+use crate::listener::{self, Bounds};
+use crate::node::pass::NodeSecret;
+use crate::peers::Peers;
+use crate::proxy::PublicFace;
+use crate::web::Site;
+use crate::web::cookie::Key;
+
+/// The bounds of one listener; each has its own places, so that visitors do not
+/// shut the operator out. Requests under way have `drain` at the end.
+pub(crate) fn bounds(config: &Config, drain: Duration) -> Bounds {
+    let most = config.edges.max_connections.min(connections_that_fit());
+    Bounds {
+        headers: listener::HEADERS_DEADLINE,
+        connections: Connections::new(most, config.trusted_proxies.clone()),
+        drain,
+    }
+}
+
+/// How many connections leave half of the open files to restores and the store:
+/// each takes two, the visitor's and the one to the shop.
+pub(crate) fn connections_that_fit() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX))
+}
+
+pub(crate) fn site(config: &Config, key: Key) -> Site {
+    let embeds = &config.edges.embed_origins;
+    Site::new(key, &config.public_scheme, &config.base_domain, config.public_port, embeds)
+}
+
+pub(crate) fn public_face(config: &Config) -> PublicFace {
+    let (scheme, own_port) = if config.public_scheme == "https" { ("https", 443) } else { ("http", 80) };
+    PublicFace { scheme, port: config.public_port.unwrap_or(own_port) }
+}
+
+/// The other nodes, if this daemon is one of several.
+///
+/// # Errors
+/// The secret cannot be used.
+pub(crate) fn open_peers(config: &Config) -> Result<Option<Arc<Peers>>, NodeSecretError> {
+    let Some(settings) = &config.nodes else { return Ok(None) };
+    let secret = NodeSecret::new(settings.load_secret()?);
+    Ok(Some(Peers::new(config.node.clone(), settings.address.clone(), secret)))
+}
