@@ -19,6 +19,8 @@ const LAYERS: &[(&str, u8)] = &[
     ("node", 0),
     ("error", 0),
     ("failpoint", 0),
+    ("sealed", 0),
+    ("sync", 0),
     ("config", 0),
     ("instance", 0),
     ("golden", 0),
