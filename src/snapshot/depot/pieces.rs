@@ -117,14 +117,18 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_told() {
-        let of = |version, pieces: &[String], bytes| Pieces { version, pieces: pieces.to_vec(), bytes };
-        let piece = "0".repeat(64);
-        assert!(of(1, &[piece.clone()], 1).makes_sense() && of(1, &[], 0).makes_sense());
+        let of = |version, pieces: &[&str], bytes| Pieces {
+            version,
+            pieces: pieces.iter().map(|piece| (*piece).to_owned()).collect(),
+            bytes,
+        };
+        let piece: &str = &"0".repeat(64);
+        assert!(of(1, &[piece], 1).makes_sense() && of(1, &[], 0).makes_sense());
         for wrong in [
-            of(2, &[piece.clone()], 1),
-            of(1, &[piece.clone()], PIECE + 1),
-            of(1, &[piece.clone(), piece], PIECE),
-            of(1, &["../x".into()], 1),
+            of(2, &[piece], 1),
+            of(1, &[piece], PIECE + 1),
+            of(1, &[piece, piece], PIECE),
+            of(1, &["../x"], 1),
         ] {
             assert!(!wrong.makes_sense(), "{wrong:?}");
         }
