@@ -65,6 +65,10 @@ mod set {
         "store:before-update",
         "store:after-update",
         "acquire:before-answer",
+        "freeze:before-dump",
+        "freeze:before-rename",
+        "freeze:after-rename",
+        "wake:before-forget",
         "route:after-removal",
         "destroy:before",
         "destroy:after-cgroup",
@@ -72,15 +76,11 @@ mod set {
         "destroy:after-directory",
         "store:before-remove",
         "store:after-remove",
-        "freeze:before-files",
-        "freeze:before-word",
         "save:before-pack",
         "save:before-rename",
         "open:before-unpack",
         "open:before-thaw",
         "open:before-record",
-        "sleep:before-record",
-        "wake:before-record",
     ];
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use crate::assemble::{self, Host, LoadError};
 use crate::checkpoint::{self, Checkpoint, Origin};
 use crate::config::{Config, Values};
+use crate::courier;
 use crate::database::{DatabaseError, Template};
 use crate::engine::ContainerEngine;
 use crate::engine::criu::freeze::FrozenDir;
@@ -161,6 +162,7 @@ impl Workshop for HostWorkshop {
         let (catalog, origin) = (&catalog, Origin::Recipe);
         let from = Checkpoint { recipe: &recipe, image: &image, catalog, state_dir, server, origin };
         let manifest = checkpoint::create(&from, say).await.map_err(unavailable(doing()))?;
+        courier::offer(&self.config, catalog, &manifest.id, say).await;
         Ok(manifest.id)
     }
 
@@ -266,6 +268,7 @@ impl Workshop for HostWorkshop {
         catalog.remove(id).map_err(at(doing(), CatalogError::kind))?;
         let gone = id.clone();
         self.choose(move |choice| choice.forget(&gone)).await?;
+        courier::removed(&self.config, std::slice::from_ref(id)).await;
         self.forget(&catalog, &lowers).await
     }
 
@@ -278,6 +281,7 @@ impl Workshop for HostWorkshop {
         let removed = removed.map_err(at("remove old snapshots", CatalogError::kind))?;
         let gone = removed.clone();
         self.choose(move |choice| gone.iter().for_each(|id| choice.forget(id))).await?;
+        courier::removed(&self.config, &removed).await;
         self.forget(&catalog, &lowers).await?;
         Ok(removed)
     }

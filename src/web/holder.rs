@@ -31,7 +31,7 @@ use crate::lang::{fill, texts};
 texts! {
     /// The page's texts.
     Texts {
-        title: "Your {} is ready", "Votre démo est prête : {}";
+        title: "Your {} is ready", "Votre démo est prête\u{a0}: {}";
         from_pool: "Taken ready from the pool", "Prise prête dans la réserve";
         restored: "Restored for you from a snapshot", "Restaurée pour vous depuis un instantané";
         booted: "Booted for you", "Démarrée pour vous";

@@ -24,13 +24,13 @@ texts! {
         title: "A shop of your own, in a blink", "Votre propre boutique, en un clin d’œil";
         title_module: "Try {} in a shop of your own", "Essayez {} dans votre propre boutique";
         lead: "A complete shop with its back office, at its own address. Change whatever you like: it is yours alone, and deleted after {}.", "Une boutique complète avec son administration, à sa propre adresse. Modifiez ce que vous voulez : elle n’est qu’à vous et sera supprimée après {}.";
-        choose: "What would you like to try?", "Que souhaitez-vous essayer ?";
+        choose: "What would you like to try?", "Que souhaitez-vous essayer\u{a0}?";
         go: "Start my demo", "Démarrer ma démo";
         busy: "One moment…", "Un instant…";
         no_sign_up: "No sign-up, no e-mail.", "Sans inscription, sans e-mail.";
         ready: "Ready now", "Prête";
         seconds: "Ready in seconds", "Prête en quelques secondes";
-        taken: "All taken: you get in line", "Toutes prises : file d’attente";
+        taken: "All taken: you get in line", "Toutes prises\u{a0}: file d’attente";
         yours: "Your demos", "Vos démos";
         yours_text: "You have these already, and can go on where you left.", "Elles sont déjà à vous : reprenez là où vous en étiez.";
         open: "Go on with it", "Continuer";

@@ -78,10 +78,12 @@ export class Service {
       await eventually("the service serves", async () => {
         if (ended) throw new Error(`it has ended: ${service.log.slice(-2000)}`);
         return (await api("GET", "/readyz", { host: service.host, port })).status === 200;
-      }, 60_000);
+        // Its first start unpacks the snapshot.
+      }, 180_000);
       if (Number(base.POOL_TARGET_SIZE) > 0) await service.hasReady();
     } catch (error) {
       await service.stop();
+      error.message += `\nthe service said:\n${service.log.slice(-2000)}`;
       throw error;
     }
     return service;

@@ -30,10 +30,11 @@ async function click(page) {
 async function operators() {
   const token = `dmx_${randomBytes(32).toString("hex")}`;
   const entry = `ops:operate+acquire:${createHash("sha256").update(token).digest("hex")}`;
-  await serve({ ...settings, POOL_TARGET_SIZE: "3", API_TOKENS: entry });
+  await serve({ ...settings, POOL_TARGET_SIZE: "3", MAX_INSTANCES: "16", API_TOKENS: entry });
   const headers = { authorization: `Bearer ${token}` };
   const ask = async (method, path, body) => {
     const answer = await api(method, `/api/v1/demo${path}`, { host: domain, headers, body });
+    if (answer.status >= 300) throw new Error(`${method} ${path}: ${answer.status} ${answer.text}`);
     return answer.text ? answer.json() : undefined;
   };
   const shops = [];
