@@ -5,6 +5,7 @@
 //! lock -> open store -> bind                          build: whatever is wrong is fatal here
 //! adopt, reap, sweep                                  starting
 //! job bus, reconciler, reaper, status streams, listener; READY=1   serving
+//! (systemd's socket: what was accepted is answered, the rest waits for the next daemon)
 //! no intake, status streams end -> makings end or roll back -> work under way ends
 //!     -> listener ends                                draining
 //! instances stay (or go, if so asked); last events, also to webhooks    stopped
@@ -61,11 +62,11 @@ use crate::{console, metrics, notify, peers};
 /// sum of the two deadlines.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 
-/// How long a visitor's request under way may take after that.
-const REQUESTS_DEADLINE: Duration = Duration::from_secs(5);
-
 /// How often the metrics' buffers are emptied: they grow until then.
 const UPKEEP: Duration = Duration::from_secs(5);
+
+/// How long a visitor's request under way may take after that.
+const REQUESTS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What becomes of the instances when the daemon is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,6 +170,8 @@ pub struct App {
     status: Arc<StatusHub>,
     chronicle: Arc<Chronicle>,
     listener: TcpListener,
+    /// Whether systemd holds it too: who connects while no daemon accepts waits in it.
+    socket_stays: bool,
     edges: Edges,
     /// Where the operator's part is answered alone.
     admin: Option<TcpListener>,
@@ -197,6 +200,7 @@ impl App {
         let store: Arc<dyn Store> = Arc::new(MeteredStore::new(store));
         let peers = open_edges::open_peers(&config).map_err(AppError::NodeSecret)?;
         let inherited = notify::inherited_listeners().map_err(AppError::Socket)?;
+        let socket_stays = inherited.listen.is_some();
         let listener = bind(inherited.listen, "LISTEN", config.listen).await?;
         let admin = match (inherited.admin, config.edges.admin_listen) {
             (None, None) => None,
@@ -284,6 +288,7 @@ impl App {
             reconciler,
             reaper,
             listener,
+            socket_stays,
             edges,
             admin,
             phase,
@@ -323,9 +328,9 @@ impl App {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), AppError> {
         let (workers, edges, feeds) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
         let (stop_workers, stop_edges) = (CancellationToken::new(), CancellationToken::new());
-        let stop_feeds = CancellationToken::new();
+        let (stop_streams, stop_feeds) = (CancellationToken::new(), CancellationToken::new());
         // Whatever makes this function return ends them.
-        let _ends = (stop_workers.clone().drop_guard(), stop_feeds.clone().drop_guard());
+        let _ends = [&stop_workers, &stop_streams, &stop_feeds].map(|it| it.clone().drop_guard());
         self.jobs.begin((&workers, &stop_workers), (&feeds, &stop_feeds));
         let mut heard = self.lifecycle.events().listen();
         self.take_over().await?;
@@ -340,35 +345,26 @@ impl App {
         workers.spawn(self.reaper.run(stop_workers.clone()));
         let routes = Arc::clone(self.lifecycle.routes());
         workers.spawn(route::keeper::keep(routes, stop_workers.clone()));
-        workers.spawn(self.status.run(stop_workers.clone()));
+        workers.spawn(self.status.run(stop_streams.clone()));
         let (idle, provisioner) = (sleeper::after(&self.config), Arc::clone(&self.provisioner));
         workers.spawn(sleeper::keep(provisioner, idle, stop_workers.clone()));
-        workers.spawn(self.chronicle.run(stop_workers.clone()));
+        workers.spawn(self.chronicle.run(stop_streams.clone()));
         if let Some(peers) = self.provisioner.peers() {
             let provisioner = Arc::clone(&self.provisioner);
             workers.spawn(peers::keeper::keep(Arc::clone(peers), provisioner, stop_workers.clone()));
         }
         let address = self.listener.local_addr();
+        let limits = || bounds(&self.config, REQUESTS_DEADLINE);
         if let Some(admin) = self.admin {
             let own = Edges { door: Door::Admin, ..self.edges.clone() };
-            edges.spawn(listener::serve(
-                admin,
-                own,
-                bounds(&self.config, REQUESTS_DEADLINE),
-                stop_edges.clone(),
-            ));
+            edges.spawn(listener::serve(admin, own, limits(), stop_edges.clone()));
         }
-        let serving = listener::serve(
-            self.listener,
-            self.edges,
-            bounds(&self.config, REQUESTS_DEADLINE),
-            stop_edges.clone(),
-        );
-        edges.spawn(serving);
+        edges.spawn(listener::serve(self.listener, self.edges, limits(), stop_edges.clone()));
         if connections_that_fit() < self.config.edges.max_connections {
             let fitting = connections_that_fit();
             tracing::warn!(fitting, "open files do not suffice for MAX_CONNECTIONS: raise LimitNOFILE");
         }
+        edges.close();
         if let (Banner::On, Router::Caddy(_)) = (self.config.edges.banner, &self.config.router) {
             tracing::warn!("BANNER=on shows nothing with ROUTER=caddy: Caddy leads visitors past the proxy");
         }
@@ -387,6 +383,12 @@ impl App {
 
         notify::stopping();
         self.phase.enter(Phase::Draining);
+        stop_streams.cancel();
+        if self.socket_stays {
+            // Whoever comes from now on is the next daemon's; those who are here are served.
+            stop_edges.cancel();
+            edges.wait().await;
+        }
         self.provisioner.stop_intake();
         stop_workers.cancel();
         workers.close();
@@ -396,7 +398,6 @@ impl App {
             tracing::warn!("some instances were still being made; the next daemon takes them down");
         }
         stop_edges.cancel();
-        edges.close();
         edges.wait().await;
         if self.on_exit == OnExit::DestroyInstances {
             destroy_all(&self.lifecycle).await;

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::golden::HOST;
 use crate::config::{ColdStart, Config, ContainerMode};
+use crate::courier;
 use crate::database::{Mover, Root, Server, SharedEngine, Template};
 use crate::egress::Egress;
 use crate::engine::cold::Ready;
@@ -193,7 +194,11 @@ pub struct Assembled {
 
 /// A golden's name and recipe: from the snapshot it is restored from, else from its folder.
 /// What shops may reach is nothing that was frozen, so there the folder counts.
-fn recipe_of(golden: &str, config: &Config, catalog: &Catalog) -> anyhow::Result<(Recipe, Option<Manifest>)> {
+async fn recipe_of(
+    golden: &str,
+    config: &Config,
+    catalog: &Catalog,
+) -> anyhow::Result<(Recipe, Option<Manifest>)> {
     let loaded = Recipe::load(golden, &config.recipe_dir);
     let name = match &loaded {
         Ok((_, recipe)) => recipe.name.clone(),
@@ -203,6 +208,9 @@ fn recipe_of(golden: &str, config: &Config, catalog: &Catalog) -> anyhow::Result
             .and_then(|name| name.parse::<GoldenName>().ok())
             .with_context(|| format!("GOLDEN={golden:?} is no golden"))?,
     };
+    if catalog.chosen(&name, config.database_mode())?.is_none() {
+        courier::fetch_missing(config, catalog, &name).await;
+    }
     let served = catalog.chosen(&name, config.database_mode())?;
     match (loaded, served) {
         (loaded, Some(manifest)) => {
@@ -264,7 +272,7 @@ async fn booted(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Resu
 /// fallback.
 async fn restored(golden: &str, config: &Arc<Config>, host: &Host) -> anyhow::Result<Assembled> {
     let catalog = Catalog::of(config)?;
-    let (recipe, newest) = recipe_of(golden, config, &catalog)?;
+    let (recipe, newest) = recipe_of(golden, config, &catalog).await?;
     let recipe = Arc::new(recipe);
     let prepared = match &newest {
         None => Err(match catalog.why_unusable(&recipe.name)? {

@@ -288,6 +288,10 @@ impl ContainerEngine for Driver {
         self.slots.adopt(container).await
     }
 
+    async fn fell_asleep(&self, id: &InstanceId, container: &Container) -> bool {
+        FrozenDir::of(self.slots.state_dir()).is_end_of(id, container)
+    }
+
     async fn ended(&self, container: &Container) {
         process::ended_by_name(container.pid, container.start_ticks).await;
     }

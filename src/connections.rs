@@ -11,9 +11,9 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::client::{ClientKey, TrustedProxies};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One client's share is this part of all: eight loud clients fill a listener,
 /// and an office behind one address (6 connections a browser) still fits in.

@@ -1,11 +1,11 @@
 //! A whole demo shop per visitor, restored from a snapshot in a blink.
 //!
 //! ```text
-//! L4  main, commands, app, workshop, open_{edges,jobs,store} name concrete adapters, wire them
+//! L4  main, commands, app, workshop, courier, open_{edges,jobs,store} name concrete adapters, wire them
 //! L3  api, web, console, proxy, pool::{reconciler, reaper}, jobs::worker, events, webhook, {route,peers}::keeper   edges and workers
 //! L2  provision, promote, checkpoint, restore, egress, database, snapshot::{archive, catalog, prepare}   procedures
 //! L1  engine, store, route, jobs, nats, peers, host ports with their adapters; the kernel
-//! L0  id, client, lang, token, connections, error, config, node, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
+//! L0  id, client, lang, token, connections, error, sealed, sync, config, node, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure
 //! ```
 //!
 //! Arrows point down only; adapters never import each other;
@@ -22,6 +22,7 @@ pub mod commands;
 pub mod config;
 pub mod connections;
 pub mod console;
+pub mod courier;
 pub mod database;
 pub mod doctor;
 pub mod egress;
@@ -51,9 +52,11 @@ pub mod provision;
 pub mod proxy;
 pub mod restore;
 pub mod route;
+pub mod sealed;
 pub mod shutdown;
 pub mod snapshot;
 pub mod store;
+pub mod sync;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

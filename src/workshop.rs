@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use crate::assemble::{self, Host, LoadError};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Config, Values};
+use crate::courier;
 use crate::database::{DatabaseError, Template};
 use crate::engine::criu::freeze::FrozenDir;
 use crate::error::{Chain, ErrorKind, kind_of_io};
@@ -154,6 +155,7 @@ impl Workshop for HostWorkshop {
         let server = self.host.database.as_ref();
         let from = Checkpoint { recipe: &recipe, image: &image, catalog: &catalog, state_dir, server };
         let manifest = checkpoint::create(&from, say).await.map_err(unavailable(doing()))?;
+        courier::offer(&self.config, &catalog, &manifest.id, say).await;
         Ok(manifest.id)
     }
 
@@ -201,6 +203,7 @@ impl Workshop for HostWorkshop {
         catalog.remove(id).map_err(at(doing(), CatalogError::kind))?;
         let gone = id.clone();
         self.choose(move |choice| choice.forget(&gone)).await?;
+        courier::removed(&self.config, std::slice::from_ref(id)).await;
         self.forget(&catalog, &lowers).await
     }
 
@@ -213,6 +216,7 @@ impl Workshop for HostWorkshop {
         let removed = removed.map_err(at("remove old snapshots", CatalogError::kind))?;
         let gone = removed.clone();
         self.choose(move |choice| gone.iter().for_each(|id| choice.forget(id))).await?;
+        courier::removed(&self.config, &removed).await;
         self.forget(&catalog, &lowers).await?;
         Ok(removed)
     }

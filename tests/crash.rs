@@ -11,15 +11,17 @@
 mod host;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use demo_multiplexer::failpoint::{NAMES, VARIABLE};
 use host::daemon::Shop;
 use host::place::run;
+use host::trial::{Trial, is_as_it_was};
 use host::web::{self, Reply};
-use host::{Daemon, Place, eventually, golden, same};
+use host::{Daemon, eventually, golden, same};
 use serde_json::{Value, json};
 
 /// What has a daemon pass a point.
@@ -33,6 +35,10 @@ enum By {
     Release,
     /// A shop's time is over.
     Expiry,
+    /// A shop is put to sleep.
+    Hibernate,
+    /// A sleeping shop is asked for.
+    Wake,
 }
 
 /// Every point of a daemon that serves, and what leads there.
@@ -62,6 +68,16 @@ const POINTS: &[(&str, By)] = &[
     ("destroy:after-directory", By::Release),
     ("store:before-remove", By::Release),
     ("store:after-remove", By::Release),
+    ("freeze:before-dump", By::Hibernate),
+    ("freeze:before-rename", By::Hibernate),
+    ("freeze:after-rename", By::Hibernate),
+    ("store:before-update", By::Hibernate),
+    ("store:after-update", By::Hibernate),
+    ("restore:before-criu", By::Wake),
+    ("restore:after-criu", By::Wake),
+    ("store:before-update", By::Wake),
+    ("store:after-update", By::Wake),
+    ("wake:before-forget", By::Wake),
 ];
 
 /// Points of `snapshot create` and of a daemon's start.
@@ -80,61 +96,6 @@ fn every_fail_point_is_gone_through() {
     assert_eq!(gone_through, NAMES.iter().copied().collect());
 }
 
-/// A place whose daemons can be had to fail.
-struct Trial {
-    place: Place,
-    file: PathBuf,
-}
-
-impl Trial {
-    async fn begin(name: &'static str) -> Option<Self> {
-        let place = Place::beside_others(name).await?;
-        let file = place.dir.join("fail");
-        Some(Self { place, file })
-    }
-
-    async fn daemon(&self, pool: &str) -> Daemon<'_> {
-        let file = self.file.to_str().unwrap();
-        let settings = [("POOL_TARGET_SIZE", pool), (VARIABLE, file), ("MAX_INSTANCES", "40")];
-        self.place.lasting_daemon(&settings).await
-    }
-
-    fn arm(&self, point: &str, action: &str) {
-        std::fs::write(&self.file, format!("{point}={action}\n")).unwrap();
-    }
-
-    fn disarm(&self) {
-        drop(std::fs::remove_file(&self.file));
-    }
-
-    fn times(&self, point: &str) -> usize {
-        self.place.log().matches(&format!("fail point {point}: ")).count()
-    }
-
-    async fn was_passed(&self, point: &str, before: usize) {
-        eventually(&format!("{point} is passed"), 20, async || {
-            if self.times(point) > before { Ok(()) } else { Err("it is not".to_owned()) }
-        })
-        .await;
-    }
-
-    async fn audit(&self) -> Result<(), String> {
-        let said = self.place.cli(&["doctor", "--audit", "--json"]).await;
-        if said.code == Some(0) { Ok(()) } else { Err(said.out + &said.err) }
-    }
-
-    /// Nothing is here that nobody knows of, within five seconds.
-    async fn is_clean(&self, after: &str) {
-        eventually(&format!("nothing is nobody's after {after}"), 5, async || self.audit().await).await;
-    }
-
-    async fn finish(&self, daemon: Daemon<'_>) {
-        daemon.kill().await;
-        self.place.cli(&["reap", "--all"]).await.ok();
-        self.place.nothing_is_left().unwrap();
-    }
-}
-
 async fn post(daemon: &Daemon<'_>, body: Value) -> Result<Reply, String> {
     let (headers, body) = ([("content-type", "application/json")], body.to_string());
     web::send(daemon.address(), "POST", "localhost", "/api/v1/demo/acquire", &headers, &body).await
@@ -148,17 +109,53 @@ async fn lead(daemon: &Daemon<'_>, by: By, shop: Option<&Shop>) -> Option<Reply>
             let path = format!("/api/v1/demo/{}", shop.id());
             web::send(daemon.address(), "DELETE", "localhost", &path, &[], "").await.ok()
         }
+        (By::Hibernate, Some(shop)) => hibernate(daemon, shop).await,
+        (By::Wake, Some(shop)) => web::get(daemon.address(), shop.host(), "/").await.ok(),
         // By itself.
-        (By::Pool | By::Expiry, _) | (By::Release, None) => None,
+        (By::Pool | By::Expiry, _) | (By::Release | By::Hibernate | By::Wake, None) => None,
     }
 }
 
+async fn hibernate(daemon: &Daemon<'_>, shop: &Shop) -> Option<Reply> {
+    let path = format!("/api/v1/demo/{}/hibernate", shop.id());
+    web::send(daemon.address(), "POST", "localhost", &path, &[], "").await.ok()
+}
+
 /// A shop for what is about to be tried with it.
-async fn subject(daemon: &Daemon<'_>, by: By) -> Option<Shop> {
+async fn subject(trial: &Trial, daemon: &Daemon<'_>, by: By) -> Option<Shop> {
     match by {
         By::Release => Some(daemon.acquire_any().await),
         By::Expiry => Some(daemon.acquire_for("restore", "1s").await),
+        By::Hibernate => Some(trial.visited(daemon).await),
+        By::Wake => {
+            let shop = trial.visited(daemon).await;
+            assert_eq!(hibernate(daemon, &shop).await.map(|reply| reply.status), Some(200));
+            Some(shop)
+        }
         By::Acquire | By::Pool => None,
+    }
+}
+
+/// Whoever had a shop that slept or was to sleep has it as it was, and nothing else of
+/// it is kept; whoever ended one is rid of it.
+async fn what_became_of(trial: &Trial, daemon: &Daemon<'_>, by: By, shop: Option<&Shop>, after: &str) {
+    let Some(shop) = shop else { return };
+    match by {
+        By::Hibernate | By::Wake => {
+            is_as_it_was(daemon, shop, after).await;
+            eventually(&format!("nothing is kept of it after {after}"), 5, async || {
+                same(&trial.frozen(), &Vec::new())
+            })
+            .await;
+            daemon.release(shop.id()).await;
+        }
+        By::Release | By::Expiry => {
+            eventually(&format!("it is over after {after}"), 5, async || {
+                same(&shop.get("/").await.status, &410)
+            })
+            .await;
+        }
+        By::Acquire | By::Pool => {}
     }
 }
 
@@ -179,27 +176,11 @@ async fn keeps_its_promise(daemon: &Daemon<'_>, answer: Option<Reply>, after: &s
     );
 }
 
-async fn is_as_it_was(daemon: &Daemon<'_>, shop: &Shop, after: &str) {
-    let page = shop.get("/").await;
-    assert!(page.status == 200 && page.text().contains("Mine"), "{after}: {} {}", page.status, page.text());
-    let shown = daemon.get(&format!("/api/v1/demo/{}", shop.id())).await.json();
-    assert_eq!(shown["expires_at"], shop.answer["expires_at"], "{after}");
-}
-
-async fn visited(trial: &Trial, daemon: &Daemon<'_>) -> Shop {
-    let shop = daemon.acquire("restore").await;
-    trial
-        .place
-        .sql(shop.id(), "UPDATE wp_options SET option_value = 'Mine' WHERE option_name = 'blogdescription'")
-        .await;
-    shop
-}
-
 /// One daemon's death at each point; the next one's start is looked at.
 async fn dies_everywhere(name: &'static str, action: &str) {
     let Some(trial) = Trial::begin(name).await else { return };
     let mut daemon = trial.daemon("0").await;
-    let witness = visited(&trial, &daemon).await;
+    let witness = trial.visited(&daemon).await;
     for (point, by) in POINTS {
         let after = format!("{action} at {point}, by {by:?}");
         if *by == By::Pool {
@@ -207,7 +188,7 @@ async fn dies_everywhere(name: &'static str, action: &str) {
             daemon = trial.daemon("1").await;
             daemon.pool_has(1).await;
         }
-        let (before, shop) = (trial.times(point), subject(&daemon, *by).await);
+        let (before, shop) = (trial.times(point), subject(&trial, &daemon, *by).await);
         trial.arm(point, action);
         if *by == By::Pool {
             // It is filled again.
@@ -221,6 +202,9 @@ async fn dies_everywhere(name: &'static str, action: &str) {
         trial.is_clean(&after).await;
         is_as_it_was(&daemon, &witness, &after).await;
         keeps_its_promise(&daemon, answer, &after).await;
+        if matches!(by, By::Hibernate | By::Wake) {
+            what_became_of(&trial, &daemon, *by, shop.as_ref(), &after).await;
+        }
     }
     daemon.acquire("restore").await.answers().await;
     trial.finish(daemon).await;
@@ -240,13 +224,19 @@ async fn a_daemon_that_panics_at_any_step_leaves_nothing_and_keeps_its_promises(
 async fn a_step_that_fails_is_undone_while_the_daemon_serves_on() {
     let Some(trial) = Trial::begin("crash-errors").await else { return };
     let daemon = trial.daemon("0").await;
-    let witness = visited(&trial, &daemon).await;
+    let witness = trial.visited(&daemon).await;
     for (point, by) in POINTS.iter().filter(|(_, by)| *by != By::Pool) {
         let after = format!("an error at {point}, by {by:?}");
-        let (before, shop) = (trial.times(point), subject(&daemon, *by).await);
+        let (before, shop) = (trial.times(point), subject(&trial, &daemon, *by).await);
         trial.arm(point, "error");
-        let answer = lead(&daemon, *by, shop.as_ref()).await;
-        trial.was_passed(point, before).await;
+        // A store that does not answer is waited for, so nobody is answered before it does.
+        let passed = async {
+            trial.was_passed(point, before).await;
+            if matches!(by, By::Hibernate | By::Wake) {
+                trial.disarm();
+            }
+        };
+        let (answer, ()) = tokio::join!(lead(&daemon, *by, shop.as_ref()), passed);
         trial.disarm();
         if *by == By::Acquire {
             // One that says what to do, or a shop all the same.
@@ -256,12 +246,7 @@ async fn a_step_that_fails_is_undone_while_the_daemon_serves_on() {
         trial.is_clean(&after).await;
         is_as_it_was(&daemon, &witness, &after).await;
         keeps_its_promise(&daemon, answer, &after).await;
-        if let Some(shop) = shop {
-            eventually(&format!("it is over after {after}"), 5, async || {
-                same(&shop.get("/").await.status, &410)
-            })
-            .await;
-        }
+        what_became_of(&trial, &daemon, *by, shop.as_ref(), &after).await;
     }
     daemon.acquire("restore").await.answers().await;
     trial.finish(daemon).await;
@@ -313,6 +298,53 @@ async fn a_criu_killed_in_mid_restore_is_an_answer_and_leaves_nothing() {
     }
     assert!(refused > 0, "no restore was hit");
     daemon.acquire("restore").await.answers().await;
+    trial.finish(daemon).await;
+}
+
+/// Kills the CRIU that a daemon has dump a shop, so long after it was started.
+async fn kill_dumping_criu(daemon: i32, later: Duration) {
+    let child = |path: std::path::PathBuf| {
+        let stat = std::fs::read_to_string(path.join("stat")).ok()?;
+        let (pid, rest) = stat.split_once(" (criu")?;
+        // Behind the name: its state, and its parent.
+        (rest.split(' ').nth(2)? == daemon.to_string()).then(|| pid.parse::<i32>().unwrap())
+    };
+    let criu = eventually("CRIU is started", 20, async || {
+        let found = std::fs::read_dir("/proc").unwrap().find_map(|entry| child(entry.unwrap().path()));
+        found.ok_or_else(|| "it is not".to_owned())
+    })
+    .await;
+    tokio::time::sleep(later).await;
+    // It may be done.
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(criu), nix::sys::signal::Signal::SIGKILL);
+}
+
+#[tokio::test]
+async fn a_criu_killed_in_mid_dump_leaves_the_shop_or_nothing_of_it() {
+    let Some(trial) = Trial::begin("crash-dump").await else { return };
+    let daemon = trial.daemon("0").await;
+    let witness = trial.visited(&daemon).await;
+    let mut seen = Vec::new();
+    for later in [0, 10, 25, 50, 80, 120, 170] {
+        let (shop, after) = (trial.visited(&daemon).await, format!("CRIU's death after {later} ms"));
+        let killed = kill_dumping_criu(daemon.pid(), Duration::from_millis(later));
+        let (answer, ()) = tokio::join!(hibernate(&daemon, &shop), killed);
+        let answer = answer.expect("an answer");
+        trial.is_clean(&after).await;
+        is_as_it_was(&daemon, &witness, &after).await;
+        let page = eventually(&format!("it is there or over after {after}"), 20, async || {
+            let page = shop.get("/").await;
+            if matches!(page.status, 200 | 410) { Ok(page) } else { Err(page.text().into_owned()) }
+        })
+        .await;
+        // A process that the dying CRIU had in its hands may not survive it.
+        assert!(page.status == 410 || page.text().contains("Mine"), "{after}: {}", page.text());
+        seen.push((later, answer.status, page.status));
+        daemon.release(shop.id()).await;
+    }
+    println!("ms, answer, page: {seen:?}");
+    assert!(seen.iter().any(|(_, answer, _)| *answer != 200), "no dump was hit: {seen:?}");
+    assert!(trial.frozen().is_empty(), "{:?}", trial.frozen());
     trial.finish(daemon).await;
 }
 

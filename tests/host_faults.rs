@@ -10,6 +10,7 @@ use std::path::Path;
 
 use host::daemon::Shop;
 use host::place::run;
+use host::trial::{OWN, is_as_it_was};
 use host::{Daemon, Place, eventually, same};
 use serde_json::json;
 
@@ -40,6 +41,65 @@ async fn all_addresses_taken_is_503_until_one_is_released() {
     same(&place.traces(), &host::place::Traces::all(&ids)).unwrap();
     works_again_without(&daemon, &shops[3]).await;
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_sleeping_shop_waits_for_an_address_however_often_it_is_asked_for() {
+    let Some(place) = Place::beside_others("asleep-addresses").await else { return };
+    let daemon = place.daemon(&[("BRIDGE_SUBNET", &place.network(29))]).await;
+    let shop = asleep(&place, &daemon).await;
+    let others = futures_util::future::join_all((0..5).map(|_| daemon.acquire("restore"))).await;
+    for _ in 0..4 {
+        let reply = shop.get("/").await;
+        assert_eq!((reply.status, reply.header("retry-after").is_some()), (503, true), "{}", reply.text());
+    }
+    daemon.release(others[0].id()).await;
+    wakes(&daemon, &shop).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn on_a_full_disk_a_shop_stays_awake_and_one_that_sleeps_is_kept_until_there_is_room() {
+    let Some(place) = Place::beside_others("asleep-disk").await else { return };
+    let disk = SmallDisk::mount(&place).await;
+    let daemon = place.daemon(&[]).await;
+    let awake = daemon.acquire("restore").await;
+    place.sql(awake.id(), OWN).await;
+    let shop = asleep(&place, &daemon).await;
+    disk.fill();
+    let detail = hibernate(&daemon, &awake).await.problem(507);
+    assert!(detail.contains("it cannot be put to sleep and goes on"), "{detail}");
+    for _ in 0..4 {
+        let reply = shop.get("/").await;
+        assert!(matches!(reply.status, 503 | 507), "{} {}", reply.status, reply.text());
+    }
+    disk.empty();
+    wakes(&daemon, &awake).await;
+    wakes(&daemon, &shop).await;
+    daemon.stop().await;
+}
+
+async fn hibernate(daemon: &Daemon<'_>, shop: &Shop) -> host::web::Reply {
+    let path = format!("/api/v1/demo/{}/hibernate", shop.id());
+    host::web::send(daemon.address(), "POST", "localhost", &path, &[], "").await.unwrap()
+}
+
+/// A shop that sleeps, and of which nothing runs any more.
+async fn asleep(place: &Place, daemon: &Daemon<'_>) -> Shop {
+    let shop = daemon.acquire("restore").await;
+    place.sql(shop.id(), OWN).await;
+    let reply = hibernate(daemon, &shop).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    eventually("its slot is given up", 10, async || {
+        same(&place.traces().dirs.contains(&shop.id().to_owned()), &false)
+    })
+    .await;
+    shop
+}
+
+async fn wakes(daemon: &Daemon<'_>, shop: &Shop) {
+    eventually("it is there again", 20, async || same(&shop.get("/").await.status, &200)).await;
+    is_as_it_was(daemon, shop, "there was room again").await;
 }
 
 async fn refused_for_now(daemon: &Daemon<'_>, why: &str) {
@@ -95,16 +155,22 @@ async fn a_full_disk_is_507_and_leaves_nothing_until_space_is_freed() {
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
+    /// Below STATE_DIR, of which only what is prepared is elsewhere.
     async fn mount(place: &Place) -> Self {
-        let (state, image) = (place.state_dir(), place.dir.join("disk"));
+        std::fs::remove_dir_all(place.state_dir()).unwrap();
+        let disk = Self::at(&place.state_dir(), place).await;
+        host::golden::lend_prepared(&place.state_dir());
+        disk
+    }
+
+    async fn at(dir: &Path, place: &Place) -> Self {
+        let image = place.dir.join("disk");
         std::fs::File::create(&image).unwrap().set_len(400 << 20).unwrap();
-        let (state, image) = (state.to_str().unwrap(), image.to_str().unwrap());
+        std::fs::create_dir_all(dir).unwrap();
+        let (mounted, image) = (dir.to_str().unwrap(), image.to_str().unwrap());
         run("mkfs.xfs", &["-q", image]).await.ok();
-        std::fs::remove_dir_all(state).unwrap();
-        std::fs::create_dir_all(state).unwrap();
-        run("mount", &["-o", "loop", image, state]).await.ok();
-        host::golden::lend_prepared(Path::new(state));
-        Self(state.into())
+        run("mount", &["-o", "loop", image, mounted]).await.ok();
+        Self(dir.to_owned())
     }
 
     fn fill(&self) {
@@ -126,6 +192,44 @@ impl Drop for SmallDisk {
     fn drop(&mut self) {
         drop(std::process::Command::new("umount").arg("--lazy").arg(&self.0).output());
     }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_snapshot_is_prepared_whole_or_not_at_all_on_a_full_disk() {
+    let Some(place) = Place::beside_others("disk-prepare").await else { return };
+    let disk = SmallDisk::mount(&place).await;
+    let prepared = place.state_dir().join("prepared");
+    std::fs::remove_file(&prepared).unwrap();
+    disk.fill();
+    let said = place.cli(&["serve"]).await.refused();
+    assert!(said.contains("No space left on device"), "{said}");
+    assert_eq!(names(&prepared), Vec::<String>::new());
+    disk.empty();
+    let daemon = place.daemon(&[]).await;
+    daemon.acquire("restore").await.answers().await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_that_the_disk_has_no_room_for_is_none() {
+    let Some(place) = Place::beside_others("disk-snapshot").await else { return };
+    let snapshots = place.dir.join("snapshots");
+    let disk = SmallDisk::at(&snapshots, &place).await;
+    disk.fill();
+    let _lock = host::golden::only_one_boots().await;
+    let settings = [("SNAPSHOT_DIR", snapshots.to_str().unwrap())];
+    let said = place.cli_with(&["snapshot", "create", host::golden::NAME], &settings).await.refused();
+    assert!(said.contains("No space left on device"), "{said}");
+    disk.empty();
+    let left: Vec<String> = names(&snapshots).into_iter().filter(|name| name != ".lock").collect();
+    assert_eq!(left, Vec::<String>::new());
+    let containers = run("podman", &["ps", "--all", "--format", "{{.Names}}"]).await.ok();
+    assert!(!containers.contains("dm-golden-wordpress"), "{containers}");
 }
 
 #[tokio::test]

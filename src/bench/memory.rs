@@ -17,8 +17,8 @@ use crate::instance::Container;
 /// By then CRIU has left the clone's cgroup.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// By then the workers of the last page are gone: the recipes' stay for 10 s.
-const WAITING: Duration = Duration::from_secs(15);
+/// By then the workers of the last page are gone: the recipes' stay for 30 s.
+const WAITING: Duration = Duration::from_secs(35);
 
 impl Direct {
     /// Restores `n` clones and measures them.

@@ -38,7 +38,7 @@ file-locks
 /// A page of a booting or warming shop.
 const PAGE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Idle workers leave after their timeout, 10 s in our recipes.
+/// Idle workers leave after their timeout, 30 s in our recipes, which end them before.
 const QUIET_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How often is looked.

@@ -10,14 +10,16 @@ use super::paint::{self, Tone};
 use super::progress::Progress;
 use super::{Context, Output, golden, promote};
 use crate::checkpoint::{self, Checkpoint};
+use crate::courier;
 use crate::database::{Server, Template};
 use crate::engine::criu::freeze::FrozenDir;
 use crate::error::Chain;
 use crate::golden::recipe::Recipe;
 use crate::host::cgroup::Parent;
 use crate::host::mounts;
-use crate::id::SnapshotId;
+use crate::id::{GoldenName, SnapshotId};
 use crate::snapshot::catalog::{Catalog, Entry};
+use crate::snapshot::depot::Moved;
 use crate::snapshot::manifest::Manifest;
 use crate::snapshot::prepare;
 
@@ -70,6 +72,16 @@ enum Verb {
         /// Of which golden; GOLDEN's first when left out
         name: Option<String>,
     },
+    /// Send a snapshot to the other hosts' NATS, with its image
+    Push {
+        /// Which; the newest of GOLDEN's first when left out
+        id: Option<SnapshotId>,
+    },
+    /// Fetch a snapshot that another host has sent
+    Pull {
+        /// Which; the newest of GOLDEN's first when left out
+        id: Option<SnapshotId>,
+    },
     /// Remove old snapshots that no instance runs on, and what was prepared of them
     Prune {
         /// How many of each golden stay
@@ -108,6 +120,8 @@ impl Snapshot {
             }
             Verb::Promote { id } => promote::promote(context, &id).await,
             Verb::Refresh { name } => promote::refresh(context, name.as_deref()).await,
+            Verb::Push { id } => push(context, &catalog, id).await,
+            Verb::Pull { id } => pull(context, &catalog, id).await,
             Verb::Prune { keep } => prune(context, &catalog, keep).await,
         }
     }
@@ -134,6 +148,45 @@ async fn create(
     let server = context.config.database.clone().map(Server::open).transpose()?;
     let from = Checkpoint { recipe: &recipe, image: &image, catalog, state_dir, server: server.as_ref() };
     Ok(checkpoint::create(&from, &|step| progress.say(step)).await?)
+}
+
+/// The recipe's name of the golden that is meant when none is named.
+fn golden_of(context: &Context) -> anyhow::Result<GoldenName> {
+    Ok(Recipe::load(context.golden(None), &context.config.recipe_dir)?.1.name)
+}
+
+async fn push(context: &Context, catalog: &Catalog, id: Option<SnapshotId>) -> anyhow::Result<()> {
+    let id = match id {
+        Some(id) => id,
+        None => {
+            let newest = catalog.chosen(&golden_of(context)?, context.config.database_mode())?;
+            newest.context("there is no snapshot to send: `snapshot create` takes one")?.id
+        }
+    };
+    let progress = Progress::of_steps();
+    let moved = courier::push(&context.config, catalog, &id, &|step| progress.say(step)).await?;
+    told(context, &id, moved)
+}
+
+async fn pull(context: &Context, catalog: &Catalog, id: Option<SnapshotId>) -> anyhow::Result<()> {
+    let id = match id {
+        Some(id) => id,
+        None => {
+            let newest = courier::newest(&context.config, catalog, &golden_of(context)?).await?;
+            newest.context("no host that is trusted has sent a snapshot of it: `snapshot push` does")?
+        }
+    };
+    let progress = Progress::of_steps();
+    let moved = courier::pull(&context.config, catalog, &id, &|step| progress.say(step)).await?;
+    told(context, &id, moved)
+}
+
+fn told(context: &Context, id: &SnapshotId, moved: Moved) -> anyhow::Result<()> {
+    if context.output == Output::Json {
+        return print_json(&json!({"id": id, "moved_bytes": moved.bytes, "spared_bytes": moved.spared}));
+    }
+    println!("{id}  {} moved, {} were there", mib(moved.bytes), mib(moved.spared));
+    Ok(())
 }
 
 fn print_manifest(context: &Context, manifest: &Manifest) -> anyhow::Result<()> {
@@ -218,6 +271,7 @@ async fn prune(context: &Context, catalog: &Catalog, keep: usize) -> anyhow::Res
         Template::forget(&*Server::open(server)?, &ids).await?;
     }
     drop(lock);
+    courier::removed(&context.config, &removed).await;
     if context.output == Output::Json {
         return print_json(&serde_json::to_value(&removed)?);
     }

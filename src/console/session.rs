@@ -156,7 +156,7 @@ impl Auth {
     fn failed(&self, client: &str, now: Timestamp) {
         let mut failures = self.failures();
         let entry = failures.entry(client.to_owned()).or_insert((now, 0));
-        if now.duration_since(entry.0) >= WINDOW {
+        if is_past(entry.0, now) {
             *entry = (now, 0);
         }
         entry.1 += 1;
@@ -166,17 +166,23 @@ impl Auth {
     fn wait(&self, client: &str, now: Timestamp) -> Option<SignedDuration> {
         let mut failures = self.failures();
         if failures.len() >= CLIENTS_MAX {
-            failures.retain(|_, (since, _)| now.duration_since(*since) < WINDOW);
+            failures.retain(|_, (since, _)| !is_past(*since, now));
         }
         match failures.get(client) {
-            Some((since, count)) if *count >= FAILURES_MAX => {
-                let left = WINDOW - now.duration_since(*since);
-                (left > SignedDuration::ZERO).then_some(left)
+            Some((since, count)) if *count >= FAILURES_MAX && !is_past(*since, now) => {
+                Some(WINDOW - now.duration_since(*since))
             }
             None if failures.len() >= CLIENTS_MAX => Some(WINDOW),
             Some(_) | None => None,
         }
     }
+}
+
+/// Whether a failure counts no more. One that is still to come is of a clock that was set
+/// back, and would keep its client out for as long.
+fn is_past(since: Timestamp, now: Timestamp) -> bool {
+    let passed = now.duration_since(since);
+    passed.is_negative() || passed >= WINDOW
 }
 
 /// Without any token this host's own clients are the operator, as for the API;
@@ -208,6 +214,8 @@ mod tests {
         assert_eq!(auth.wait("one", now + SignedDuration::from_mins(1)), Some(SignedDuration::from_mins(4)));
         assert_eq!(auth.wait("other", now), None);
         assert_eq!(auth.wait("one", now + WINDOW), None, "it is forgotten");
+        let day = SignedDuration::from_hours(24);
+        assert_eq!(auth.wait("one", now - day), None, "a clock that was set back keeps nobody out");
     }
 
     #[test]

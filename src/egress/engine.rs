@@ -116,6 +116,10 @@ impl ContainerEngine for WayOutEngine {
         self.inner.frozen().await
     }
 
+    async fn fell_asleep(&self, id: &InstanceId, container: &Container) -> bool {
+        self.inner.fell_asleep(id, container).await
+    }
+
     async fn destroy(&self, id: &InstanceId, container: Option<&Container>) -> Result<(), DestroyError> {
         if let Some(container) = container {
             self.egress.close(container.address).await;

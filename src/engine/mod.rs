@@ -328,6 +328,12 @@ pub trait ContainerEngine: Send + Sync + fmt::Debug {
     /// as used and its end is watched again. False when it no longer runs.
     async fn adopt(&self, id: &InstanceId, container: &Container) -> bool;
 
+    /// Whether a container that no longer runs ended by being frozen, and is kept
+    /// under that name as it was then.
+    async fn fell_asleep(&self, _id: &InstanceId, _container: &Container) -> bool {
+        false
+    }
+
     /// Returns when the container's first process has ended.
     async fn ended(&self, container: &Container);
 

@@ -198,6 +198,12 @@ impl Instance {
         }
     }
 
+    /// The same, asleep: nothing of it is on the host but what is kept.
+    #[must_use]
+    pub fn asleep(self) -> Self {
+        Self { state: State::Hibernated, container: None, slot: None, ..self }
+    }
+
     /// What its things on the host are named.
     #[must_use]
     pub fn slot(&self) -> &InstanceId {

@@ -39,6 +39,9 @@ use crate::id::NodeName;
 /// about a millisecond, and a job is carried out without NATS after it.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(1);
 
+/// The same for a part of a snapshot, for which nobody waits.
+const BULK_DEADLINE: Duration = Duration::from_secs(20);
+
 /// How often a link that is up is tried. A server that hangs holds up nobody
 /// but those who wait for [`REQUEST_DEADLINE`] once.
 const TRY_UP: Duration = Duration::from_secs(1);
@@ -186,6 +189,15 @@ impl Nats {
         down(&self.link, "a request was not answered".into());
         self.suspect.notify_one();
     }
+}
+
+/// Connects once, for somebody who moves much at a time.
+///
+/// # Errors
+/// [`NatsError`]: why it cannot be used.
+pub async fn connect(config: &NatsConfig, node: &NodeName) -> Result<Context, NatsError> {
+    let client = options(config, node).await?.connect(&config.servers).await.map_err(NatsError::Client)?;
+    Ok(ContextBuilder::new().timeout(BULK_DEADLINE).ack_timeout(BULK_DEADLINE).build(client))
 }
 
 /// Connects once and asks for JetStream: for `doctor`.

@@ -70,20 +70,22 @@ async fn lives_on(lifecycle: &Arc<Lifecycle>, instance: &Instance, now: Timestam
     }
 }
 
-/// Whether an instance that does not run was frozen; it is written down then.
+/// Whether an instance that does not run ended by being frozen; it is written down then.
 async fn fell_asleep(
     lifecycle: &Arc<Lifecycle>,
     instance: &Instance,
     now: Timestamp,
 ) -> Result<bool, StoreError> {
-    let may_be = instance.state == State::Assigned && !instance.is_due_at(now);
-    if !may_be || !lifecycle.is_frozen(&instance.id).await {
+    if instance.state != State::Assigned || instance.is_due_at(now) {
         return Ok(false);
     }
-    let mut asleep = instance.clone();
-    asleep.state = State::Hibernated;
-    (asleep.container, asleep.slot) = (None, None);
-    let asleep = lifecycle.store().update(asleep).await?;
+    let (Some(container), Some(engine)) = (&instance.container, lifecycle.engine_of(instance)) else {
+        return Ok(false);
+    };
+    if !engine.fell_asleep(&instance.id, container).await {
+        return Ok(false);
+    }
+    let asleep = lifecycle.store().update(instance.clone().asleep()).await?;
     lifecycle.adopted(&asleep);
     Ok(true)
 }

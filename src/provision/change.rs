@@ -183,6 +183,25 @@ impl Lifecycle {
         Err(ChangeError::Busy { id })
     }
 
+    /// As [`Lifecycle::change`], of what has happened already: a store that is away or
+    /// full is waited for as long as it takes, since until then its record says another
+    /// thing than what runs or is kept.
+    pub(super) async fn write_down(
+        &self,
+        present: Instance,
+        change: impl Fn(Instance) -> Instance + Send + Sync,
+        is_so: impl Fn(&Instance) -> bool + Send + Sync,
+    ) -> Result<Instance, ChangeError> {
+        loop {
+            match self.change(present.clone(), &change, &is_so).await {
+                Err(ChangeError::Store(error)) if error.kind() == ErrorKind::NoSpace => {}
+                Err(ChangeError::Busy { .. }) => {}
+                other => return other,
+            }
+            tokio::time::sleep(STORE_PAUSE).await;
+        }
+    }
+
     /// Takes down a shop that runs for nobody, when nothing leads to it any more.
     pub(super) fn leave_later(self: &Arc<Self>, left: Option<Left>) {
         let Some(left) = left else { return };

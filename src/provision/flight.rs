@@ -7,9 +7,10 @@
 //! the same work twice.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OwnedMutexGuard;
+
+use crate::sync::{Arc, Mutex, PoisonError};
 
 /// The keys in flight.
 #[derive(Debug, Default)]
@@ -18,11 +19,14 @@ pub(super) struct Flights {
     keys: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
-/// The turn of one request; dropping it lets the next one with its key begin.
+/// The turn of one request, or its wait for one; dropping it lets the next one with
+/// its key begin.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
     flights: &'a Flights,
     key: String,
+    /// Given up at drop, while the map stands still.
+    of_key: Option<Arc<tokio::sync::Mutex<()>>>,
     guard: Option<OwnedMutexGuard<()>>,
 }
 
@@ -33,15 +37,26 @@ impl Flights {
             let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(keys.entry(key.to_owned()).or_default())
         };
-        let guard = of_key.lock_owned().await;
-        Turn { flights: self, key: key.to_owned(), guard: Some(guard) }
+        // From here on whoever stops waiting leaves no key behind.
+        let mut turn =
+            Turn { flights: self, key: key.to_owned(), of_key: Some(Arc::clone(&of_key)), guard: None };
+        turn.guard = Some(of_key.lock_owned().await);
+        turn
+    }
+}
+
+#[cfg(test)]
+impl Flights {
+    /// Whether nobody flies.
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut keys = self.flights.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        self.guard = None;
+        (self.guard, self.of_key) = (None, None);
         // One reference is the map's own: nobody else waits or flies.
         if keys.get(&self.key).is_some_and(|of_key| Arc::strong_count(of_key) == 1) {
             keys.remove(&self.key);
@@ -62,8 +77,11 @@ mod tests {
         let mut second = Box::pin(flights.turn("a"));
         assert!((&mut second).now_or_never().is_none(), "the first one still flies");
         assert!(flights.turn("b").now_or_never().is_some(), "another key does not wait");
+        let mut impatient = Box::pin(flights.turn("a"));
+        assert!((&mut impatient).now_or_never().is_none());
         drop(first);
         assert!(second.now_or_never().is_some());
-        assert!(flights.keys.lock().unwrap().is_empty(), "no key is kept for ever");
+        drop(impatient);
+        assert!(flights.is_empty(), "no key is kept for ever");
     }
 }

@@ -11,10 +11,11 @@
 //! a waiter that stops waiting passes it on by dropping it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How long a making is taken to need before one was measured.
 const FIRST_GUESS: Duration = Duration::from_millis(500);
@@ -149,7 +150,7 @@ impl Gate {
         estimate(waiting(&places), places.all, places.typical.max(oldest))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Places> {
+    fn lock(&self) -> MutexGuard<'_, Places> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

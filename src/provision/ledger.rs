@@ -14,11 +14,11 @@
 //! told, an instance that lives must not be lost with it.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::change::ChangeError;
 use crate::id::InstanceId;
 use crate::instance::Instance;
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What is being done with an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

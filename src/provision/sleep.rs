@@ -16,7 +16,7 @@
 //! its record says that it is awake or over; one who hibernates or wakes an instance
 //! is alone at it, and whoever else wants that waits for the outcome; a sleeping
 //! instance takes no place of MAX_INSTANCES and its time runs on. One that cannot be
-//! woken [`WAKE_ATTEMPTS`] times in a row has failed.
+//! woken [`WAKE_ATTEMPTS`] times in a row has failed, unless the host has no room for it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,7 +29,8 @@ use super::errors::SleepError;
 use super::gate::Rank;
 use super::lifecycle::Lifecycle;
 use crate::engine::{ContainerEngine, Freeze, Launched, Then};
-use crate::error::Chain;
+use crate::error::{Chain, ErrorKind};
+use crate::failpoint;
 use crate::id::InstanceId;
 use crate::instance::event::Happened;
 use crate::instance::{Instance, State};
@@ -113,11 +114,20 @@ impl Provisioner {
             Err(_) => self.lifecycle.ledger.asleep(id),
         }
         self.lifecycle.reap.now();
-        if let Err(error @ (SleepError::Thaw(_) | SleepError::Freeze(_))) = &done {
+        if let Err(error) = &done
+            && tells_of_the_shop(error)
+        {
             self.lifecycle.not_woken(id, error).await;
         }
         done
     }
+}
+
+/// Whether a failure to wake is the shop's own: what the host has no room for now says
+/// nothing about it.
+fn tells_of_the_shop(error: &SleepError) -> bool {
+    let of_the_host = matches!(error.kind(), ErrorKind::Exhausted | ErrorKind::NoSpace);
+    matches!(error, SleepError::Thaw(_)) && !of_the_host
 }
 
 /// The turn of one who hibernates or wakes an instance; whoever else wants that waits.
@@ -161,13 +171,8 @@ impl Lifecycle {
             then: Then::Stop,
         };
         left.engine.freeze(freeze).await.map_err(SleepError::Freeze)?;
-        let asleep = |mut record: Instance| {
-            record.state = State::Hibernated;
-            (record.container, record.slot) = (None, None);
-            record
-        };
         let is_so = |record: &Instance| record.state == State::Hibernated;
-        Ok(self.change(instance.clone(), asleep, is_so).await?)
+        Ok(self.write_down(instance.clone(), Instance::asleep, is_so).await?)
     }
 
     async fn wake(self: &Arc<Self>, instance: Instance) -> Result<Instance, SleepError> {
@@ -197,7 +202,11 @@ impl Lifecycle {
                 let _ = self.routes.settle().await;
                 self.ledger.woken(&id);
                 self.events.happened(&record, Happened::Woken);
-                if let Err(error) = engine.forget(&id).await {
+                let forgotten = match failpoint::hit("wake:before-forget") {
+                    Ok(()) => engine.forget(&id).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = forgotten {
                     tracing::warn!(instance_id = %id, error = %error, "files of a woken shop not removed yet");
                 }
                 Ok(record)

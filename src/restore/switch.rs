@@ -201,6 +201,10 @@ impl ContainerEngine for SwitchEngine {
         self.current().frozen().await
     }
 
+    async fn fell_asleep(&self, id: &InstanceId, container: &Container) -> bool {
+        self.current().fell_asleep(id, container).await
+    }
+
     async fn traces(&self, depth: Depth) -> io::Result<Vec<Trace>> {
         self.current().traces(depth).await
     }

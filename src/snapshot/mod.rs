@@ -26,7 +26,7 @@
 //!   manifest.json                         last: what has it is whole
 //! ```
 //!
-//! Which one is served, where an operator has said so: [`served`].
+//! Which one is served, where an operator has said so: [`served`]. How others get it: [`depot`].
 //!
 //! [`manifest`] and [`compat`] are pure; [`archive`], [`catalog`],
 //! [`prepare`], [`served`] and [`signature`] touch the disk.
@@ -34,6 +34,7 @@
 pub mod archive;
 pub mod catalog;
 pub mod compat;
+pub mod depot;
 pub mod manifest;
 mod mapped;
 mod names;

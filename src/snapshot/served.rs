@@ -4,7 +4,8 @@
 //! ```text
 //! SNAPSHOT_DIR/served.json   {"version": 1,
 //!                             "promoted": {"<golden>": "<snapshot id>"},
-//!                             "refused": {"<snapshot id>": "<why>"}}
+//!                             "refused": {"<snapshot id>": "<why>"},
+//!                             "check": ..}                            [`crate::sealed`]
 //! ```
 //!
 //! A golden that is not named is restored from its newest usable snapshot. The
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ErrorKind;
 use crate::id::{GoldenName, SnapshotId};
+use crate::sealed;
 
 /// The version this program writes.
 const VERSION: u16 = 1;
@@ -117,7 +119,7 @@ impl Choice {
         if version != VERSION {
             return Err(ChoiceError::Version { path, found: version });
         }
-        serde_json::from_slice(&bytes).map_err(form)
+        sealed::open(&bytes).map_err(form)
     }
 
     /// Writes it.
@@ -127,7 +129,8 @@ impl Choice {
     pub fn write(&self, snapshot_dir: &Path) -> Result<(), ChoiceError> {
         let (path, new) = (snapshot_dir.join(FILE), snapshot_dir.join(UNFINISHED));
         let written = Self { version: VERSION, ..self.clone() };
-        let bytes = serde_json::to_vec_pretty(&written).unwrap_or_default();
+        let bytes = sealed::seal(&written).and_then(|sealed| serde_json::to_vec_pretty(&sealed));
+        let bytes = bytes.map_err(io::Error::from).map_err(at("write", &new))?;
         let open = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new);
         let mut file = open.map_err(at("create", &new))?;
         file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(at("write", &new))?;
@@ -211,6 +214,23 @@ mod tests {
         choice.promote("shop".parse().unwrap(), id("shop-2-b"));
         choice.write(dir.path()).unwrap();
         assert_eq!(Choice::read(dir.path()).unwrap().all_promoted().next(), Some(&id("shop-2-b")));
+    }
+
+    #[test]
+    fn a_damaged_file_says_nothing_else_than_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut choice = Choice::default();
+        choice.promote("shop".parse().unwrap(), id("shop-1-a"));
+        choice.refuse(id("shop-2-b"), "its front page does not come");
+        choice.write(dir.path()).unwrap();
+        let read = || match Choice::read(dir.path()) {
+            Ok(choice) => Some(choice),
+            Err(error) => {
+                assert!(error.to_string().contains("served.json"), "{error}");
+                None
+            }
+        };
+        sealed::damaged_is_refused_or_the_same(&dir.path().join(FILE), read);
     }
 
     #[test]

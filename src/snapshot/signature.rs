@@ -44,7 +44,7 @@ pub enum KeyError {
         source: io::Error,
     },
     /// Not a private key.
-    #[error("{} is not an ed25519 private key in PEM form", .path.display())]
+    #[error("{} is not an ed25519 private key in PEM form: put a saved one there, or remove it and sign this host's snapshots anew (`snapshot sign`)", .path.display())]
     Private {
         /// Which file.
         path: PathBuf,
@@ -242,6 +242,20 @@ mod tests {
         let public = std::fs::read_to_string(first.public_path()).unwrap();
         assert_eq!(VerifyingKey::from_public_key_pem(&public).unwrap(), first.trusted[0]);
         assert_eq!(std::fs::read_dir(dir.path().join("keys")).unwrap().count(), 2, "nothing else is left");
+    }
+
+    #[test]
+    fn a_damaged_key_is_refused_by_its_name_or_signs_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        keys(dir.path());
+        let read = || match Keys::load(dir.path(), &[]) {
+            Ok(keys) => keys.sign(b"x"),
+            Err(error) => {
+                assert!(error.to_string().contains(PRIVATE), "{error}");
+                None
+            }
+        };
+        crate::sealed::damaged_is_refused_or_the_same(&private_path(dir.path()), read);
     }
 
     #[test]

@@ -20,9 +20,11 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use super::{Admission, Claim, Claimed, Store, StoreError, Ticket, Window};
+use crate::error::Chain;
 use crate::id::{GoldenName, InstanceId, NodeName};
-use crate::instance::{Instance, State};
+use crate::instance::{Instance, RecordError, State};
 use crate::node::Report;
+use crate::sealed;
 
 /// What became of a record.
 enum Change {
@@ -81,17 +83,25 @@ fn read_all(dir: &Path, node: &NodeName) -> io::Result<Vec<Instance>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        match fs::read(&path).map(|bytes| Instance::from_record(&bytes, node)) {
+        match fs::read(&path).map(|bytes| read(&bytes, node)) {
             Ok(Ok(record)) if record.node == *node => found.push(record),
             // Another node's: the daemon had another name. Its records are not ours to judge.
             Ok(Ok(_)) => {}
-            // Half written, or of a later program: its instance is what the store says.
-            Ok(Err(_)) | Err(_) => {
-                tracing::warn!(path = %path.display(), "the copy of a record cannot be read");
+            // Damaged, or of a later program: its instance is what the store says.
+            Ok(Err(error)) => {
+                tracing::warn!(path = %path.display(), error = %Chain(&error), "the copy of a record is no use");
+            }
+            Err(error) => {
+                tracing::warn!(path = %path.display(), error = %error, "the copy of a record cannot be read");
             }
         }
     }
     Ok(found)
+}
+
+fn read(bytes: &[u8], node: &NodeName) -> Result<Instance, RecordError> {
+    let record: serde_json::Value = sealed::open(bytes).map_err(RecordError::Form)?;
+    Instance::from_record(record.to_string().as_bytes(), node)
 }
 
 /// The writer: the latest copy of each record, until nobody tells any more.
@@ -137,7 +147,7 @@ fn path_of(dir: &Path, id: &InstanceId) -> PathBuf {
 fn write(dir: &Path, record: &Instance) -> io::Result<()> {
     let new = dir.join("new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(record.to_record()?.as_bytes())?;
+    file.write_all(sealed::seal(record)?.to_string().as_bytes())?;
     fs::rename(&new, path_of(dir, &record.id))
 }
 
@@ -274,5 +284,31 @@ mod tests {
             found.iter().map(|one| (&one.id, one.state)).collect::<Vec<_>>(),
             [(&held.id, State::Assigned)]
         );
+    }
+
+    #[tokio::test]
+    async fn a_damaged_copy_is_left_out_and_never_another_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = beside(dir.path());
+        let held = store.insert(instance(&golden("shop"), State::Ready, 0)).await.unwrap();
+        store.claim(claim(&golden("shop"), Some("a key"))).await.unwrap();
+        drop(store);
+        let records = dir.path().join("records");
+        let read = || {
+            let found = read_all(&records, &node("here")).unwrap();
+            found.first().map(|record| record.to_record().unwrap())
+        };
+        sealed::damaged_is_refused_or_the_same(&path_of(&records, &held.id), read);
+    }
+
+    #[tokio::test]
+    async fn a_later_programs_copy_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("records")).unwrap();
+        let path = path_of(&dir.path().join("records"), &InstanceId::random());
+        fs::write(&path, "{\"version\": 99}").unwrap();
+        let (_store, found) = beside(dir.path());
+        assert!(found.is_empty());
+        assert_eq!(fs::read_to_string(path).unwrap(), "{\"version\": 99}");
     }
 }

@@ -351,6 +351,12 @@ impl ContainerEngine for ScriptedEngine {
         self.0.lock().running.contains_key(id)
     }
 
+    async fn fell_asleep(&self, id: &InstanceId, container: &Container) -> bool {
+        let state = self.0.lock();
+        state.frozen.contains(id)
+            && state.pids.get(&container.pid).is_some_and(CancellationToken::is_cancelled)
+    }
+
     async fn ended(&self, container: &Container) {
         let ended = self.0.lock().pids.get(&container.pid).cloned();
         if let Some(ended) = ended {

@@ -24,9 +24,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 
-use super::notice::Notice;
+use super::notice::{NOTICE_VERSION, Notice};
 use crate::config::WebhookUrl;
 use crate::id::InstanceId;
+use crate::sealed;
 
 /// Events that wait for one receiver at most: at two a lease this is a day of 200
 /// visitors an hour. Each is a file of some 300 bytes.
@@ -146,7 +147,7 @@ impl Spool {
         for entry in fs::read_dir(&self.open_dir)? {
             let path = entry?.path();
             let id = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
-            if let (Some(id), Some(notice)) = (id, read(&path)) {
+            if let (Some(id), Found::Notice(notice)) = (id, read(&path)) {
                 found.insert(id, notice);
             }
         }
@@ -160,9 +161,12 @@ impl Queue {
         for number in numbered(&dir)? {
             let path = dir.join(file_name(number));
             match read(&path) {
-                Some(notice) => state.events.push_back((number, Arc::new(notice))),
-                // Of a power cut, or of a later program: nobody can be told what it says.
-                None => {
+                Found::Notice(notice) => state.events.push_back((number, Arc::new(notice))),
+                Found::Later { version } => {
+                    tracing::warn!(path = %path.display(), version, "an event for a webhook is of a later program and left to it");
+                }
+                // Of a power cut or a broken disk: nobody can be told what it said.
+                Found::Damaged => {
                     tracing::warn!(path = %path.display(), "an event for a webhook cannot be read and is removed");
                     removed(fs::remove_file(&path))?;
                 }
@@ -254,15 +258,33 @@ fn numbered(dir: &Path) -> io::Result<Vec<u64>> {
     Ok(numbers)
 }
 
-fn read(path: &Path) -> Option<Notice> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+/// What a file holds.
+enum Found {
+    Notice(Notice),
+    /// Written by a later program, for it to read.
+    Later {
+        version: u16,
+    },
+    Damaged,
+}
+
+fn read(path: &Path) -> Found {
+    #[derive(serde::Deserialize)]
+    struct Head {
+        version: u16,
+    }
+    let Ok(bytes) = fs::read(path) else { return Found::Damaged };
+    match serde_json::from_slice::<Head>(&bytes) {
+        Ok(Head { version }) if version > NOTICE_VERSION => Found::Later { version },
+        _ => sealed::open(&bytes).map_or(Found::Damaged, Found::Notice),
+    }
 }
 
 /// By rename: whoever dies meanwhile leaves nothing half.
 fn write(dir: &Path, name: &str, notice: &Notice) -> io::Result<()> {
     let new = dir.join("new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(&serde_json::to_vec(notice)?)?;
+    file.write_all(sealed::seal(notice)?.to_string().as_bytes())?;
     fs::rename(&new, dir.join(name))
 }
 
@@ -338,6 +360,35 @@ mod tests {
         let (spool, forgotten) = Spool::open(dir.path(), &urls("https://a/")).unwrap();
         assert_eq!((forgotten, spool.waiting()), (2, 1));
         assert_eq!(taken(&spool.queues()[0]).await, 2);
+    }
+
+    #[test]
+    fn a_damaged_event_is_never_another_one() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "one.json", &notice(7)).unwrap();
+        let path = dir.path().join("one.json");
+        let read = || match read(&path) {
+            Found::Notice(notice) => Some(notice),
+            Found::Later { .. } | Found::Damaged => None,
+        };
+        sealed::damaged_is_refused_or_the_same(&path, read);
+    }
+
+    #[tokio::test]
+    async fn a_later_programs_event_is_left_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let urls = urls("https://a/");
+        let (spool, _) = Spool::open(dir.path(), &urls).unwrap();
+        spool.put(&notice(1)).1.unwrap();
+        let later = spool.queues()[0].dir.join(file_name(1));
+        fs::write(&later, "{\"version\": 2, \"what\": \"else\"}").unwrap();
+        let (spool, _) = Spool::open(dir.path(), &urls).unwrap();
+        spool.put(&notice(2)).1.unwrap();
+        assert_eq!(spool.waiting(), 2);
+        for n in 1..=2 {
+            assert_eq!(taken(&spool.queues()[0]).await, n);
+        }
+        assert!(fs::read_to_string(later).unwrap().contains("else"), "it is neither sent nor removed");
     }
 
     #[tokio::test]

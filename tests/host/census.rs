@@ -59,18 +59,25 @@ pub(crate) fn resident_kib(pid: i32) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Whether a PHP worker is still there: they leave ten seconds after their
-/// last request.
-pub(crate) fn workers(place: &Place) -> usize {
-    let mut count = 0;
+/// Has idle PHP workers end, which would else stay for half a minute.
+pub(crate) async fn end_workers(place: &Place) {
     for instance in place.traces().cgroups {
-        let procs = std::fs::read_to_string(place.cgroup().join(instance).join("cgroup.procs"));
-        for pid in procs.unwrap_or_default().lines() {
-            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            count += usize::from(command.starts_with(b"php-fpm: pool"));
+        // A slot has nothing that runs yet.
+        if workers_of(place, &instance) > 0 {
+            place.inside(&instance, &["/golden/end-workers"]).await;
         }
     }
-    count
+}
+
+/// How many PHP workers are there.
+pub(crate) fn workers(place: &Place) -> usize {
+    place.traces().cgroups.iter().map(|instance| workers_of(place, instance)).sum()
+}
+
+fn workers_of(place: &Place, instance: &str) -> usize {
+    let procs = std::fs::read_to_string(place.cgroup().join(instance).join("cgroup.procs"));
+    let command = |pid: &str| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    procs.unwrap_or_default().lines().filter(|pid| command(pid).starts_with(b"php-fpm: pool")).count()
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {

@@ -16,6 +16,7 @@ pub(crate) mod golden;
 pub(crate) mod identity;
 pub(crate) mod mariadb;
 pub(crate) mod place;
+pub(crate) mod trial;
 pub(crate) mod web;
 
 use std::time::Duration;

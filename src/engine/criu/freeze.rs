@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! STATE_DIR/asleep/<instance id>/
-//!   frozen.json   its form's version, and the snapshot that the shop stands on
+//!   frozen.json   its form's version, the snapshot that the shop stands on, and the
+//!                 process that ends with it
 //!   images/       CRIU's
 //!   upper/        what the shop has changed, a copy by reference
 //! ```
@@ -21,7 +22,9 @@
 //!
 //! Invariants: the files are those of the moment of the memory, since nothing of the
 //! tree runs while they are copied; until a whole directory is there, nothing is
-//! ended: a daemon that dies closes CRIU's socket, which CRIU takes for a no.
+//! ended: a daemon that dies closes CRIU's socket, which CRIU takes for a no. So a
+//! tree that is gone and that `frozen.json` names fell asleep, whether or not
+//! somebody lived to write that down.
 
 use std::fs::File;
 use std::io;
@@ -38,10 +41,12 @@ use super::plan::External;
 use super::rpc::{CGROUPS_IGNORE, Client, NETWORK_LOCK_SKIP, Options};
 use super::{CriuEngine, EXTERNAL_NETNS, LOG_LEVEL, RestoreSource, log};
 use crate::engine::{Freeze, FreezeError, Then};
+use crate::failpoint;
 use crate::host::slots::make_private;
 use crate::host::{process, tree};
 use crate::id::{InstanceId, SnapshotId};
 use crate::instance::Container;
+use crate::sealed;
 use crate::snapshot::prepare;
 
 /// The version this program writes into `frozen.json`.
@@ -66,6 +71,9 @@ const GHOST_MAX: u32 = 64 << 20;
 struct Record {
     version: u16,
     snapshot: SnapshotId,
+    /// The first process of the tree, pid and start time, where the tree ends with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ends: Option<(i32, u64)>,
 }
 
 /// Where frozen shops are.
@@ -100,11 +108,26 @@ impl FrozenDir {
     /// # Errors
     /// When there is none of that name, or a later program wrote it.
     pub fn snapshot(&self, id: &InstanceId) -> io::Result<SnapshotId> {
-        let bytes = std::fs::read(self.path(id).join(RECORD))?;
-        let record: Record = serde_json::from_slice(&bytes)?;
+        Ok(self.read(id)?.snapshot)
+    }
+
+    /// Whether what is kept under that name is all that there was of a container when
+    /// it ended.
+    #[must_use]
+    pub fn is_end_of(&self, id: &InstanceId, container: &Container) -> bool {
+        self.read(id).is_ok_and(|record| record.ends == Some((container.pid, container.start_ticks)))
+    }
+
+    fn read(&self, id: &InstanceId) -> io::Result<Record> {
+        let path = self.path(id).join(RECORD);
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let bytes = std::fs::read(&path).map_err(named)?;
+        let record: Record = sealed::open(&bytes).map_err(io::Error::from).map_err(named)?;
         match record.version {
-            VERSION => Ok(record.snapshot),
-            other => Err(io::Error::other(format!("it is of version {other}: a later program wrote it"))),
+            VERSION => Ok(record),
+            other => {
+                Err(named(io::Error::other(format!("it is of version {other}: a later program wrote it"))))
+            }
         }
     }
 
@@ -259,13 +282,17 @@ async fn dump(dir: &FrozenDir, freezing: Freezing<'_>) -> Result<(), FreezeError
         notify_scripts: Some(true),
         ..Options::default()
     };
+    failpoint::hit("freeze:before-dump").map_err(io_at("pass a fail point"))?;
     let (client, server) = Client::pair().map_err(io_at("make a socket for CRIU"))?;
     let mut criu = start(server).map_err(io_at("start CRIU"))?;
     let written = async {
         tree::copy(upper, &files).await?;
-        let record = Record { version: VERSION, snapshot: snapshot.clone() };
-        std::fs::write(new.join(RECORD), serde_json::to_vec(&record)?)?;
-        std::fs::rename(&new, dir.path(id))
+        let ends = (then == Then::Stop).then_some((container.pid, container.start_ticks));
+        let record = Record { version: VERSION, snapshot: snapshot.clone(), ends };
+        std::fs::write(new.join(RECORD), sealed::seal(&record)?.to_string())?;
+        failpoint::hit("freeze:before-rename")?;
+        std::fs::rename(&new, dir.path(id))?;
+        failpoint::hit("freeze:after-rename")
     };
     let mut kept = Ok(());
     let answer = tokio::time::timeout(DEADLINE, async {
@@ -305,4 +332,61 @@ fn start(server: OwnedFd) -> io::Result<tokio::process::Child> {
     }
     command.spawn()
     // `server` closes here: CRIU's end is CRIU's alone.
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::instance::EngineKind;
+
+    fn container(pid: i32) -> Container {
+        Container { engine: EngineKind::Criu, pid, start_ticks: 7, address: Ipv4Addr::LOCALHOST, port: 80 }
+    }
+
+    fn kept(record: &Record) -> (tempfile::TempDir, FrozenDir, InstanceId) {
+        let (state, id) = (tempfile::tempdir().unwrap(), InstanceId::random());
+        let dir = FrozenDir::of(state.path());
+        std::fs::create_dir_all(dir.path(&id)).unwrap();
+        std::fs::write(dir.path(&id).join(RECORD), sealed::seal(record).unwrap().to_string()).unwrap();
+        (state, dir, id)
+    }
+
+    fn snapshot() -> SnapshotId {
+        "shop-20260101t000000z-0001".parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_kept_is_the_end_of_one_container_alone() {
+        let (_state, dir, id) = kept(&Record { version: VERSION, snapshot: snapshot(), ends: Some((3, 7)) });
+        assert!(dir.is_end_of(&id, &container(3)));
+        assert!(!dir.is_end_of(&id, &container(4)), "another one, woken since");
+        assert!(!dir.is_end_of(&InstanceId::random(), &container(3)));
+        let (_state, dir, id) = kept(&Record { version: VERSION, snapshot: snapshot(), ends: None });
+        assert!(!dir.is_end_of(&id, &container(3)), "it was to go on");
+    }
+
+    #[test]
+    fn a_damaged_record_never_names_another_snapshot() {
+        let (_state, dir, id) = kept(&Record { version: VERSION, snapshot: snapshot(), ends: Some((3, 7)) });
+        let read = || match dir.snapshot(&id) {
+            Ok(snapshot) => Some(snapshot),
+            Err(error) => {
+                assert!(error.to_string().contains("frozen.json"), "{error}");
+                None
+            }
+        };
+        sealed::damaged_is_refused_or_the_same(&dir.path(&id).join(RECORD), read);
+    }
+
+    #[test]
+    fn a_later_programs_record_says_so_and_one_of_before_is_read() {
+        let (_state, dir, id) = kept(&Record { version: VERSION + 1, snapshot: snapshot(), ends: None });
+        assert!(dir.snapshot(&id).unwrap_err().to_string().contains("a later program wrote it"));
+        let former = format!(r#"{{"version":1,"snapshot":"{}"}}"#, snapshot());
+        std::fs::write(dir.path(&id).join(RECORD), former).unwrap();
+        assert_eq!(dir.snapshot(&id).unwrap(), snapshot());
+        assert!(!dir.is_end_of(&id, &container(3)));
+    }
 }

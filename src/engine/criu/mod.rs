@@ -444,6 +444,10 @@ impl ContainerEngine for CriuEngine {
         lives
     }
 
+    async fn fell_asleep(&self, id: &InstanceId, container: &Container) -> bool {
+        self.frozen_dir().is_end_of(id, container)
+    }
+
     async fn ended(&self, container: &Container) {
         process::ended_by_name(container.pid, container.start_ticks).await;
     }

@@ -273,6 +273,25 @@ pub async fn newest_image(repository: &str) -> Result<Option<(String, String)>, 
     Ok(newest.map(|(name, id)| (name.to_owned(), id.trim_start_matches("sha256:").to_owned())))
 }
 
+/// Writes an image into a new archive, which [`load_image`] reads.
+///
+/// # Errors
+/// [`PodmanError`].
+pub async fn save_image(id: &str, path: &Path) -> Result<(), PodmanError> {
+    let path = path.as_os_str();
+    let args =
+        [OsStr::new("save"), "--format".as_ref(), "oci-archive".as_ref(), "-o".as_ref(), path, id.as_ref()];
+    podman_long(&args).await.map(drop)
+}
+
+/// Reads an image from an archive; its id is what it is made of.
+///
+/// # Errors
+/// [`PodmanError`].
+pub async fn load_image(path: &Path) -> Result<(), PodmanError> {
+    podman_long(&[OsStr::new("load"), "-i".as_ref(), path.as_os_str()]).await.map(drop)
+}
+
 /// Where a container's overlay keeps what it changed.
 ///
 /// # Errors

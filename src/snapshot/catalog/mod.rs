@@ -4,6 +4,7 @@
 //! with a dot and appears by one rename; what begins with a dot is nobody's
 //! snapshot and is removed by the next write.
 
+mod arrivals;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +19,7 @@ use crate::host::slots::make_private;
 use crate::id::{GoldenName, SnapshotId};
 use crate::snapshot::archive::{self, ArchiveError};
 use crate::snapshot::manifest::{Manifest, ManifestError, SIZE_MAX};
-use crate::snapshot::served::Choice;
+use crate::snapshot::served::{Choice, ChoiceError};
 use crate::snapshot::signature::{KeyError, Keys, SignatureError};
 
 const MANIFEST: &str = "manifest.json";
@@ -63,6 +64,9 @@ pub enum CatalogError {
         #[source]
         source: ArchiveError,
     },
+    /// What was promoted is not known.
+    #[error(transparent)]
+    Choice(#[from] ChoiceError),
     /// The disk.
     #[error("cannot {doing} {}", .path.display())]
     Io {
@@ -86,6 +90,7 @@ impl CatalogError {
             // Only an operator can help; a cold start may still do.
             Self::Signature { .. } => ErrorKind::Incompatible,
             Self::Key(_) => ErrorKind::Unavailable,
+            Self::Choice(error) => error.kind(),
             Self::Archive { source: ArchiveError::Damaged { .. }, .. } => ErrorKind::Invalid,
             Self::Archive { source: ArchiveError::Io { source, .. }, .. } | Self::Io { source, .. } => {
                 crate::error::kind_of_io(source)
@@ -332,11 +337,11 @@ impl Catalog {
     /// `in_use` and those promoted aside; answers what was removed.
     ///
     /// # Errors
-    /// When one cannot be removed.
+    /// When one cannot be removed, or it is not known which are promoted.
     pub fn prune(&self, keep: usize, in_use: &[SnapshotId]) -> Result<Vec<SnapshotId>, CatalogError> {
         let mut removed = Vec::new();
-        // Not known, it protects nothing; the start has told.
-        let choice = Choice::read(&self.dir).unwrap_or_default();
+        // Not known, everything may be what is served.
+        let choice = Choice::read(&self.dir)?;
         let entries = self.list()?;
         for (position, entry) in entries.iter().enumerate() {
             let newer = entries[position + 1..].iter().filter(|other| other.kind() == entry.kind()).count();

@@ -159,6 +159,9 @@ fn a_promoted_snapshot_is_chosen_and_never_pruned_and_a_refused_one_is_neither_n
     assert_eq!(chosen(), Some(made[2].id.clone()), "what is gone is served by nobody");
     std::fs::write(catalog.dir.join(crate::snapshot::served::FILE), "nonsense").unwrap();
     assert_eq!(chosen(), Some(made[3].id.clone()), "what cannot be read says nothing");
+    let error = catalog.prune(1, &[]).unwrap_err();
+    assert!(error.to_string().contains("served.json is not of this program's form: remove it"), "{error}");
+    assert_eq!(catalog.list().unwrap().len(), 2, "nothing is removed that may have been promoted");
 }
 
 #[test]

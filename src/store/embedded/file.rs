@@ -16,7 +16,10 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use redb::backends::FileBackend;
-use redb::{Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{
+    Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError,
+    TableDefinition,
+};
 
 use super::admissions::Entry;
 use crate::error::ErrorKind;
@@ -110,12 +113,35 @@ pub(super) struct Found {
     pub(super) admissions: Vec<(Entry, Timestamp)>,
 }
 
-/// The opener of a file of the host, created with mode 0600.
+/// The opener of a file of the host that is there.
 pub(super) fn opener(path: PathBuf) -> Opener {
     Box::new(move || {
-        let file = open_private(&path).map_err(|error| DatabaseError::Storage(error.into()))?;
+        let failed = |error: std::io::Error| DatabaseError::Storage(error.into());
+        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
+        if file.metadata().map_err(failed)?.len() == 0 {
+            // redb would begin anew, on a host whose instances live.
+            return Err(DatabaseError::Storage(StorageError::Corrupted("it is empty".into())));
+        }
         builder().create_with_backend(FileBackend::new(file)?)
     })
+}
+
+/// Makes the file if there is none, with mode 0600: whole by a rename, so that one that
+/// is empty has been damaged.
+pub(super) fn ensure(path: &Path) -> Result<(), OpenStoreError> {
+    let failed = |source| OpenStoreError::Io { path: path.to_owned(), source };
+    if path.try_exists().map_err(failed)? {
+        return Ok(());
+    }
+    let new = path.with_extension("new");
+    let create = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&new);
+    let database = FileBackend::new(create.map_err(failed)?).and_then(|it| builder().create_with_backend(it));
+    let begun =
+        database.map_err(redb::Error::from).and_then(|database| StoreFile { database }.create_tables());
+    begun.map_err(|error| open_error(error, &new))?;
+    std::fs::rename(&new, path).map_err(failed)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or_else(|| Path::new("."))).and_then(|dir| dir.sync_all()).map_err(failed)
 }
 
 /// How any of the store's databases is opened. A file that something else has
@@ -124,10 +150,6 @@ pub(super) fn builder() -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
     builder
-}
-
-fn open_private(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 impl StoreFile {
@@ -147,7 +169,8 @@ impl StoreFile {
         Ok((file, Found { records, admissions }))
     }
 
-    /// In a new file, or one of a former program; else it changes nothing.
+    /// In a new file, or one of a former program; else it changes nothing. On the disk
+    /// when it answers.
     fn create_tables(&self) -> Result<(), redb::Error> {
         let transaction = self.database.begin_write()?;
         drop(transaction.open_table(INSTANCES)?);

@@ -73,6 +73,7 @@ impl EmbeddedStore {
     /// # Errors
     /// [`OpenStoreError`]; a damaged file is never overwritten.
     pub fn open(path: &Path, node: &NodeName) -> Result<Self, OpenStoreError> {
+        file::ensure(path)?;
         Self::start(opener(path.to_owned()), path, node)
     }
 

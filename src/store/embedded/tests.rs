@@ -158,6 +158,19 @@ async fn a_damaged_file_is_refused_and_left_alone() {
 }
 
 #[tokio::test]
+async fn a_file_of_which_nothing_is_left_is_not_taken_for_a_new_one() {
+    let files = Files(tempfile::tempdir().unwrap());
+    std::fs::write(files.path(), b"").unwrap();
+    let error = EmbeddedStore::open(&files.path(), &node("here")).unwrap_err();
+    assert!(matches!(error, OpenStoreError::Damaged { .. }), "{error:?}");
+    // A daemon that died as it began.
+    std::fs::remove_file(files.path()).unwrap();
+    std::fs::write(files.path().with_extension("new"), b"half").unwrap();
+    EmbeddedStore::open(&files.path(), &node("here")).unwrap();
+    assert!(!files.path().with_extension("new").try_exists().unwrap());
+}
+
+#[tokio::test]
 async fn a_later_programs_record_is_refused() {
     let files = Files(tempfile::tempdir().unwrap());
     let store = EmbeddedStore::open(&files.path(), &node("here")).unwrap();
@@ -177,6 +190,7 @@ async fn a_former_programs_file_is_read_and_used() {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/samples/store-v1.redb.zst");
     let files = Files(tempfile::tempdir().unwrap());
     if std::env::var_os("UPDATE_SAMPLES").is_some() {
+        file::ensure(&files.path()).unwrap();
         let store = StoreFile::open(&opener(files.path()), &files.path(), &node("here")).unwrap().0;
         for (id, record) in [
             ("4irtg5lio2z5", "tests/samples/records/v1.json"),
