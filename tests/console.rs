@@ -276,7 +276,7 @@ async fn a_kept_shop_is_published_and_removed_by_forms() {
         ("id=aaaabbbbcccc&golden=shop", 409),
         ("id=aaaabbbbcccc&golden=Not+a+name", 400),
         ("id=aaaabbbbccc2&golden=spring", 404),
-        ("id=ddddeeeeffff&golden=spring", 503),
+        ("id=ddddeeeeffff&golden=spring", 404),
     ] {
         let refused = post(&daemon, "/admin/saved/publish", &[OWN], form).await;
         assert_eq!(refused.status, status, "{form}: {}", refused.text());

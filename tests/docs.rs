@@ -245,7 +245,9 @@ fn every_call_in_the_guide_exists() {
         .lines()
         .filter(|line| line.trim_start().starts_with("curl "))
         .filter_map(|line| line.split("$API").nth(1))
-        .map(|rest| rest.split([' ', '"', '?']).next().unwrap().replace("$ID", "{id}"))
+        .map(|rest| {
+            rest.split([' ', '"', '?']).next().unwrap().replace("$ID", "{id}").replace("$GOLDEN", "{golden}")
+        })
         .collect();
     let paths: Vec<&String> = openapi["paths"].as_object().unwrap().keys().collect();
     for called in &curls {

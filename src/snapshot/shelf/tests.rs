@@ -11,9 +11,9 @@ struct World {
 
 fn world(limits: Limits) -> World {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::create_dir_all(dir.path().join("images")).unwrap();
+    std::fs::create_dir_all(dir.path().join("frozen")).unwrap();
     std::fs::create_dir_all(dir.path().join("upper/etc")).unwrap();
-    std::fs::write(dir.path().join("images/core-1.img"), "memory").unwrap();
+    std::fs::write(dir.path().join("frozen/core-1.img"), "memory").unwrap();
     std::fs::write(dir.path().join("upper/etc/own"), "mine").unwrap();
     World { shelf: Shelf::of(dir.path(), limits), dir }
 }
@@ -42,7 +42,7 @@ fn shop() -> Instance {
 
 impl World {
     fn put(&self, instance: &Instance, with: &str) -> Result<Saved, ShelfError> {
-        let (images, upper) = (self.dir.path().join("images"), self.dir.path().join("upper"));
+        let (images, upper) = (self.dir.path().join("frozen"), self.dir.path().join("upper"));
         self.shelf.put(&key(with), instance, (&images, &upper), THEN)
     }
 
