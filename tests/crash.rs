@@ -144,7 +144,8 @@ async fn what_became_of(trial: &Trial, daemon: &Daemon<'_>, by: By, shop: Option
     match by {
         By::Hibernate | By::Wake => {
             is_as_it_was(daemon, shop, after).await;
-            eventually(&format!("nothing is kept of it after {after}"), 5, async || {
+            // What a running daemon could not remove it sweeps with the orphans, each half minute.
+            eventually(&format!("nothing is kept of it after {after}"), 40, async || {
                 same(&trial.frozen(), &Vec::new())
             })
             .await;
@@ -182,7 +183,9 @@ async fn dies_everywhere(name: &'static str, action: &str) {
     let Some(trial) = Trial::begin(name).await else { return };
     let mut daemon = trial.daemon("0").await;
     let witness = trial.visited(&daemon).await;
-    for (point, by) in POINTS {
+    // For sleep and its end one way to die is enough: what they leave is the same.
+    let points = POINTS.iter().filter(|(_, by)| action == "abort" || !matches!(by, By::Hibernate | By::Wake));
+    for (point, by) in points {
         let after = format!("{action} at {point}, by {by:?}");
         if *by == By::Pool {
             daemon.kill().await;

@@ -64,6 +64,7 @@ pub(crate) struct NodeGolden {
 #[into_params(parameter_in = Query)]
 pub(super) struct OfNode {
     /// Another node's name; without it, the one that is asked.
+    #[param(pattern = "^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
     node: Option<String>,
 }
 

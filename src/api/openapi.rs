@@ -70,8 +70,14 @@ fn add_refusals(path: &str, operation: &mut Operation) {
     }
 }
 
+/// Operations whose body says what cannot be guessed; all others do without one.
+const WANT_A_BODY: [&str; 2] = ["open_saved", "publish_saved"];
+
 fn finish_operation(operation: &mut Operation) {
-    if let Some(RefOr::T(body)) = &mut operation.request_body {
+    let wants_one = operation.operation_id.as_ref().is_some_and(|id| WANT_A_BODY.contains(&id.as_str()));
+    if let Some(RefOr::T(body)) = &mut operation.request_body
+        && !wants_one
+    {
         body.required = Some(Required::False);
     }
     for parameter in operation.parameters.iter_mut().flatten() {

@@ -41,9 +41,10 @@ pub(super) struct OpenBody {
 pub(super) struct PublishBody {
     /// What the golden is to be called; no recipe's name. The same name again has a
     /// later shop take the former one's place.
-    #[schema(required, value_type = String, examples("spring-sale"))]
+    #[schema(required, value_type = String, pattern = "^[a-z][a-z0-9-]{0,63}$", examples("spring-sale"))]
     golden: Option<String>,
     /// What people are told; without it, what they are told of the shop's own golden.
+    #[schema(max_length = 80)]
     title: Option<String>,
 }
 
