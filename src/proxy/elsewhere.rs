@@ -51,6 +51,10 @@ use crate::store::Store;
 /// started again listens within this time, and a lost one is known to be.
 const HOLD: Duration = Duration::from_secs(10);
 
+/// How long a node is waited for that has not been heard of yet, or not again: it
+/// reports each second, and what it has ready can be claimed before that is read here.
+const HEARD_OF: Duration = Duration::from_secs(3);
+
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -88,13 +92,18 @@ impl Elsewhere {
     async fn owner(&self, id: &InstanceId) -> Result<NodeName, Page> {
         let known = self.owners.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
         let node = match known {
-            Some(node) => node,
-            None => self.look_up(id).await?,
+            Some(node) if !matches!(self.peers.way_to(&node), Way::Lost) => node,
+            // Whether the shop is lost with its node, its record says.
+            _ => self.look_up(id).await?,
         };
-        match self.peers.way_to(&node) {
-            Way::To { .. } => Ok(node),
-            Way::Lost => Err(Page::Lost),
-            Way::Unknown => Err(Page::Away),
+        let give_up = Instant::now() + HEARD_OF;
+        loop {
+            match self.peers.way_to(&node) {
+                Way::To { .. } => return Ok(node),
+                Way::Lost | Way::Unknown if Instant::now() < give_up => tokio::time::sleep(PAUSE).await,
+                Way::Lost => return Err(Page::Lost),
+                Way::Unknown => return Err(Page::Away),
+            }
         }
     }
 
