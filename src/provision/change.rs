@@ -2,7 +2,7 @@
 //! its client, the record that is changed whoever else changes it, and the shop
 //! that ran before, which is taken down when nothing leads to it any more.
 //!
-//! Called by [`super::reset`] and [`super::sleep`]; each holds the right to change
+//! Called by [`super::reset`], [`super::sleep`] and [`super::saved`]; each holds the right to change
 //! the instance ([`super::ledger`]) while it uses this. Failures that are the same
 //! for all of them are [`ChangeError`].
 

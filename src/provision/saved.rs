@@ -27,7 +27,7 @@ use secrecy::SecretString;
 use tracing::Instrument as _;
 
 use super::acquire::key_of;
-use super::change::Left;
+use super::change::{ChangeError, Left};
 use super::errors::AcquireError;
 use super::gate::Rank;
 use super::lifecycle::Lifecycle;
@@ -160,7 +160,7 @@ impl Provisioner {
         let turn = tokio::time::timeout(patience, Arc::clone(&keeping.turn).lock_owned()).await;
         let turn = turn.map_err(too_slow)?;
         if !self.lifecycle.ledger.try_change(id) {
-            return Err(SavedError::Busy { id: id.clone() });
+            return Err(ChangeError::Busy { id: id.clone() }.into());
         }
         let (this, id) = (Arc::clone(self), id.clone());
         let span = tracing::info_span!("save", instance_id = %id);
@@ -182,12 +182,12 @@ impl Provisioner {
 
     /// An instance that may be kept.
     async fn subject(&self, id: &InstanceId) -> Result<Instance, SavedError> {
-        let instance = self.show(id, Timestamp::now()).await.map_err(SavedError::Lease)?;
+        let instance = self.show(id, Timestamp::now()).await.map_err(ChangeError::Lease)?;
         if instance.state != State::Assigned {
-            return Err(SavedError::NotAssigned { id: id.clone(), state: instance.state });
+            return Err(ChangeError::not_assigned(&instance).into());
         }
         if !self.lifecycle.is_own(&instance) {
-            return Err(SavedError::Elsewhere { id: id.clone(), node: instance.node });
+            return Err(ChangeError::Elsewhere { id: id.clone(), node: instance.node }.into());
         }
         Ok(instance)
     }
@@ -265,7 +265,7 @@ impl Provisioner {
 impl Lifecycle {
     async fn keep(&self, keeping: &Keeping, instance: &Instance) -> Result<Kept, SavedError> {
         let (Some(container), Some(engine)) = (&instance.container, self.engine_of(instance)) else {
-            return Err(SavedError::Busy { id: instance.id.clone() });
+            return Err(ChangeError::Busy { id: instance.id.clone() }.into());
         };
         let of = instance.id.clone();
         keeping.on_shelf(move |shelf| shelf.has_room(&of)).await?;

@@ -1,10 +1,10 @@
 //! Why a shop was not kept, or not opened.
 
-use super::errors::{AcquireError, LeaseError, of_making};
+use super::change::ChangeError;
+use super::errors::{AcquireError, of_making};
 use crate::engine::{FreezeError, LaunchError};
 use crate::error::{ErrorKind, kind_of_io};
-use crate::id::{GoldenName, InstanceId, NodeName};
-use crate::instance::State;
+use crate::id::{GoldenName, InstanceId};
 use crate::snapshot::shelf::ShelfError;
 use crate::store::StoreError;
 
@@ -17,31 +17,9 @@ pub enum SavedError {
     /// As an acquire would have been refused: the client's limit, or nothing is handed out.
     #[error(transparent)]
     Acquire(#[from] AcquireError),
-    /// It cannot be read, or is no more.
+    /// For a reason that has nothing to do with keeping.
     #[error(transparent)]
-    Lease(LeaseError),
-    /// It is nobody's, or sleeps.
-    #[error("instance {id} is {}, not assigned", .state.as_str())]
-    NotAssigned {
-        /// Which.
-        id: InstanceId,
-        /// Its state.
-        state: State,
-    },
-    /// Its daemon is another one.
-    #[error("instance {id} runs on node {node}: ask that node's daemon")]
-    Elsewhere {
-        /// Which.
-        id: InstanceId,
-        /// Who made it.
-        node: NodeName,
-    },
-    /// Somebody is changing or ending it.
-    #[error("instance {id} is being changed already")]
-    Busy {
-        /// Which.
-        id: InstanceId,
-    },
+    Change(#[from] ChangeError),
     /// The shelf.
     #[error(transparent)]
     Shelf(#[from] ShelfError),
@@ -102,12 +80,8 @@ impl SavedError {
         match self {
             Self::Nowhere => ErrorKind::NotFound,
             Self::Acquire(error) => error.kind(),
-            Self::Lease(error) => error.kind(),
-            Self::NotAssigned { .. }
-            | Self::Busy { .. }
-            | Self::Elsewhere { .. }
-            | Self::StillThere { .. }
-            | Self::Holds { .. } => ErrorKind::Conflict,
+            Self::Change(error) => error.kind(),
+            Self::StillThere { .. } | Self::Holds { .. } => ErrorKind::Conflict,
             Self::Shelf(error) => error.kind(),
             Self::Freeze(error) => match error.kind() {
                 ErrorKind::Conflict => ErrorKind::Conflict,
