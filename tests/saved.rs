@@ -129,20 +129,6 @@ async fn a_damaged_shop_is_not_opened_and_one_with_a_file_that_is_all_hole_is_no
     daemon.stop().await;
 }
 
-/// Has a place's daemons prepare what they need in its own directory: what the first
-/// daemon of all has prepared is only lent.
-fn prepare_here(place: &Place) {
-    for kind in ["prepared", "images"] {
-        let own = place.state_dir().join(kind);
-        let shared = std::fs::read_link(&own).unwrap();
-        std::fs::remove_file(&own).unwrap();
-        std::fs::create_dir(&own).unwrap();
-        for entry in std::fs::read_dir(&shared).unwrap().flatten() {
-            std::os::unix::fs::symlink(entry.path(), own.join(entry.file_name())).unwrap();
-        }
-    }
-}
-
 async fn acquire(daemon: &Daemon<'_>, golden: &str) -> Shop {
     let reply = daemon.try_acquire(&json!({ "golden": golden, "ttl": "1h" })).await;
     assert_eq!(reply.status, 201, "{}", reply.text());
@@ -164,7 +150,7 @@ async fn publish(daemon: &Daemon<'_>, id: &str, golden: &str) -> Value {
 #[tokio::test]
 async fn a_published_shop_is_a_golden_and_its_copies_are_each_their_own_also_after_a_restart() {
     let Some(place) = Place::beside_others("published").await else { return };
-    prepare_here(&place);
+    golden::prepare_here(&place.state_dir());
     let (_, from) = golden::snapshot();
     let snapshots = place.dir.join("snapshots");
     std::fs::create_dir_all(&snapshots).unwrap();
