@@ -202,6 +202,8 @@ pub fn run_args(spec: &RunSpec<'_>) -> Vec<String> {
     }
     if let Some(config) = spec.criu_config {
         args.push(format!("--annotation=org.criu.config={}", config.display()));
+        // It is warmed up and frozen, and may wish to know (podman/common/start).
+        args.push("--env=WARM_UP=yes".to_owned());
     }
     if let (Some(host), Some(inside)) = (spec.database, run.socket_directory()) {
         args.push(format!("--volume={}:{inside}:ro,rprivate,noexec,nosuid,nodev", host.display()));
