@@ -171,6 +171,9 @@ impl Golden {
                 golden.tell(recipe, own)?;
             }
             if let Origin::Shop { .. } = origin {
+                if !recipe.template.exec.is_empty() {
+                    golden.exec(&recipe.template.exec, say).await?;
+                }
                 say("giving it a golden's identity");
                 shop::become_golden(golden.pid, recipe).await?;
             }

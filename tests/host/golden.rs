@@ -183,20 +183,6 @@ pub(crate) fn lend_prepared(state_dir: &Path) {
     }
 }
 
-/// Has daemons prepare what more they need in a directory of their own: each prepare
-/// takes away what is unfinished there, so no two may be at work in one.
-pub(crate) fn prepare_here(state_dir: &Path) {
-    for kind in ["prepared", "images"] {
-        let own = state_dir.join(kind);
-        let shared = std::fs::read_link(&own).unwrap();
-        std::fs::remove_file(&own).unwrap();
-        std::fs::create_dir(&own).unwrap();
-        for entry in std::fs::read_dir(&shared).unwrap().flatten() {
-            std::os::unix::fs::symlink(entry.path(), own.join(entry.file_name())).unwrap();
-        }
-    }
-}
-
 /// Held while a daemon starts on what is lent: the first one prepares it.
 pub(crate) async fn only_one_prepares() -> std::fs::File {
     let locked = tokio::task::spawn_blocking(|| {

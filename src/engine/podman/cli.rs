@@ -275,6 +275,18 @@ pub async fn newest_image(repository: &str) -> Result<Option<(String, String)>, 
     Ok(newest.map(|(name, id)| (name.to_owned(), id.trim_start_matches("sha256:").to_owned())))
 }
 
+/// Removes an image's name, and the image with its last one; absent is fine. One that a
+/// container runs stays.
+///
+/// # Errors
+/// [`PodmanError`].
+pub async fn remove_image(name: &str) -> Result<(), PodmanError> {
+    match podman(&["image", "rm", name]).await {
+        Err(error) if !error.is_absent() => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Writes an image into a new archive, which [`load_image`] reads.
 ///
 /// # Errors
