@@ -432,7 +432,7 @@ impl App {
         self.reaper.sweep_orphans(Certainty::AtOnce).await;
         if self.config.nodes.is_none() {
             // It may have been one of several before.
-            self.lifecycle.store().announce(None).await.map_err(AppError::Adopt)?;
+            self.lifecycle.store().announce(None, "").await.map_err(AppError::Adopt)?;
         }
         Ok(())
     }

@@ -7,6 +7,8 @@
 mod access;
 #[path = "valkey/answers.rs"]
 mod answers;
+#[path = "valkey/changes.rs"]
+mod changes;
 mod common;
 #[path = "valkey/daemons.rs"]
 mod daemons;

@@ -44,18 +44,19 @@ const fn cost(micros: f64, bytes: f64) -> Cost {
 }
 
 /// Memory of a record with its indices.
-pub(crate) const BYTES_A_RECORD: f64 = 1_083.0;
-pub(crate) const INSERT: Cost = cost(165.0, 939.0);
-pub(crate) const UPDATE: Cost = cost(137.0, 1_063.0);
+pub(crate) const BYTES_A_RECORD: f64 = 1_061.0;
+pub(crate) const INSERT: Cost = cost(158.0, 971.0);
+pub(crate) const UPDATE: Cost = cost(125.0, 1_062.0);
 /// Of a ready one of the own node.
-pub(crate) const CLAIM: Cost = cost(240.0, 1_168.0);
-pub(crate) const GET: Cost = cost(83.0, 988.0);
-pub(crate) const REMOVE: Cost = cost(52.0, 156.0);
-pub(crate) const DUE: Cost = cost(39.0, 180.0);
-pub(crate) const COUNTS: Cost = cost(22.0, 181.0);
-pub(crate) const ADMIT: Cost = cost(344.0, 340.0);
-pub(crate) const ANNOUNCE: Cost = cost(71.0, 378.0);
-/// For each node.
-pub(crate) const NODES: Growing = Growing { fixed: cost(39.0, 355.0), each: cost(0.811, 221.0) };
-/// For each own record.
-pub(crate) const OWN: Growing = Growing { fixed: cost(39.0, 99.0), each: cost(4.287, 793.0) };
+pub(crate) const CLAIM: Cost = cost(259.0, 1_166.0);
+pub(crate) const GET: Cost = cost(63.0, 1_016.0);
+pub(crate) const REMOVE: Cost = cost(74.0, 143.0);
+pub(crate) const DUE: Cost = cost(21.0, 167.0);
+pub(crate) const COUNTS: Cost = cost(22.0, 168.0);
+pub(crate) const ADMIT: Cost = cost(120.0, 320.0);
+pub(crate) const ANNOUNCE: Cost = cost(113.0, 365.0);
+pub(crate) const BEAT: Cost = cost(94.0, 169.0);
+/// With a thousand nodes; for each report that was said since.
+pub(crate) const NODES: Growing = Growing { fixed: cost(56.0, 176.0), each: cost(3.26, 194.0) };
+/// With a thousand own records; for each that has changed since.
+pub(crate) const OWN: Growing = Growing { fixed: cost(39.0, 187.0), each: cost(5.79, 878.0) };

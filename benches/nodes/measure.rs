@@ -19,6 +19,12 @@ const CALLS: u32 = 300;
 /// Records, and nodes, with which a growing call is measured.
 const MANY: u32 = 1_000;
 
+/// How often a growing call is measured.
+const READINGS: u32 = 200;
+
+/// Changes between two of its readings.
+const CHANGED: u32 = 20;
+
 /// The server, killed at the end.
 struct Server {
     child: Child,
@@ -110,7 +116,17 @@ async fn measure() -> anyhow::Result<()> {
     let record_bytes = (server.number("memory", "used_memory").await? - memory) / f64::from(CALLS);
     tell("BYTES_A_RECORD", (record_bytes, 0.0));
     tell("INSERT", insert);
-    tell("ANNOUNCE", timed(&server, CALLS, async || Ok(store.announce(Some(&report(0)?)).await?)).await?);
+    let announce = async || Ok(store.announce(Some(&report(0)?), &InstanceId::random().to_string()).await?);
+    let announce = timed(&server, CALLS, announce).await?;
+    tell("ANNOUNCE", announce);
+    tell(
+        "BEAT",
+        timed(&server, CALLS, async || {
+            store.beat(&InstanceId::random().to_string()).await?;
+            Ok(())
+        })
+        .await?,
+    );
     let windows = [
         Window { length: SignedDuration::from_hours(1), limit: 1_000 },
         Window { length: SignedDuration::from_hours(24), limit: 10_000 },
@@ -149,15 +165,13 @@ async fn measure() -> anyhow::Result<()> {
         .await?,
     );
     let mut next = all.iter_mut();
-    tell(
-        "UPDATE",
-        timed(&server, CALLS, async || {
-            let record = next.next().context("one a call")?;
-            *record = store.update(record.clone()).await?;
-            Ok(())
-        })
-        .await?,
-    );
+    let update = timed(&server, CALLS, async || {
+        let record = next.next().context("one a call")?;
+        *record = store.update(record.clone()).await?;
+        Ok(())
+    });
+    let update = update.await?;
+    tell("UPDATE", update);
     tell(
         "DUE",
         timed(&server, CALLS, async || {
@@ -181,43 +195,43 @@ async fn measure() -> anyhow::Result<()> {
             .await?,
     );
 
-    let none = timed(&server, 50, async || {
-        store.own().await?;
-        Ok(())
-    })
-    .await?;
+    let mut many = Vec::new();
     for _ in 0..MANY {
-        store.insert(record(&golden, &node, State::Assigned)?).await?;
+        many.push(store.insert(record(&golden, &node, State::Assigned)?).await?);
     }
-    growing(
-        "OWN",
-        none,
-        timed(&server, 50, async || {
-            store.own().await?;
-            Ok(())
-        })
-        .await?,
-    );
-    let one = timed(&server, 50, async || {
-        store.nodes().await?;
+    store.own().await?;
+    let own = async || store.own().await.map(drop).map_err(anyhow::Error::from);
+    let none = timed(&server, READINGS, &own).await?;
+    let change = async || {
+        for record in many.iter_mut().take(CHANGED as usize) {
+            *record = store.update(record.clone()).await?;
+        }
         Ok(())
-    })
-    .await?;
+    };
+    growing("OWN", none, after_each(&server, change, &own).await?);
+
+    let mut others = Vec::new();
     for number in 1..=MANY {
         // Each node announces itself; one connection stands for all.
         let name: NodeName = format!("node-{number}").parse()?;
         let there = ValkeyStore::open(&at, &name, "bench").await?;
-        there.announce(Some(&report(number)?)).await?;
+        there.announce(Some(&report(number)?), "0").await?;
+        if number <= CHANGED {
+            others.push((there, report(number)?));
+        }
     }
-    growing(
-        "NODES",
-        one,
-        timed(&server, 50, async || {
-            store.nodes().await?;
-            Ok(())
-        })
-        .await?,
-    );
+    store.nodes().await?;
+    // Those that do not speak are late, and would be told each time.
+    server.ask(&["DEL", &format!("{{{}}}:spoke", at.prefix)]).await?;
+    let nodes = async || store.nodes().await.map(drop).map_err(anyhow::Error::from);
+    let none = timed(&server, READINGS, &nodes).await?;
+    let change = async || {
+        for (there, report) in &others {
+            there.announce(Some(report), "1").await?;
+        }
+        Ok(())
+    };
+    growing("NODES", none, after_each(&server, change, &nodes).await?);
     Ok(())
 }
 
@@ -225,15 +239,32 @@ fn tell(name: &str, (micros, bytes): (f64, f64)) {
     println!("{name}: {micros:.1}, {bytes:.0}");
 }
 
-fn growing(name: &str, few: (f64, f64), many: (f64, f64)) {
-    let count = f64::from(MANY);
+/// What a reading costs with no change, and for each more.
+fn growing(name: &str, none: (f64, f64), some: (f64, f64)) {
+    let count = f64::from(CHANGED);
     println!(
         "{name}: fixed {:.1}, {:.0}; each {:.3}, {:.1}",
-        few.0,
-        few.1,
-        (many.0 - few.0) / count,
-        (many.1 - few.1) / count
+        none.0,
+        none.1,
+        (some.0 - none.0) / count,
+        (some.1 - none.1) / count
     );
+}
+
+/// As [`timed`], with a change before each call that is not counted.
+async fn after_each(
+    server: &Server,
+    mut change: impl AsyncFnMut() -> anyhow::Result<()>,
+    mut call: impl AsyncFnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<(f64, f64)> {
+    let (mut micros, mut bytes) = (0.0, 0.0);
+    for _ in 0..READINGS {
+        change().await?;
+        let (took, moved) = timed(server, 1, &mut call).await?;
+        micros += took;
+        bytes += moved;
+    }
+    Ok((micros / f64::from(READINGS), bytes / f64::from(READINGS)))
 }
 
 /// Server time and bytes of one call, on average.
@@ -295,7 +326,6 @@ fn report(number: u32) -> anyhow::Result<Report> {
         node: format!("node-{number}").parse()?,
         address: "10.0.12.34:8080".into(),
         program: "0.1.0".into(),
-        beat: format!("{}-{number}", InstanceId::random()),
         stage: Stage::Serving,
         drained: false,
         room: 900,

@@ -1,14 +1,15 @@
 //! Several hosts that serve one domain: what each says of itself to the others,
 //! and what follows from it. Pure: no I/O, no clock.
 //!
-//! Nodes share a Valkey and nothing else. Each writes a [`Report`] there every
-//! second; [`watch`] judges by what it reads who is there. What one node asks of
-//! another, or passes on to it, bears a [`pass`].
+//! Nodes share a Valkey and nothing else. Each says every second there that it is
+//! there, and what has changed of its [`Report`]; [`watch`] judges by what it reads who
+//! is there. What one node asks of another, or passes on to it, bears a [`pass`].
 
 pub mod pass;
 pub mod watch;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,9 +42,6 @@ pub struct Report {
     pub address: String,
     /// Its program's version.
     pub program: String,
-    /// Another one in each report: who reads the same one twice knows that the
-    /// node was silent in between.
-    pub beat: String,
     /// Whether it means to stay.
     pub stage: Stage,
     /// Whether an operator has drained it.
@@ -62,6 +60,48 @@ impl Report {
     pub fn is_closed(&self) -> bool {
         self.drained || self.stage == Stage::Parting
     }
+
+    /// What decides whether this node is asked for something.
+    fn matters(&self) -> Self {
+        let mut matters = self.clone();
+        matters.room = self.room.min(1);
+        matters.goldens.values_mut().for_each(|golden| golden.ready = 0);
+        matters
+    }
+}
+
+/// A node that has not said that it is there for longer than it should.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Late {
+    /// The last word it said: another one means that it spoke in between.
+    pub beat: String,
+    /// For how long it has been silent, by the store's clock.
+    pub silence: Duration,
+}
+
+/// What is heard of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// Its last report.
+    pub report: Report,
+    /// Whether it is late.
+    pub late: Option<Late>,
+}
+
+/// A report is said again after this, whatever was said: the store may have lost it.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+
+/// A whole report is read by every node. Up to so many nodes tell every change of a
+/// number at once; more wait, so that all of them together tell so many in a second.
+const TOLD_A_SECOND: usize = 50;
+
+/// Whether a report is to be said, or only that this node is there. `said` is the last
+/// one and how long ago it was; so many nodes read it.
+#[must_use]
+pub fn is_news(said: Option<(&Report, Duration)>, now: &Report, nodes: usize) -> bool {
+    let Some((said, ago)) = said else { return true };
+    let pause = Duration::from_secs((nodes / TOLD_A_SECOND) as u64);
+    ago >= SAY_AGAIN || said.matters() != now.matters() || (said != now && ago >= pause)
 }
 
 /// What a node says of one golden.
@@ -94,13 +134,12 @@ pub(crate) mod tests {
     use super::*;
 
     /// What a node that can make a `shop` says.
-    pub(crate) fn report(node: &str, beat: &str, room: usize) -> Report {
+    pub(crate) fn report(node: &str, room: usize) -> Report {
         Report {
             version: REPORT_VERSION,
             node: node.parse().unwrap(),
             address: format!("{node}:8080"),
             program: "1.2.3".into(),
-            beat: beat.into(),
             stage: Stage::Serving,
             drained: false,
             room,
@@ -112,16 +151,16 @@ pub(crate) mod tests {
     #[test]
     fn the_node_with_the_most_room_is_asked_first_and_those_that_cannot_not_at_all() {
         let golden: GoldenName = "shop".parse().unwrap();
-        let mut cannot = report("cannot", "1", 99);
+        let mut cannot = report("cannot", 99);
         cannot.goldens.clear();
-        let drained = Report { drained: true, ..report("drained", "1", 99) };
-        let parting = Report { stage: Stage::Parting, ..report("parting", "1", 99) };
+        let drained = Report { drained: true, ..report("drained", 99) };
+        let parting = Report { stage: Stage::Parting, ..report("parting", 99) };
         let nodes = [
-            (report("few", "1", 2), Condition::Here),
-            (report("many", "1", 7), Condition::Here),
-            (report("full", "1", 0), Condition::Here),
-            (report("silent", "1", 99), Condition::Silent),
-            (report("lost", "1", 99), Condition::Lost),
+            (report("few", 2), Condition::Here),
+            (report("many", 7), Condition::Here),
+            (report("full", 0), Condition::Here),
+            (report("silent", 99), Condition::Silent),
+            (report("lost", 99), Condition::Lost),
             (cannot, Condition::Here),
             (drained, Condition::Here),
             (parting, Condition::Here),
@@ -131,9 +170,36 @@ pub(crate) mod tests {
         assert_eq!(names, ["many", "few"]);
     }
 
+    /// A node that speaks.
+    pub(crate) fn heard(node: &str, room: usize) -> Heard {
+        Heard { report: report(node, room), late: None }
+    }
+
+    /// A node that has not spoken for so long.
+    pub(crate) fn late(node: &str, beat: &str, silence: Duration) -> Heard {
+        Heard { late: Some(Late { beat: beat.into(), silence }), ..heard(node, 3) }
+    }
+
+    #[test]
+    fn numbers_wait_where_there_are_many_nodes_and_what_matters_does_not() {
+        let said = report("a", 5);
+        let news = |now: &Report, ago, nodes| {
+            let ago = Duration::from_secs(ago);
+            is_news(Some((&said, ago)), now, nodes)
+        };
+        assert!(is_news(None, &said, 3));
+        assert!(!news(&said, 59, 3) && news(&said, 60, 3), "it is said again");
+        let fewer = report("a", 4);
+        assert!(news(&fewer, 0, 49), "few nodes are told at once");
+        assert!(!news(&fewer, 19, 1000) && news(&fewer, 20, 1000));
+        for now in [report("a", 0), Report { drained: true, ..said.clone() }] {
+            assert!(news(&now, 0, 1000), "{now:?}");
+        }
+    }
+
     #[test]
     fn what_a_later_program_adds_to_a_report_is_passed_over() {
-        let mut value = serde_json::to_value(report("a", "1", 3)).unwrap();
+        let mut value = serde_json::to_value(report("a", 3)).unwrap();
         value["version"] = 9.into();
         value["more"] = "of it".into();
         let read: Report = serde_json::from_value(value).unwrap();

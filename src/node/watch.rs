@@ -1,25 +1,30 @@
 //! Who is there, by what was read of the nodes' reports. Pure.
 //!
 //! ```text
-//! here     its report changes
+//! here     it speaks
 //! silent   it does not, since SILENT_AFTER
 //! away     it said that it would part, and is not back yet
 //! lost     silent since LOST_AFTER, or away since AWAY_AT_MOST: its instances are over
 //! ```
 //!
-//! Silence counts only while the store answers: whoever could not read did not
-//! listen. After the store was away every node has its whole time again, else the
-//! first daemon that is back would take all the others for lost.
+//! The store says who is late, and for how long by its clock. Silence counts only
+//! while the store answers: whoever could not read did not listen. After the store was
+//! away every node has its whole time again, else the first daemon that is back would
+//! take all the others for lost. Nor is anybody lost because the store's clock was set:
+//! a node that was not late at the last look has been silent since then, and no longer.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Report, Stage};
+use super::{Heard, Late, Report, Stage};
 use crate::id::NodeName;
 
-/// From then on nothing new is asked of a node: three of its reports are missing.
+/// From then on the store calls a node late: one of its words is missing.
+pub const LATE_AFTER: Duration = Duration::from_secs(2);
+
+/// From then on nothing new is asked of a node: three of its words are missing.
 pub const SILENT_AFTER: Duration = Duration::from_secs(3);
 
 /// From then on a node's instances are over. Visitors are to be told within ten
@@ -68,8 +73,10 @@ impl Condition {
 pub struct Sighting {
     /// Its last report.
     pub report: Report,
-    /// Since when it has been the same one.
+    /// Since when it has been silent.
     pub since: Instant,
+    /// Its last word, when it is late.
+    pub beat: Option<String>,
 }
 
 impl Sighting {
@@ -96,16 +103,17 @@ pub struct Watch {
 
 impl Watch {
     /// Takes in what the store answered at `at`.
-    pub fn look(&mut self, reports: Vec<Report>, at: Instant) {
-        let listened = self.looked.is_some_and(|before| at.saturating_duration_since(before) <= GAP_AT_MOST);
-        self.looked = Some(at);
-        let mut before = std::mem::take(&mut self.seen);
-        for report in reports {
-            let since = match before.remove(&report.node) {
-                Some(known) if listened && known.report.beat == report.beat => known.since,
-                Some(_) | None => at,
+    pub fn look(&mut self, heard: Vec<Heard>, at: Instant) {
+        let before = self.looked.replace(at);
+        let listened = before.filter(|before| at.saturating_duration_since(*before) <= GAP_AT_MOST);
+        let mut seen = std::mem::take(&mut self.seen);
+        for Heard { report, late } in heard {
+            let since = match (&late, seen.remove(&report.node), listened) {
+                (Some(late), Some(known), Some(before)) => silent_since(late, &known, before, at),
+                _ => at,
             };
-            self.seen.insert(report.node.clone(), Sighting { report, since });
+            let beat = late.map(|late| late.beat);
+            self.seen.insert(report.node.clone(), Sighting { report, since, beat });
         }
     }
 
@@ -123,22 +131,38 @@ impl Watch {
     }
 }
 
+/// Since when a node is silent that is late, by what was known of it at the look before.
+fn silent_since(late: &Late, known: &Sighting, before: Instant, at: Instant) -> Instant {
+    if known.beat.as_ref() == Some(&late.beat) {
+        return known.since;
+    }
+    let by_its_clock = at.checked_sub(late.silence).unwrap_or(at);
+    let not_late_then = before.checked_sub(LATE_AFTER).unwrap_or(before);
+    by_its_clock.max(not_late_then)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::tests::report;
+    use super::super::tests::{heard, late, report};
     use super::*;
 
     fn condition(watch: &Watch) -> Condition {
         watch.of(&"a".parse().unwrap()).expect("it was seen").1
     }
 
+    /// What the store says of a node that spoke so long ago.
+    fn silent_for(beat: &str, silence: Duration) -> Vec<Heard> {
+        if silence < LATE_AFTER { vec![heard("a", 3)] } else { vec![late("a", beat, silence)] }
+    }
+
     #[test]
     fn a_node_that_stops_speaking_is_silent_then_lost_and_back_with_its_next_word() {
         let (mut watch, begun) = (Watch::default(), Instant::now());
         for second in 0..=8 {
-            watch.look(vec![report("a", "1", 1)], begun + Duration::from_secs(second));
+            let silence = Duration::from_secs(second);
+            watch.look(silent_for("1", silence), begun + silence);
             let expected = match second {
                 0..3 => Condition::Here,
                 3..7 => Condition::Silent,
@@ -146,16 +170,18 @@ mod tests {
             };
             assert_eq!(condition(&watch), expected, "after {second} s");
         }
-        watch.look(vec![report("a", "2", 1)], begun + Duration::from_secs(9));
+        watch.look(vec![heard("a", 3)], begun + Duration::from_secs(9));
         assert_eq!(condition(&watch), Condition::Here);
     }
 
     #[test]
     fn a_daemon_that_was_stopped_has_time_to_come_back() {
         let (mut watch, begun) = (Watch::default(), Instant::now());
-        let parting = Report { stage: Stage::Parting, ..report("a", "1", 1) };
         for second in 0..=300 {
-            watch.look(vec![parting.clone()], begun + Duration::from_secs(second));
+            let silence = Duration::from_secs(second);
+            let mut said = silent_for("1", silence);
+            said[0].report = Report { stage: Stage::Parting, ..report("a", 1) };
+            watch.look(said, begun + silence);
             let expected = if second < 300 { Condition::Away } else { Condition::Lost };
             assert_eq!(condition(&watch), expected, "after {second} s");
         }
@@ -164,17 +190,35 @@ mod tests {
     #[test]
     fn nobody_is_lost_because_the_store_was_away() {
         let (mut watch, begun) = (Watch::default(), Instant::now());
-        watch.look(vec![report("a", "1", 1)], begun);
-        watch.look(vec![report("a", "1", 1)], begun + Duration::from_secs(60));
-        assert_eq!(condition(&watch), Condition::Here, "nobody could have spoken meanwhile");
-        watch.look(vec![report("a", "1", 1)], begun + Duration::from_secs(63));
-        assert_eq!(condition(&watch), Condition::Silent, "its time runs from then on");
+        let after =
+            |seconds| (silent_for("1", Duration::from_secs(seconds)), begun + Duration::from_secs(seconds));
+        for (seconds, expected, why) in [
+            (0, Condition::Here, "it speaks"),
+            (60, Condition::Here, "nobody could have spoken meanwhile"),
+            (62, Condition::Here, "its time runs from then on"),
+            (63, Condition::Silent, "its time runs from then on"),
+            (67, Condition::Here, "nobody listened for too long"),
+        ] {
+            let (said, at) = after(seconds);
+            watch.look(said, at);
+            assert_eq!(condition(&watch), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_lost_because_the_stores_clock_was_set() {
+        let (mut watch, begun) = (Watch::default(), Instant::now());
+        watch.look(vec![heard("a", 3)], begun);
+        watch.look(silent_for("1", Duration::from_secs(3600)), begun + Duration::from_secs(1));
+        assert_eq!(condition(&watch), Condition::Silent, "it may be");
+        watch.look(vec![heard("a", 3)], begun + Duration::from_secs(2));
+        assert_eq!(condition(&watch), Condition::Here);
     }
 
     #[test]
     fn a_node_that_the_store_has_forgotten_is_unknown() {
         let (mut watch, begun) = (Watch::default(), Instant::now());
-        watch.look(vec![report("a", "1", 1)], begun);
+        watch.look(vec![heard("a", 3)], begun);
         watch.look(Vec::new(), begun + Duration::from_secs(1));
         assert!(watch.of(&"a".parse().unwrap()).is_none() && watch.all().next().is_none());
     }
@@ -184,9 +228,9 @@ mod tests {
         fn a_node_that_speaks_within_its_time_is_never_lost(pauses in proptest::collection::vec(0_u64..6000, 1..60)) {
             let (mut watch, mut now) = (Watch::default(), Instant::now());
             for (beat, pause) in pauses.iter().enumerate() {
-                let until = now + Duration::from_millis(*pause);
-                while now < until {
-                    watch.look(vec![report("a", &beat.to_string(), 1)], now);
+                let spoke = now;
+                while now < spoke + Duration::from_millis(*pause) {
+                    watch.look(silent_for(&beat.to_string(), now - spoke), now);
                     prop_assert!(condition(&watch) != Condition::Lost);
                     now += Duration::from_millis(700);
                 }

@@ -8,7 +8,8 @@
 //! not marked, since it was back in time, live on.
 //!
 //! ```text
-//! each second   announce -> read all -> mark what is lost
+//! each second   say that it is there, or what is new of it -> read what is new of all
+//!               -> mark what is lost
 //! stop          announce that it parts: its shops live on, it is expected back
 //! ```
 
@@ -25,7 +26,7 @@ use crate::error::Chain;
 use crate::id::{InstanceId, NodeName};
 use crate::instance::State;
 use crate::metrics;
-use crate::node::{GoldenReport, REPORT_VERSION, Report, Stage};
+use crate::node::{self, GoldenReport, REPORT_VERSION, Report, Stage};
 use crate::provision::Provisioner;
 use crate::store::StoreError;
 
@@ -37,7 +38,7 @@ const MARKED_AT_ONCE: usize = 200;
 
 /// After so many rounds it is looked at those again that are lost for long, of
 /// which at last everything is forgotten.
-const FORGET_EVERY: u64 = 60;
+const FORGET_EVERY: u64 = 10;
 
 /// What is said of this node, beside what changes.
 #[derive(Debug)]
@@ -47,6 +48,10 @@ struct Speaker {
     /// Tells this run of the daemon from others in beats.
     run: InstanceId,
     beats: u64,
+    /// The last report that was said, and when.
+    said: Option<(Report, Instant)>,
+    /// How many nodes hear it.
+    nodes: usize,
     /// Whether the last round could not reach the store: told once.
     mute: bool,
     /// Lost nodes whose instances are not all marked yet.
@@ -56,7 +61,16 @@ struct Speaker {
 /// Runs until `stop`, then says that this node parts.
 pub async fn keep(peers: Arc<Peers>, provisioner: Arc<Provisioner>, stop: CancellationToken) {
     let run = InstanceId::random();
-    let mut speaker = Speaker { peers, provisioner, run, beats: 0, mute: false, unmarked: BTreeSet::new() };
+    let mut speaker = Speaker {
+        peers,
+        provisioner,
+        run,
+        beats: 0,
+        said: None,
+        nodes: 0,
+        mute: false,
+        unmarked: BTreeSet::new(),
+    };
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let peers = Arc::clone(&speaker.peers);
@@ -69,7 +83,7 @@ pub async fn keep(peers: Arc<Peers>, provisioner: Arc<Provisioner>, stop: Cancel
         }
         speaker.round().await;
     }
-    if let Err(error) = speaker.announce(Stage::Parting).await {
+    if let Err(error) = speaker.speak(Stage::Parting).await {
         tracing::warn!(error = %Chain(&error), "the other nodes do not know that this one is to come back");
     }
 }
@@ -77,20 +91,21 @@ pub async fn keep(peers: Arc<Peers>, provisioner: Arc<Provisioner>, stop: Cancel
 impl Speaker {
     async fn round(&mut self) {
         let spoken = async {
-            self.announce(Stage::Serving).await?;
+            self.speak(Stage::Serving).await?;
             self.provisioner.lifecycle().store().nodes().await
         };
-        let reports = spoken.await;
-        match &reports {
+        let heard = spoken.await;
+        match &heard {
             Err(error) if !self.mute => {
                 tracing::warn!(error = %Chain(error), "the other nodes cannot hear this one");
             }
             Ok(_) if self.mute => tracing::info!("the other nodes can hear this one again"),
             Ok(_) | Err(_) => {}
         }
-        self.mute = reports.is_err();
-        let Ok(reports) = reports else { return };
-        for (node, beat, is_news) in self.peers.look(reports, Instant::now()) {
+        self.mute = heard.is_err();
+        let Ok(heard) = heard else { return };
+        self.nodes = heard.len();
+        for (node, beat, is_news) in self.peers.look(heard, Instant::now()) {
             if is_news {
                 metrics::node_lost();
                 tracing::error!(node = %node, "node is lost: its instances are over");
@@ -110,13 +125,21 @@ impl Speaker {
         metrics::nodes(self.peers.all().iter().map(|known| known.condition));
     }
 
-    async fn announce(&mut self, stage: Stage) -> Result<(), StoreError> {
+    async fn speak(&mut self, stage: Stage) -> Result<(), StoreError> {
+        self.beats += 1;
         let report = self.report(stage).await?;
-        self.provisioner.lifecycle().store().announce(Some(&report)).await
+        let beat = format!("{}-{}", self.run, self.beats);
+        let said = self.said.as_ref().map(|(said, at)| (said, at.elapsed()));
+        let store = Arc::clone(self.provisioner.lifecycle().store());
+        if !node::is_news(said, &report, self.nodes) && store.beat(&beat).await? {
+            return Ok(());
+        }
+        store.announce(Some(&report), &beat).await?;
+        self.said = Some((report, Instant::now()));
+        Ok(())
     }
 
-    async fn report(&mut self, stage: Stage) -> Result<Report, StoreError> {
-        self.beats += 1;
+    async fn report(&self, stage: Stage) -> Result<Report, StoreError> {
         let lifecycle = self.provisioner.lifecycle();
         let mut goldens = BTreeMap::new();
         for golden in lifecycle.goldens().iter() {
@@ -130,7 +153,6 @@ impl Speaker {
             node: self.peers.own().clone(),
             address: self.peers.address().to_owned(),
             program: env!("CARGO_PKG_VERSION").to_owned(),
-            beat: format!("{}-{}", self.run, self.beats),
             stage,
             drained: lifecycle.aim().is_drained(),
             room: lifecycle.room(),

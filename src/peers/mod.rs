@@ -37,7 +37,7 @@ use crate::client::Hops;
 use crate::id::{GoldenName, NodeName};
 use crate::node::pass::{Kind, NodeSecret, PassError, Signed};
 use crate::node::watch::{Condition, Watch};
-use crate::node::{self, Report};
+use crate::node::{self, Heard, Report};
 
 /// How long a connection to another node may take: it is in the same network, and
 /// one that takes this long will not come.
@@ -138,10 +138,10 @@ impl Peers {
     }
 
     /// Takes in what the store answered; answers the lost ones among the others,
-    /// with the beat of their last report, and whether that is news.
-    fn look(&self, reports: Vec<Report>, at: Instant) -> Vec<(NodeName, String, bool)> {
+    /// with their last beat, and whether that is news.
+    fn look(&self, heard: Vec<Heard>, at: Instant) -> Vec<(NodeName, String, bool)> {
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
-        view.watch.look(reports, at);
+        view.watch.look(heard, at);
         let View { watch, gone } = &mut *view;
         let mut lost = Vec::new();
         let mut ended = std::mem::take(gone);
@@ -149,7 +149,8 @@ impl Peers {
             let node = &seen.report.node;
             if condition == Condition::Lost {
                 let is_news = ended.contains_key(node);
-                lost.push((node.clone(), seen.report.beat.clone(), is_news));
+                // Who is lost is late.
+                lost.extend(seen.beat.clone().map(|beat| (node.clone(), beat, is_news)));
             } else {
                 gone.insert(node.clone(), ended.remove(node).unwrap_or_default());
             }
@@ -236,7 +237,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::node::tests::report;
+    use crate::node::tests::{heard, late};
 
     fn peers(own: &str) -> Arc<Peers> {
         Peers::new(own.parse().unwrap(), format!("{own}:1"), NodeSecret::new("s".to_owned().into()))
@@ -247,8 +248,9 @@ mod tests {
         let (peers, begun, there) = (peers("here"), Instant::now(), "there".parse().unwrap());
         assert!(matches!(peers.way_to(&there), Way::Unknown));
         let look = |second| {
-            let reports = vec![report("there", "1", 3), report("here", &format!("{second}"), 3)];
-            peers.look(reports, begun + Duration::from_secs(second))
+            let silence = Duration::from_secs(second);
+            let other = if second < 2 { heard("there", 3) } else { late("there", "1", silence) };
+            peers.look(vec![other, heard("here", 3)], begun + silence)
         };
         assert!(look(0).is_empty());
         let Way::To { gone, address, .. } = peers.way_to(&there) else { panic!("it is there") };
@@ -261,7 +263,7 @@ mod tests {
         assert_eq!(look(7), [(there.clone(), "1".to_owned(), true)]);
         assert!(gone.is_cancelled() && matches!(peers.way_to(&there), Way::Lost));
         assert_eq!(look(8), [(there.clone(), "1".to_owned(), false)]);
-        peers.look(vec![report("there", "2", 3)], begun + Duration::from_secs(9));
+        peers.look(vec![heard("there", 3)], begun + Duration::from_secs(9));
         let Way::To { gone, .. } = peers.way_to(&there) else { panic!("it is back") };
         assert!(!gone.is_cancelled());
     }

@@ -23,7 +23,7 @@ use super::{Admission, Claim, Claimed, Store, StoreError, Ticket, Window};
 use crate::error::Chain;
 use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, RecordError, State};
-use crate::node::Report;
+use crate::node::{Heard, Report};
 use crate::sealed;
 
 /// What became of a record.
@@ -228,11 +228,15 @@ impl Store for KeptStore {
         self.inner.absolve(client).await
     }
 
-    async fn announce(&self, report: Option<&Report>) -> Result<(), StoreError> {
-        self.inner.announce(report).await
+    async fn announce(&self, report: Option<&Report>, beat: &str) -> Result<(), StoreError> {
+        self.inner.announce(report, beat).await
     }
 
-    async fn nodes(&self) -> Result<Vec<Report>, StoreError> {
+    async fn beat(&self, beat: &str) -> Result<bool, StoreError> {
+        self.inner.beat(beat).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<Heard>, StoreError> {
         self.inner.nodes().await
     }
 

@@ -12,7 +12,7 @@ use crate::failpoint;
 use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, State};
 use crate::metrics;
-use crate::node::Report;
+use crate::node::{Heard, Report};
 
 /// The store and its meter.
 #[derive(Debug)]
@@ -114,11 +114,15 @@ impl Store for MeteredStore {
         metered("absolve", self.0.absolve(client)).await
     }
 
-    async fn announce(&self, report: Option<&Report>) -> Result<(), StoreError> {
-        metered("announce", self.0.announce(report)).await
+    async fn announce(&self, report: Option<&Report>, beat: &str) -> Result<(), StoreError> {
+        metered("announce", self.0.announce(report, beat)).await
     }
 
-    async fn nodes(&self) -> Result<Vec<Report>, StoreError> {
+    async fn beat(&self, beat: &str) -> Result<bool, StoreError> {
+        metered("beat", self.0.beat(beat)).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<Heard>, StoreError> {
         metered("nodes", self.0.nodes()).await
     }
 

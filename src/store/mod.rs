@@ -31,7 +31,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::error::ErrorKind;
 use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, State};
-use crate::node::Report;
+use crate::node::{Heard, Report};
 
 /// How long the records of a lost node's instances are kept: as long as any could
 /// have lived, so that their visitors are told what became of them.
@@ -248,20 +248,26 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn absolve(&self, client: &str) -> Result<(), StoreError>;
 
     /// Says what this node has to say of itself to the others, in place of what it
-    /// said before; none takes that back. Ready instances of a node that has
-    /// announced itself are claimed by others only while it speaks and is not
-    /// closed. A store of one host has nobody who listens.
-    async fn announce(&self, _report: Option<&Report>) -> Result<(), StoreError> {
+    /// said before; none takes that back. `beat` is another word each time. Ready
+    /// instances of a node that has announced itself are claimed by others only
+    /// while it speaks and is not closed. A store of one host has nobody who listens.
+    async fn announce(&self, _report: Option<&Report>, _beat: &str) -> Result<(), StoreError> {
         Ok(())
     }
 
-    /// Reads what all nodes have announced, in no order.
-    async fn nodes(&self) -> Result<Vec<Report>, StoreError> {
+    /// Says that this node speaks and that its report is what it was; false when the
+    /// store has none: then it is to be announced.
+    async fn beat(&self, _beat: &str) -> Result<bool, StoreError> {
+        Ok(true)
+    }
+
+    /// Reads what all nodes have announced and who of them is late, in no order.
+    async fn nodes(&self) -> Result<Vec<Heard>, StoreError> {
         Ok(Vec::new())
     }
 
     /// Marks up to `limit` instances of a node as failed and lost, if its last
-    /// report is still the one with that beat; answers them. None is left when it
+    /// beat is still that one; answers them. None is left when it
     /// answers none. Of a node that has been lost for [`LOST_KEPT`] everything is
     /// forgotten.
     async fn lose(

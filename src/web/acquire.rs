@@ -251,9 +251,11 @@ async fn waiting(web: &WebState, shell: Shell, wish: &Wish, standing: Standing, 
 }
 
 /// Until as many instances have ended as are to be served before, and one more.
-/// Visitors who release theirs make it shorter, those who extend theirs longer.
+/// Visitors who release theirs make it shorter, those who extend theirs longer. The line is
+/// this node's, and so are those it looks at: reading all nodes' for each visitor who waits
+/// would cost the store more than they are worth.
 async fn expected(web: &WebState, ahead: usize) -> Option<SignedDuration> {
-    let all = web.provisioner.lifecycle().store().list().await.ok()?;
+    let all = web.provisioner.lifecycle().store().own().await.ok()?;
     // Those that sleep take no place, so their end frees none.
     let awake = all.iter().filter(|instance| instance.state != InstanceState::Hibernated);
     let mut ends: Vec<Timestamp> = awake.filter_map(|instance| instance.expires_at).collect();

@@ -304,7 +304,7 @@ async fn a_server_gone_back_in_time_gives_nobodys_shop_to_another() {
     .await;
 }
 
-fn copy_files(from: &Path, to: &Path) {
+pub(crate) fn copy_files(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

@@ -1,11 +1,12 @@
 //! What holds between the daemons that share a store.
 
 use super::{
-    Arc, Claimed, Fixture, InstanceId, Source, State, StoreError, add, at, claim, claimed, golden, instance,
-    node,
+    Arc, Claimed, Fixture, InstanceId, Source, State, Store, StoreError, Timestamp, add, at, claim, claimed,
+    golden, instance, node,
 };
 use crate::instance::{Access, Container, EngineKind, Instance, OneClick};
 use crate::node::{GoldenReport, REPORT_VERSION, Report, Stage};
+use crate::store::LOST_KEPT;
 
 pub(super) async fn run(fixture: &dyn Fixture) {
     a_claim_leaves_the_rest_of_a_record_alone(fixture).await;
@@ -17,6 +18,7 @@ pub(super) async fn run(fixture: &dyn Fixture) {
     closed_and_silent_nodes_are_left_alone(fixture).await;
     a_lost_nodes_instances_are_marked_once(fixture).await;
     what_a_node_says_is_read_by_all(fixture).await;
+    a_lost_node_is_forgotten_after_a_day(fixture).await;
 }
 
 /// A record with every field filled.
@@ -145,6 +147,14 @@ async fn each_node_sees_its_own_and_may_change_all(fixture: &dyn Fixture) {
         (State::Expired, node("there")),
         "and its own one sees it"
     );
+    assert_eq!(ids(there.own().await.expect("a read is answered")), std::slice::from_ref(&theirs.id));
+    here.remove(&theirs.id).await.expect("it may be removed");
+    assert!(there.own().await.expect("a read is answered").is_empty(), "nor does it miss its end");
+    let new = add(&*here, of_node("there", State::Ready, 1)).await;
+    claimed(&*here, claim(&golden("shop"), None)).await.expect("the own one");
+    claimed(&*here, claim(&golden("shop"), None)).await.expect("the other one");
+    let seen = there.own().await.expect("a read is answered");
+    assert_eq!((seen.len(), &seen[0].id, seen[0].state), (1, &new.id, State::Assigned));
 }
 
 async fn nodes_at_once_never_share_an_instance(fixture: &dyn Fixture) {
@@ -165,13 +175,12 @@ async fn nodes_at_once_never_share_an_instance(fixture: &dyn Fixture) {
     assert_eq!((got.len(), distinct.len()), (READY, READY), "each ready instance is claimed exactly once");
 }
 
-fn report(name: &str, beat: &str) -> Report {
+fn report(name: &str) -> Report {
     Report {
         version: REPORT_VERSION,
         node: node(name),
         address: "10.0.0.7:8080".into(),
         program: "1.2.3".into(),
-        beat: beat.into(),
         stage: Stage::Serving,
         drained: false,
         room: 3,
@@ -180,15 +189,30 @@ fn report(name: &str, beat: &str) -> Report {
     }
 }
 
+async fn reports(store: &dyn Store) -> Vec<Report> {
+    let heard = store.nodes().await.expect("a read is answered");
+    let mut reports: Vec<Report> = heard.into_iter().map(|heard| heard.report).collect();
+    reports.sort_by(|one, other| one.node.cmp(&other.node));
+    reports
+}
+
 async fn what_a_node_says_is_read_by_all(fixture: &dyn Fixture) {
     let here = fixture.fresh().await;
     let Some(there) = fixture.beside(&here, &node("there")).await else { return };
-    for beat in ["1", "2"] {
-        there.announce(Some(&report("there", beat))).await.expect("it is written");
-        assert_eq!(here.nodes().await.expect("a read is answered"), [report("there", beat)]);
+    assert!(!there.beat("0").await.expect("a call is answered"), "it has not said who it is");
+    for room in [1, 2] {
+        let said = Report { room, ..report("there") };
+        there.announce(Some(&said), "1").await.expect("it is written");
+        assert_eq!(reports(&*here).await, std::slice::from_ref(&said));
+        assert!(there.beat("2").await.expect("a call is answered"));
+        assert_eq!(reports(&*here).await, [said], "what it said stays");
     }
-    there.announce(None).await.expect("it is written");
-    assert!(here.nodes().await.expect("a read is answered").is_empty(), "it is not one of several any more");
+    here.announce(Some(&report("here")), "1").await.expect("it is written");
+    let said = [report("here"), Report { room: 2, ..report("there") }];
+    assert_eq!(reports(&*here).await, said);
+    assert_eq!(reports(&*there).await, said, "whoever begins to read later reads all");
+    there.announce(None, "").await.expect("it is written");
+    assert_eq!(reports(&*here).await, [report("here")], "it is not one of several any more");
 }
 
 async fn closed_and_silent_nodes_are_left_alone(fixture: &dyn Fixture) {
@@ -198,14 +222,14 @@ async fn closed_and_silent_nodes_are_left_alone(fixture: &dyn Fixture) {
     for (name, second) in [("here", 1), ("there", 2)] {
         add(&*there, of_node(name, State::Ready, second)).await;
     }
-    let drained = |name| Report { drained: true, ..report(name, "1") };
-    here.announce(Some(&drained("here"))).await.expect("it is written");
-    there.announce(Some(&drained("there"))).await.expect("it is written");
+    let drained = |name| Report { drained: true, ..report(name) };
+    here.announce(Some(&drained("here")), "1").await.expect("it is written");
+    there.announce(Some(&drained("there")), "1").await.expect("it is written");
     assert!(claimed(&*here, claim(&shop, None)).await.is_none(), "both are drained");
-    there.announce(Some(&report("there", "2"))).await.expect("it is written");
+    there.announce(Some(&report("there")), "2").await.expect("it is written");
     let got = claimed(&*here, claim(&shop, None)).await.expect("one is not any more");
     assert_eq!(got.node, node("there"), "the own one is drained still");
-    here.announce(Some(&report("here", "2"))).await.expect("it is written");
+    here.announce(Some(&report("here")), "2").await.expect("it is written");
     let got = claimed(&*there, claim(&shop, None)).await.expect("it is open again");
     assert_eq!(got.node, node("here"));
 }
@@ -219,7 +243,7 @@ async fn a_lost_nodes_instances_are_marked_once(fixture: &dyn Fixture) {
     let mine = add(&*here, of_node("here", State::Ready, 9)).await;
     let lose = async |beat| here.lose(&node("there"), beat, at(7), 1).await.expect("a call is answered");
     assert!(lose("1").await.is_empty(), "it never said anything");
-    there.announce(Some(&report("there", "1"))).await.expect("it is written");
+    there.announce(Some(&report("there")), "1").await.expect("it is written");
     assert!(lose("0").await.is_empty(), "it has spoken since");
     let mut lost = lose("1").await;
     assert_eq!(lost.len(), 1, "no more than asked for");
@@ -236,4 +260,28 @@ async fn a_lost_nodes_instances_are_marked_once(fixture: &dyn Fixture) {
     let got = claimed(&*there, claim(&golden("shop"), None)).await.expect("the other node's is there");
     assert_eq!(got.id, mine.id, "and nothing of the lost one's");
     assert_eq!(there.own().await.expect("a read is answered").len(), 2, "it takes them down itself");
+}
+
+async fn a_lost_node_is_forgotten_after_a_day(fixture: &dyn Fixture) {
+    let here = fixture.fresh().await;
+    let Some(there) = fixture.beside(&here, &node("there")).await else { return };
+    let shop = add(&*there, of_node("there", State::Ready, 1)).await;
+    there.announce(Some(&report("there")), "1").await.expect("it is written");
+    assert_eq!(reports(&*here).await.len(), 1);
+    let lose = async |now: Timestamp| {
+        // Until nothing is left to be done.
+        while !here.lose(&node("there"), "1", now, 9).await.expect("a call is answered").is_empty() {}
+    };
+    lose(at(7)).await;
+    let day = LOST_KEPT;
+    lose(at(6) + day).await;
+    let kept = here.get(&shop.id).await.expect("a read is answered");
+    assert!(kept.is_some_and(|kept| kept.lost_at == Some(at(7))), "its visitor is told what became of it");
+    assert_eq!(reports(&*here).await.len(), 1);
+    lose(at(7) + day).await;
+    assert!(here.list().await.expect("a read is answered").is_empty());
+    assert!(reports(&*here).await.is_empty());
+    assert!(there.own().await.expect("a read is answered").is_empty(), "it would find nothing");
+    there.announce(Some(&report("there")), "2").await.expect("it is written");
+    assert_eq!(reports(&*here).await.len(), 1, "it may come back");
 }

@@ -8,6 +8,8 @@
 //! {prefix}:layout                   string  version of this layout
 //! {prefix}:instances                hash    instance id -> record (JSON, with its version)
 //! {prefix}:of:<node>                set     ids of all the node's records
+//! {prefix}:changed:<node>           set     ids of those changed or removed since the node read them
+//! {prefix}:read:<node>              string  the mark of that reading
 //! {prefix}:ready:<golden>:<node>    zset    created_at -> id; the pool, popped at its low end
 //! {prefix}:pools:<golden>           set     nodes that may have ready ones of it
 //! {prefix}:due:<node>               zset    expires_at -> id; not of records in a final state
@@ -15,10 +17,13 @@
 //! {prefix}:keys                     hash    idempotency key -> id, while the instance is somebody's
 //! {prefix}:claims:<ticket>          hash    id and generation of a claim; gone after some minutes
 //! {prefix}:node:<node>              string  the daemon that has this name; gone when it is silent
-//! {prefix}:reports                 hash    node -> what it says of itself (JSON, with its version)
-//! {prefix}:heard                   hash    node -> when it said so, by the server's clock
-//! {prefix}:closed                  set     nodes whose ready ones are for nobody now
-//! {prefix}:lost                    hash    node -> when its instances were marked as lost
+//! {prefix}:reports                  hash    node -> what it says of itself (JSON, with its version)
+//! {prefix}:reported                 zset    a number that grows -> node, in the order of the reports
+//! {prefix}:spoke                    zset    when it last spoke, by the server's clock -> node
+//! {prefix}:beats                    hash    node -> what it said then, another word each time
+//! {prefix}:closed                   set     nodes whose ready ones are for nobody now
+//! {prefix}:lost                     hash    node -> when its instances were first marked as lost
+//! {prefix}:marked                   hash    node -> its beat when all of them were
 //! {prefix}:acquires:<client>        zset    time -> ticket; counted acquires of a client
 //! {prefix}:ping                     string  proves that the server takes writes
 //! ```

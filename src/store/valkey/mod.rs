@@ -2,7 +2,8 @@
 //!
 //! One Lua script an operation (`scripts/`), so each is atomic and one round
 //! trip; [`keys`] draws what lies where. [`link`] is the connection, its deadline
-//! and its return.
+//! and its return; [`mirror`] keeps what is read every second, so that only changes
+//! are fetched.
 //!
 //! ```text
 //! open: connect -> layout and version fit -> the node's name is free -> store
@@ -19,6 +20,7 @@
 
 mod keys;
 mod link;
+mod mirror;
 mod open;
 
 use std::collections::BTreeMap;
@@ -28,13 +30,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 use redis::Script;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::{Instant, timeout};
 
 use self::link::{DEADLINE, Link};
+use self::mirror::{Marks, Own, Unread};
 pub use self::open::OpenValkeyError;
 use super::{Admission, Allowance, Claim, Claimed, LOST_KEPT, Store, StoreError, Ticket, Window};
 use crate::id::{GoldenName, InstanceId, NodeName};
 use crate::instance::{Instance, State, Transition};
-use crate::node::Report;
+use crate::node::watch::LATE_AFTER;
+use crate::node::{Heard, Report};
 
 /// How long a claim's ticket is good, in seconds; also how long it is tried to
 /// take one back. A server that is away for longer is a matter for people.
@@ -63,6 +69,7 @@ struct Scripts {
     forgive: Script,
     absolve: Script,
     announce: Script,
+    beat: Script,
     nodes: Script,
     lose: Script,
     layout: Script,
@@ -94,6 +101,7 @@ impl Scripts {
             forgive: script!("forgive.lua"),
             absolve: script!("absolve.lua"),
             announce: script!("announce.lua"),
+            beat: script!("beat.lua"),
             nodes: script!("nodes.lua"),
             lose: script!("lose.lua"),
             layout: script!("layout.lua"),
@@ -110,12 +118,24 @@ pub struct ValkeyStore {
     daemon: String,
     link: Arc<Link>,
     scripts: Arc<Scripts>,
+    /// Held while they are read: each reading goes on where the last one ended.
+    own: Mutex<Own>,
+    /// As above.
+    nodes: Mutex<mirror::Nodes>,
 }
 
+/// What is being done when the own records are read.
+const READING_OWN: &str = "reading the own instances";
+
+/// The same of the nodes' reports.
+const READING_NODES: &str = "reading what nodes announce";
+
 impl ValkeyStore {
-    async fn own_records(&self) -> Result<Vec<String>, StoreError> {
-        let args = [self.node.as_str(), &self.daemon, NAME_MILLIS];
-        self.link.call("reading the own instances", &self.scripts.own, &args).await
+    /// Reads the own records, or what has changed of them, and says that this daemon
+    /// lives.
+    async fn ask_own(&self, marks: &Marks) -> Result<Vec<String>, StoreError> {
+        let args = [self.node.as_str(), &self.daemon, NAME_MILLIS, &marks.before, &marks.this];
+        self.link.call(READING_OWN, &self.scripts.own, &args).await
     }
 
     fn read(&self, json: &str) -> Result<Instance, StoreError> {
@@ -267,7 +287,14 @@ impl Store for ValkeyStore {
     }
 
     async fn own(&self) -> Result<Vec<Instance>, StoreError> {
-        self.read_all(self.own_records().await?)
+        let mut own = turn(READING_OWN, &self.own).await?;
+        let marks = own.begin(Instant::now());
+        let answer = self.ask_own(&marks).await?;
+        match own.end(marks, &answer, Instant::now(), |json| self.read(json)) {
+            Ok(()) => Ok(own.records()),
+            Err(Unread::Record(error)) => Err(error),
+            Err(Unread::Form) => Err(not_understood(READING_OWN, &answer)),
+        }
     }
 
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Instance>, StoreError> {
@@ -320,20 +347,33 @@ impl Store for ValkeyStore {
         self.link.call("taking back an acquire", &self.scripts.forgive, &[client, &ticket.0]).await.map(drop)
     }
 
-    async fn announce(&self, report: Option<&Report>) -> Result<(), StoreError> {
+    async fn announce(&self, report: Option<&Report>, beat: &str) -> Result<(), StoreError> {
         let json = report.map(serde_json::to_string).transpose();
         let json =
             json.map_err(|error| StoreError::Record { key: self.node.to_string(), source: Box::new(error) })?;
         let closed = if report.is_some_and(Report::is_closed) { "closed" } else { "open" };
-        let args = [self.node.as_str(), json.as_deref().unwrap_or_default(), closed];
+        let args = [self.node.as_str(), json.as_deref().unwrap_or_default(), closed, beat];
         self.link.call("announcing this node", &self.scripts.announce, &args).await.map(drop)
     }
 
-    async fn nodes(&self) -> Result<Vec<Report>, StoreError> {
-        let all = self.link.call("reading what nodes announce", &self.scripts.nodes, &[]).await?;
-        // One that a later program has changed beyond understanding is not there
-        // for this one, and the others are.
-        Ok(all.iter().filter_map(|json| serde_json::from_str(json).ok()).collect())
+    async fn beat(&self, beat: &str) -> Result<bool, StoreError> {
+        let args = [self.node.as_str(), beat];
+        let answer = self.link.call("saying that this node is there", &self.scripts.beat, &args).await?;
+        Ok(answer.first().is_some_and(|word| word == "ok"))
+    }
+
+    async fn nodes(&self) -> Result<Vec<Heard>, StoreError> {
+        let mut known = turn(READING_NODES, &self.nodes).await?;
+        let late = LATE_AFTER.as_micros().to_string();
+        loop {
+            let since = known.since(Instant::now()).to_owned();
+            let answer = self.link.call(READING_NODES, &self.scripts.nodes, &[&since, &late]).await?;
+            match known.take(&answer, Instant::now()) {
+                Ok(Some(heard)) => return Ok(heard),
+                Ok(None) => {}
+                Err(_) => return Err(not_understood(READING_NODES, &answer)),
+            }
+        }
     }
 
     async fn lose(
@@ -352,6 +392,12 @@ impl Store for ValkeyStore {
     async fn ping(&self) -> Result<(), StoreError> {
         self.link.call("writing to the store", &self.scripts.ping, &[]).await.map(drop)
     }
+}
+
+/// Waits until nobody else reads the same; no longer than for the server.
+async fn turn<'a, T>(doing: &'static str, of: &'a Mutex<T>) -> Result<MutexGuard<'a, T>, StoreError> {
+    let turn = timeout(DEADLINE, of.lock()).await;
+    turn.map_err(|error| StoreError::Unavailable { doing, source: Box::new(error) })
 }
 
 fn record(instance: &Instance) -> Result<String, StoreError> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::keys::LAYOUT;
@@ -142,6 +143,8 @@ impl ValkeyStore {
             daemon: daemon.to_owned(),
             link: Arc::new(link),
             scripts: Arc::new(Scripts::new()),
+            own: Mutex::default(),
+            nodes: Mutex::default(),
         };
         store.wait_for_server(at, patience).await?;
         store.take_name(at, patience).await?;
@@ -198,7 +201,8 @@ impl ValkeyStore {
     async fn take_name(&self, at: &ValkeyAt, patience: Duration) -> Result<(), OpenValkeyError> {
         let (began, url) = (Instant::now(), at.to_string());
         loop {
-            match self.own_records().await {
+            let marks = self.own.lock().await.begin(Instant::now());
+            match self.ask_own(&marks).await {
                 Ok(_) => return Ok(()),
                 Err(error) if is_taken(&error) && began.elapsed() >= NAME_PATIENCE.min(patience) => {
                     return Err(OpenValkeyError::NameTaken { node: self.node.clone(), url });

@@ -47,6 +47,15 @@ local function leave_indices(record)
   end
 end
 
+-- Has the record's node read it anew (own.lua). Nodes that do not read, since they
+-- are gone or of a former program, must not fill the server: those read all again.
+local function tell_node(record)
+  local changed = base .. 'changed:' .. record.node
+  if redis.call('SADD', changed, record.id) == 1 and redis.call('SCARD', changed) > 10000 then
+    redis.call('DEL', changed, base .. 'read:' .. record.node)
+  end
+end
+
 -- Times in microseconds; expires is '' when there is none.
 local function enter_indices(record, created, expires)
   redis.call('HINCRBY', base .. 'counts:' .. record.golden .. ':' .. record.node, record.state, 1)
@@ -72,13 +81,21 @@ local function put(before, json, created, expires)
   end
   redis.call('HSET', instances, record.id, json)
   enter_indices(record, created, expires)
+  tell_node(record)
 end
 
--- The records of those ids that have one.
-local function records_of(ids)
+-- Forgets a record.
+local function forget(record)
+  leave_indices(record)
+  redis.call('HDEL', instances, record.id)
+  tell_node(record)
+end
+
+-- The values of those fields of a hash that have one.
+local function values_of(hash, fields)
   local found = {}
-  for first = 1, #ids, 1000 do -- unpack() has a limit of some thousands
-    local some = redis.call('HMGET', instances, unpack(ids, first, math.min(first + 999, #ids)))
+  for first = 1, #fields, 1000 do -- unpack() has a limit of some thousands
+    local some = redis.call('HMGET', hash, unpack(fields, first, math.min(first + 999, #fields)))
     for _, json in ipairs(some) do
       if json then
         found[#found + 1] = json
@@ -86,4 +103,9 @@ local function records_of(ids)
     end
   end
   return found
+end
+
+-- The records of those ids that have one.
+local function records_of(ids)
+  return values_of(instances, ids)
 end

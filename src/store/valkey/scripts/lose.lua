@@ -12,13 +12,16 @@
 -- when the node has spoken since.
 
 local node, now, limit = ARGV[3], tonumber(ARGV[6]), tonumber(ARGV[7])
-local report = redis.call('HGET', base .. 'reports', node)
-if not report or cjson.decode(report).beat ~= ARGV[4] then
+if redis.call('HGET', base .. 'beats', node) ~= ARGV[4] then
   return {}
 end
 redis.call('HSETNX', base .. 'lost', node, whole(now))
 local since = tonumber(redis.call('HGET', base .. 'lost', node))
-local forget = now - since >= tonumber(ARGV[8])
+local is_old = now - since >= tonumber(ARGV[8])
+-- All nodes ask; the first ones do it.
+if not is_old and redis.call('HGET', base .. 'marked', node) == ARGV[4] then
+  return {}
+end
 local marked, ids = {}, redis.call('SMEMBERS', base .. 'of:' .. node)
 for _, id in ipairs(ids) do
   local json = #marked < limit and redis.call('HGET', instances, id)
@@ -31,15 +34,20 @@ for _, id in ipairs(ids) do
     local lost = cjson.encode(record)
     put(before, lost, '', '')
     marked[#marked + 1] = lost
-  elseif before and forget then
-    leave_indices(before)
-    redis.call('HDEL', instances, id)
+  elseif before and is_old then
+    forget(before)
   end
 end
-if forget and #marked == 0 and redis.call('SCARD', base .. 'of:' .. node) == 0 then
-  for _, hash in ipairs({ 'reports', 'heard', 'lost' }) do
+if #marked == 0 then
+  redis.call('HSET', base .. 'marked', node, ARGV[4])
+end
+if is_old and #marked == 0 and redis.call('SCARD', base .. 'of:' .. node) == 0 then
+  for _, hash in ipairs({ 'reports', 'beats', 'lost', 'marked' }) do
     redis.call('HDEL', base .. hash, node)
   end
+  redis.call('ZREM', base .. 'reported', node)
+  redis.call('ZREM', base .. 'spoke', node)
   redis.call('SREM', base .. 'closed', node)
+  redis.call('DEL', base .. 'changed:' .. node, base .. 'read:' .. node)
 end
 return marked

@@ -1,12 +1,39 @@
--- Reads a node's records and says that the node lives.
+-- Reads a node's records, or what has changed of them, and says that the node lives.
 --
 -- ARGV[3]  the node
 -- ARGV[4]  the daemon, which is not another one's of the same name
 -- ARGV[5]  for how long the name is this daemon's, in milliseconds
+-- ARGV[6]  the mark of the reader's last reading; '' when it wants all
+-- ARGV[7]  the mark of this reading, which nobody has used before
+--
+-- Answers {'all', record, ..}, or {'changes', id, record or '', ..}.
+--
+-- The marks tell whether everything up to the last reading is here and its answer was
+-- heard: a server that was emptied, or has gone back in time, has another mark or none.
 
-local holder = redis.call('GET', base .. 'node:' .. ARGV[3])
+local node = ARGV[3]
+local holder = redis.call('GET', base .. 'node:' .. node)
 if holder and holder ~= ARGV[4] then
-  return redis.error_reply('TAKEN another daemon has the node name ' .. ARGV[3])
+  return redis.error_reply('TAKEN another daemon has the node name ' .. node)
 end
-redis.call('SET', base .. 'node:' .. ARGV[3], ARGV[4], 'PX', ARGV[5])
-return records_of(redis.call('SMEMBERS', base .. 'of:' .. ARGV[3]))
+redis.call('SET', base .. 'node:' .. node, ARGV[4], 'PX', ARGV[5])
+redis.call('HDEL', base .. 'marked', node)
+
+local changed = base .. 'changed:' .. node
+local before = redis.call('SET', base .. 'read:' .. node, ARGV[7], 'GET')
+if ARGV[6] == '' or before ~= ARGV[6] then
+  redis.call('DEL', changed)
+  local all = records_of(redis.call('SMEMBERS', base .. 'of:' .. node))
+  table.insert(all, 1, 'all')
+  return all
+end
+local answer = { 'changes' }
+local ids = redis.call('SMEMBERS', changed)
+if #ids > 0 then
+  redis.call('DEL', changed)
+end
+for _, id in ipairs(ids) do
+  answer[#answer + 1] = id
+  answer[#answer + 1] = redis.call('HGET', instances, id) or ''
+end
+return answer

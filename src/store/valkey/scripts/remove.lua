@@ -4,7 +4,6 @@
 
 local stored = redis.call('HGET', instances, ARGV[3])
 if stored then
-  leave_indices(cjson.decode(stored))
-  redis.call('HDEL', instances, ARGV[3])
+  forget(cjson.decode(stored))
 end
 return {}
