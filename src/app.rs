@@ -55,7 +55,7 @@ use crate::token::TokenFileError;
 use crate::web::cookie::{Key, KeyError};
 use crate::web::{self, WebState};
 use crate::webhook::{WebhookError, Webhooks};
-use crate::{console, metrics, notify, peers};
+use crate::{console, metrics, notify, peers, promote};
 
 /// How long makings and other work under way may take on the way down. A
 /// restore takes well below a second; the unit's TimeoutStopSec is above the
@@ -167,6 +167,7 @@ pub struct App {
     webhooks: Option<Webhooks>,
     reconciler: Reconciler,
     reaper: Reaper,
+    desk: Desk,
     status: Arc<StatusHub>,
     chronicle: Arc<Chronicle>,
     listener: TcpListener,
@@ -246,6 +247,7 @@ impl App {
             Arc::clone(&status),
             (config.trusted_proxies.clone(), config.edges.landing),
         ));
+        let desk = Desk::new(Arc::clone(&lifecycle), workshop);
         let state = ApiState {
             provisioner: Arc::clone(&provisioner),
             auditor: Arc::new(Auditor::new(Arc::clone(&lifecycle), Arc::clone(dispatch)).and(beside)),
@@ -257,7 +259,7 @@ impl App {
             base_domain: config.base_domain.as_str().into(),
             status: Arc::clone(&status),
             chronicle: Arc::clone(&chronicle),
-            desk: Desk::new(Arc::clone(&lifecycle), workshop),
+            desk: desk.clone(),
             nats: jobs.link(),
             metrics: metrics::install(),
         };
@@ -295,6 +297,7 @@ impl App {
             admin,
             phase,
             remembered,
+            desk,
             status,
             chronicle,
             lock,
@@ -352,6 +355,7 @@ impl App {
         workers.spawn(pruner::keep(Arc::clone(&self.provisioner), stop_workers.clone()));
         workers.spawn(sleeper::keep(provisioner, idle, stop_workers.clone()));
         workers.spawn(self.chronicle.run(stop_streams.clone()));
+        workers.spawn(promote::follower::keep(self.desk, stop_workers.clone()));
         if let Some(peers) = self.provisioner.peers() {
             let provisioner = Arc::clone(&self.provisioner);
             workers.spawn(peers::keeper::keep(Arc::clone(peers), provisioner, stop_workers.clone()));
@@ -420,11 +424,8 @@ impl App {
         let remembered = std::mem::take(&mut self.remembered);
         self.lifecycle.recall(remembered).await.map_err(AppError::Adopt)?;
         let found = adopt_all(&self.lifecycle, now).await.map_err(AppError::Adopt)?;
-        tracing::info!(
-            adopted = found.adopted,
-            dropped = found.dropped,
-            "former daemon's instances looked at"
-        );
+        let (adopted, dropped) = (found.adopted, found.dropped);
+        tracing::info!(adopted, dropped, "former daemon's instances looked at");
         // Before anything is taken down: its address may still be led to.
         route::keeper::look(self.lifecycle.routes()).await;
         self.reaper.pass(now).await;

@@ -1,9 +1,9 @@
 //! Snapshots between hosts: to and from the object store in NATS, with the images
 //! that they stand on.
 //!
-//! Called by `snapshot push` and `pull`, by the daemon's workshop when it has taken
-//! or removed one, and at the daemon's start for a golden that has none. The only
-//! file that knows both Podman's images and the depot.
+//! Called by `snapshot push` and `pull`, by the daemon's workshop when it has taken,
+//! promoted or removed one or another node has, and at the daemon's start for a golden
+//! that has none. The only file that knows both Podman's images and the depot.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ use crate::error::{Chain, ErrorKind};
 use crate::host::slots::make_private;
 use crate::id::{GoldenName, SnapshotId};
 use crate::nats::{self, NatsError};
-use crate::promote::Say;
+use crate::promote::{Say, Shared};
 use crate::snapshot::catalog::{Catalog, CatalogError};
 use crate::snapshot::depot::{BUCKET_BYTES, Depot, DepotError, Moved};
 
@@ -165,6 +165,36 @@ pub async fn newest(
     Ok(newest.map(|(_, id)| id))
 }
 
+/// Whether several hosts share a NATS, so that what is promoted at one is served by all.
+#[must_use]
+pub fn is_shared(config: &Config) -> bool {
+    config.nats.is_some() && config.nodes.is_some()
+}
+
+/// What was promoted last at any node, if something was.
+///
+/// # Errors
+/// [`CourierError`]
+pub async fn shared(config: &Config, golden: &GoldenName) -> Result<Option<Shared>, CourierError> {
+    let served = depot(config).await?.served(golden).await?;
+    Ok(served.map(|(snapshot, promoted_at)| Shared { snapshot, promoted_at }))
+}
+
+/// Tells the other nodes what was promoted here, which is sent before.
+///
+/// # Errors
+/// [`CourierError`]; call again.
+pub async fn share(
+    config: &Config,
+    catalog: &Catalog,
+    golden: &GoldenName,
+    shared: &Shared,
+    say: Say<'_>,
+) -> Result<(), CourierError> {
+    push(config, catalog, &shared.snapshot, say).await?;
+    Ok(depot(config).await?.serve(golden, &shared.snapshot, shared.promoted_at).await?)
+}
+
 /// Removes snapshots from the object store, and what no other one needs.
 ///
 /// # Errors
@@ -176,7 +206,7 @@ pub async fn remove(config: &Config, ids: &[SnapshotId]) -> Result<(), CourierEr
 /// As [`push`], for a daemon that has taken a snapshot where several hosts share a
 /// NATS; what does not work is logged, and `snapshot push` does it later.
 pub async fn offer(config: &Config, catalog: &Catalog, id: &SnapshotId, say: Say<'_>) {
-    if config.nats.is_none() || config.nodes.is_none() {
+    if !is_shared(config) {
         return;
     }
     match push(config, catalog, id, say).await {
@@ -192,7 +222,7 @@ pub async fn offer(config: &Config, catalog: &Catalog, id: &SnapshotId, say: Say
 /// As [`remove`], for those that are removed here where several hosts share a NATS;
 /// what does not work is logged.
 pub async fn removed(config: &Config, ids: &[SnapshotId]) {
-    if config.nats.is_none() || config.nodes.is_none() || ids.is_empty() {
+    if !is_shared(config) || ids.is_empty() {
         return;
     }
     if let Err(error) = remove(config, ids).await {
@@ -200,14 +230,33 @@ pub async fn removed(config: &Config, ids: &[SnapshotId]) {
     }
 }
 
+/// What the other nodes serve of a golden, else the newest one.
+async fn wanted(
+    config: &Config,
+    catalog: &Catalog,
+    golden: &GoldenName,
+) -> Result<Option<SnapshotId>, CourierError> {
+    let depot = depot(config).await?;
+    if let Some((id, _)) = depot.served(golden).await? {
+        match depot.manifest(catalog, &id).await {
+            Ok(manifest) if manifest.database == config.database_mode() => return Ok(Some(id)),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(snapshot_id = %id, error = %Chain(&error), "what other nodes serve cannot be fetched");
+            }
+        }
+    }
+    newest(config, catalog, golden).await
+}
+
 /// As [`pull`], for a golden that this host has no snapshot of; what does not work
 /// is logged, and the golden is served as without.
 pub async fn fetch_missing(config: &Config, catalog: &Catalog, golden: &GoldenName) {
-    if config.nats.is_none() || config.nodes.is_none() {
+    if !is_shared(config) {
         return;
     }
     let fetched = async {
-        let Some(id) = newest(config, catalog, golden).await? else { return Ok(None) };
+        let Some(id) = wanted(config, catalog, golden).await? else { return Ok(None) };
         let moved = pull(config, catalog, &id, &|_| {}).await?;
         Ok::<_, CourierError>(Some((id, moved)))
     };

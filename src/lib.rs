@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! L4  main, commands, app, workshop, courier, open_{edges,jobs,store} name concrete adapters, wire them
-//! L3  api, web, console, proxy, pool::{reconciler, reaper}, jobs::worker, events, webhook, {route,peers}::keeper   edges and workers
+//! L3  api, web, console, proxy, pool::{reconciler, reaper}, jobs::worker, events, webhook, {route,peers}::keeper, promote::follower   edges and workers
 //! L2  provision, promote, checkpoint, template, restore, egress, database, snapshot::{archive, catalog, prepare}   procedures
 //! L1  engine, store, route, jobs, nats, peers, host ports with their adapters; the kernel
 //! L0  id, client, lang, token, connections, error, sealed, sync, config, node, instance, golden::recipe, snapshot::{manifest, compat}, pool::policy   pure

@@ -8,13 +8,15 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 
 use crate::assemble::{self, Host, LoadError};
 use crate::checkpoint::{self, Checkpoint, Origin};
 use crate::config::{Config, Values};
-use crate::courier;
+use crate::courier::{self, CourierError};
 use crate::database::{DatabaseError, Template};
 use crate::engine::ContainerEngine;
 use crate::engine::criu::freeze::FrozenDir;
@@ -24,7 +26,7 @@ use crate::golden::images::Images;
 use crate::golden::recipe::Recipe;
 use crate::host::mounts;
 use crate::id::{GoldenName, SnapshotId};
-use crate::promote::{Listed, Loaded, Publication, Say, Workshop, WorkshopError};
+use crate::promote::{Listed, Loaded, Publication, Say, Shared, Workshop, WorkshopError};
 use crate::provision::{GoldenAbout, Keeping};
 use crate::snapshot::catalog::{Catalog, CatalogError, Entry};
 use crate::snapshot::manifest::{Archive, Manifest};
@@ -33,6 +35,10 @@ use crate::snapshot::served::{Choice, ChoiceError};
 use crate::snapshot::shelf::{Shelf, ShelfError};
 use crate::template::images::ImagesError;
 use crate::template::{self, TemplateError};
+
+/// How often it is looked what other nodes serve: a few small requests to NATS. What was
+/// promoted is to be served everywhere while the operator still looks.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// The workshop.
 pub struct HostWorkshop {
@@ -158,6 +164,7 @@ impl Workshop for HostWorkshop {
                 created_at: manifest.as_ref().ok().map(|manifest| manifest.created_at),
                 unusable: manifest.as_ref().err().map(|error| Chain(error).to_string()),
                 promoted: promoted.contains(&id),
+                promoted_at: choice.promoted_at(&id),
                 refused: choice.refused(&id).map(str::to_owned),
                 id,
             }
@@ -208,12 +215,40 @@ impl Workshop for HostWorkshop {
         Ok(Loaded { golden, title, about, maker })
     }
 
-    async fn promote(&self, golden: &GoldenName, id: &SnapshotId) -> Result<(), WorkshopError> {
+    async fn promote(
+        &self,
+        golden: &GoldenName,
+        id: &SnapshotId,
+        at: Timestamp,
+    ) -> Result<(), WorkshopError> {
         let (golden, id) = (golden.clone(), id.clone());
         let manifest = self.catalog()?.manifest(&id);
-        self.choose(move |choice| choice.promote(golden, id)).await?;
+        self.choose(move |choice| choice.promote(golden, id, at)).await?;
         // Its sizes are shown, if it can still be read.
         manifest.iter().for_each(assemble::tell_size);
+        Ok(())
+    }
+
+    fn looks_every(&self) -> Option<Duration> {
+        courier::is_shared(&self.config).then_some(LOOK_EVERY)
+    }
+
+    async fn shared(&self, golden: &GoldenName) -> Result<Option<Shared>, WorkshopError> {
+        let shared = courier::shared(&self.config, golden).await;
+        shared.map_err(at("find out what other nodes serve", CourierError::kind))
+    }
+
+    async fn share(&self, golden: &GoldenName, shared: &Shared, say: Say<'_>) -> Result<(), WorkshopError> {
+        let catalog = self.catalog()?;
+        let told = courier::share(&self.config, &catalog, golden, shared, say).await;
+        told.map_err(at(format!("tell the other nodes of {}", shared.snapshot), CourierError::kind))
+    }
+
+    async fn fetch(&self, id: &SnapshotId, say: Say<'_>) -> Result<(), WorkshopError> {
+        let catalog = self.catalog()?;
+        let fetched = courier::pull(&self.config, &catalog, id, say).await;
+        let moved = fetched.map_err(at(format!("fetch snapshot {id}"), CourierError::kind))?;
+        tracing::info!(snapshot_id = %id, bytes = moved.bytes, "snapshot fetched from another node");
         Ok(())
     }
 
@@ -260,7 +295,7 @@ impl Workshop for HostWorkshop {
         let before = Choice::read(&self.config.snapshot_dir).ok().and_then(|choice| choice.pool(golden));
         let pool = pool.or(before).unwrap_or_else(|| usual_pool(&self.config));
         let (golden, id) = (golden.clone(), id.clone());
-        self.choose(move |choice| choice.publish(golden, id, pool)).await?;
+        self.choose(move |choice| choice.publish(golden, (id, Timestamp::now()), pool)).await?;
         self.host.engines.add([Arc::clone(engine)]);
         Ok(pool)
     }

@@ -47,6 +47,7 @@ const LAYERS: &[(&str, u8)] = &[
     // Procedures.
     ("provision", 2),
     ("promote", 2),
+    ("promote::follower", 3),
     ("restore", 2),
     ("egress", 2),
     ("identity", 2),

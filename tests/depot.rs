@@ -1,8 +1,11 @@
 //! Snapshots in a real NATS: sent once, fetched whole, refused when they are
-//! nobody's or damaged.
+//! nobody's or damaged, served by all nodes when one promotes them.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod common;
+#[path = "depot/nodes.rs"]
+mod nodes;
 #[allow(dead_code, reason = "the tests of NATS itself need more of it")]
 #[path = "nats/server.rs"]
 mod server;
@@ -50,6 +53,7 @@ impl Host {
         let writer = self.catalog(&[]).begin(id.clone()).unwrap();
         let mut manifest = Manifest::parse(SAMPLE.as_bytes()).unwrap();
         manifest.id = id.clone();
+        manifest.recipe.name = "shop".parse().unwrap();
         for (name, archive) in &mut manifest.archives {
             *archive = archive::pack(&[("", &source)], &writer.dir().join(name)).unwrap();
         }

@@ -72,6 +72,7 @@ impl TaskRow {
             Kind::Create => t.task_create,
             Kind::Verify => t.task_verify,
             Kind::Promote => t.task_promote,
+            Kind::Follow => t.task_follow,
             Kind::Publish => t.task_publish,
             Kind::Withdraw => t.task_withdraw,
             Kind::Prune => t.task_prune,

@@ -144,6 +144,7 @@ texts! {
         task_create: "Take a snapshot of {}", "Prendre un instantané de {}";
         task_verify: "Verify {}", "Vérifier {}";
         task_promote: "Serve {}", "Mettre {} en service";
+        task_follow: "Serve {} as the other nodes do", "Servir {} comme les autres nœuds";
         task_publish: "Publish {}", "Publier {}";
         task_withdraw: "Withdraw {}", "Retirer {}";
         withdraw: "Withdraw", "Retirer";

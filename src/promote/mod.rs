@@ -3,13 +3,17 @@
 //! Called by the API. The [`Desk`] takes one order at a time, does it in the
 //! background and remembers how it went ([`task`]); what is done to files is the
 //! [`Workshop`]'s ([`port`]); how a snapshot comes to be served behind live
-//! traffic is [`refresh`]'s.
+//! traffic is [`refresh`]'s. Where there are several nodes, what is promoted at one is
+//! served by all ([`follow`], [`shared`], [`follower`]).
 //!
 //! Not responsible for: what is served after a restart, which
 //! [`crate::snapshot::served`] remembers.
 
+mod follow;
+pub mod follower;
 mod port;
 mod refresh;
+mod shared;
 mod task;
 
 use std::collections::BTreeMap;
@@ -20,6 +24,7 @@ use tokio::sync::watch;
 
 pub use self::port::{Listed, Loaded, Publication, Say, Workshop, WorkshopError};
 use self::refresh::RefreshError;
+pub use self::shared::Shared;
 use self::task::Board;
 pub use self::task::{Kind, Outcome, Task};
 use crate::error::{Chain, ErrorKind};
@@ -344,9 +349,12 @@ impl Desk {
                 Ok("whole".to_owned())
             }
             Order::Promote(id) => {
-                let served = refresh::refresh(&self.0.lifecycle, workshop, &id, &say).await;
-                served.map_err(|error| DeskError::Refresh(Box::new(error)))
+                let at = Timestamp::now();
+                let done = refresh::refresh(&self.0.lifecycle, workshop, (&id, at), &say).await;
+                let done = done.map_err(|error| DeskError::Refresh(Box::new(error)))?;
+                Ok(self.share(workshop, Shared { snapshot: id, promoted_at: at }, done).await)
             }
+            Order::Follow(golden) => self.do_follow(&golden, workshop).await,
             Order::Publish(wanted) => {
                 let id = workshop.publish(&wanted, &say).await?;
                 let served = refresh::introduce(&self.0.lifecycle, workshop, &id, wanted.pool, &say).await;
@@ -382,6 +390,7 @@ enum Order {
     Create(GoldenName),
     Verify(SnapshotId),
     Promote(SnapshotId),
+    Follow(GoldenName),
     Publish(Publication),
     Withdraw(GoldenName),
     Prune(usize),
@@ -394,6 +403,7 @@ impl Order {
             Self::Create(_) => Kind::Create,
             Self::Verify(_) => Kind::Verify,
             Self::Promote(_) => Kind::Promote,
+            Self::Follow(_) => Kind::Follow,
             Self::Publish(_) => Kind::Publish,
             Self::Withdraw(_) => Kind::Withdraw,
             Self::Prune(_) => Kind::Prune,
@@ -403,7 +413,7 @@ impl Order {
 
     fn subject(&self) -> String {
         match self {
-            Self::Create(golden) | Self::Withdraw(golden) => golden.to_string(),
+            Self::Create(golden) | Self::Follow(golden) | Self::Withdraw(golden) => golden.to_string(),
             Self::Publish(wanted) => wanted.golden.to_string(),
             Self::Verify(id) | Self::Promote(id) | Self::Remove(id) => id.to_string(),
             Self::Prune(keep) => format!("all but {keep}"),

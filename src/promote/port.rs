@@ -5,10 +5,12 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 
+use super::Shared;
 use crate::engine::ContainerEngine;
 use crate::error::ErrorKind;
 use crate::id::{GoldenName, InstanceId, SnapshotId};
@@ -33,6 +35,8 @@ pub struct Listed {
     pub unusable: Option<String>,
     /// Whether a restart would serve it because an operator said so.
     pub promoted: bool,
+    /// When that was; none when nobody has written it down.
+    pub promoted_at: Option<Timestamp>,
     /// Why a canary refused it.
     pub refused: Option<String>,
 }
@@ -94,8 +98,34 @@ pub trait Workshop: Send + Sync + fmt::Debug {
     /// Prepares a snapshot; what can be made ahead is made.
     async fn load(&self, id: &SnapshotId) -> Result<Loaded, WorkshopError>;
 
-    /// Writes down that a golden is restored from this snapshot from now on.
-    async fn promote(&self, golden: &GoldenName, id: &SnapshotId) -> Result<(), WorkshopError>;
+    /// Writes down that a golden is restored from this snapshot from now on, since it was
+    /// promoted at that time.
+    async fn promote(&self, golden: &GoldenName, id: &SnapshotId, at: Timestamp)
+    -> Result<(), WorkshopError>;
+
+    /// How often to look what was promoted at other nodes; none where there are none.
+    fn looks_every(&self) -> Option<Duration> {
+        None
+    }
+
+    /// What was promoted last, at any node.
+    async fn shared(&self, _golden: &GoldenName) -> Result<Option<Shared>, WorkshopError> {
+        Ok(None)
+    }
+
+    /// Tells the other nodes what was promoted, and sends it to where they find it.
+    async fn share(
+        &self,
+        _golden: &GoldenName,
+        _shared: &Shared,
+        _say: Say<'_>,
+    ) -> Result<(), WorkshopError> {
+        Ok(())
+    }
+
+    /// Fetches a snapshot that another node has sent; it appears when it is whole, and a
+    /// trusted host's.
+    async fn fetch(&self, id: &SnapshotId, say: Say<'_>) -> Result<(), WorkshopError>;
 
     /// Writes down that this snapshot is not to be served, and why.
     async fn refuse(&self, id: &SnapshotId, why: &str) -> Result<(), WorkshopError>;

@@ -20,6 +20,8 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use super::port::{Loaded, Say, Workshop, WorkshopError};
 use super::switch_of;
 use crate::error::{Chain, ErrorKind};
@@ -96,18 +98,18 @@ impl RefreshError {
     }
 }
 
-/// Serves a snapshot; answers what came of it.
+/// Serves a snapshot that was promoted at that time; answers what came of it.
 ///
 /// # Cancel safety
 /// Not cancel-safe: spawn it.
 pub(super) async fn refresh(
     lifecycle: &Lifecycle,
     workshop: &Arc<dyn Workshop>,
-    id: &SnapshotId,
+    (id, at): (&SnapshotId, Timestamp),
     say: Say<'_>,
 ) -> Result<String, RefreshError> {
     let loaded = load(workshop, id, say).await?;
-    turn_to(lifecycle, workshop, id, loaded, say).await
+    turn_to(lifecycle, workshop, (id, at), loaded, say).await
 }
 
 async fn load(workshop: &Arc<dyn Workshop>, id: &SnapshotId, say: Say<'_>) -> Result<Loaded, WorkshopError> {
@@ -127,7 +129,7 @@ async fn load(workshop: &Arc<dyn Workshop>, id: &SnapshotId, say: Say<'_>) -> Re
 async fn turn_to(
     lifecycle: &Lifecycle,
     workshop: &Arc<dyn Workshop>,
-    id: &SnapshotId,
+    (id, at): (&SnapshotId, Timestamp),
     Loaded { golden, maker, .. }: Loaded,
     say: Say<'_>,
 ) -> Result<String, RefreshError> {
@@ -149,7 +151,7 @@ async fn turn_to(
         };
     }
     say("its front page is there; writing it down");
-    if let Err(error) = workshop.promote(&golden, id).await {
+    if let Err(error) = workshop.promote(&golden, id, at).await {
         tell_left(maker.engine().drain().await);
         return Err(error.into());
     }
@@ -182,7 +184,7 @@ pub(super) async fn introduce(
     if lifecycle.golden(&loaded.golden).is_some() {
         // It was published before.
         let golden = loaded.golden.clone();
-        let served = turn_to(lifecycle, workshop, id, loaded, say).await?;
+        let served = turn_to(lifecycle, workshop, (id, Timestamp::now()), loaded, say).await?;
         if let Some(pool) = pool {
             workshop.set_pool(&golden, pool).await?;
             lifecycle.aim().set_usual(&golden, pool);

@@ -20,6 +20,8 @@ pub enum Kind {
     Verify,
     /// It is tried, and the pool restored from it.
     Promote,
+    /// What was promoted at another node is; or the others are told of what was here.
+    Follow,
     /// A visitor's shop becomes a golden.
     Publish,
     /// It is one no more.
@@ -32,8 +34,16 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 7] =
-        [Self::Create, Self::Verify, Self::Promote, Self::Publish, Self::Withdraw, Self::Prune, Self::Remove];
+    pub const ALL: [Self; 8] = [
+        Self::Create,
+        Self::Verify,
+        Self::Promote,
+        Self::Follow,
+        Self::Publish,
+        Self::Withdraw,
+        Self::Prune,
+        Self::Remove,
+    ];
 
     /// The word used in answers and logs.
     #[must_use]
@@ -42,6 +52,7 @@ impl Kind {
             Self::Create => "create",
             Self::Verify => "verify",
             Self::Promote => "promote",
+            Self::Follow => "follow",
             Self::Publish => "publish",
             Self::Withdraw => "withdraw",
             Self::Prune => "prune",

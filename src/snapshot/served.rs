@@ -4,6 +4,7 @@
 //! ```text
 //! SNAPSHOT_DIR/served.json   {"version": 1,
 //!                             "promoted": {"<golden>": "<snapshot id>"},
+//!                             "promoted_at": {"<golden>": "<time>"},
 //!                             "refused": {"<snapshot id>": "<why>"},
 //!                             "published": ["<golden>"],
 //!                             "pools": {"<golden>": <how many are to be ready>},
@@ -22,6 +23,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{DiskError, ErrorKind};
@@ -46,6 +48,8 @@ pub struct Choice {
     version: u16,
     #[serde(default)]
     promoted: BTreeMap<GoldenName, SnapshotId>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    promoted_at: BTreeMap<GoldenName, Timestamp>,
     #[serde(default)]
     refused: BTreeMap<SnapshotId, String>,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -149,6 +153,14 @@ impl Choice {
         self.promoted.values()
     }
 
+    /// When a snapshot was promoted, at whatever node; none of one that is not, or was by
+    /// a program that did not write it down.
+    #[must_use]
+    pub fn promoted_at(&self, id: &SnapshotId) -> Option<Timestamp> {
+        let (golden, _) = self.promoted.iter().find(|(_, promoted)| *promoted == id)?;
+        self.promoted_at.get(golden).copied()
+    }
+
     /// Why a snapshot was refused, if it was.
     #[must_use]
     pub fn refused(&self, id: &SnapshotId) -> Option<&str> {
@@ -156,8 +168,9 @@ impl Choice {
     }
 
     /// Has a golden restored from a snapshot, which is thereby no longer refused.
-    pub fn promote(&mut self, golden: GoldenName, id: SnapshotId) {
+    pub fn promote(&mut self, golden: GoldenName, id: SnapshotId, at: Timestamp) {
         self.refused.remove(&id);
+        self.promoted_at.insert(golden.clone(), at);
         self.promoted.insert(golden, id);
     }
 
@@ -172,9 +185,10 @@ impl Choice {
         self.pools.get(golden).copied()
     }
 
-    /// Has a golden that no setting names be served from a snapshot, that many of it ready.
-    pub fn publish(&mut self, golden: GoldenName, id: SnapshotId, pool: usize) {
-        self.promote(golden.clone(), id);
+    /// Has a golden that no setting names be served from a snapshot since that time, that
+    /// many of it ready.
+    pub fn publish(&mut self, golden: GoldenName, (id, at): (SnapshotId, Timestamp), pool: usize) {
+        self.promote(golden.clone(), id, at);
         self.published.insert(golden.clone());
         self.set_pool(&golden, pool);
     }
@@ -191,6 +205,7 @@ impl Choice {
         self.published.remove(golden);
         self.pools.remove(golden);
         self.promoted.remove(golden);
+        self.promoted_at.remove(golden);
     }
 
     /// Has a snapshot never be taken for the newest.
@@ -202,6 +217,7 @@ impl Choice {
     pub fn forget(&mut self, id: &SnapshotId) {
         self.refused.remove(id);
         self.promoted.retain(|_, promoted| promoted != id);
+        self.promoted_at.retain(|golden, _| self.promoted.contains_key(golden));
     }
 }
 
@@ -222,21 +238,23 @@ mod tests {
         let mut choice = Choice::default();
         let shop: GoldenName = "shop".parse().unwrap();
         choice.refuse(id("shop-1-a"), "its front page does not come");
-        choice.promote(shop.clone(), id("shop-2-b"));
+        choice.promote(shop.clone(), id("shop-2-b"), Timestamp::UNIX_EPOCH);
         choice.write(dir.path()).unwrap();
         let mode = std::fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let mut again = Choice::read(dir.path()).unwrap();
         assert_eq!(again.promoted(&shop), Some(&id("shop-2-b")));
+        assert_eq!(again.promoted_at(&id("shop-2-b")), Some(Timestamp::UNIX_EPOCH));
+        assert_eq!(again.promoted_at(&id("shop-1-a")), None);
         assert_eq!(again.refused(&id("shop-1-a")), Some("its front page does not come"));
-        again.promote(shop.clone(), id("shop-1-a"));
+        again.promote(shop.clone(), id("shop-1-a"), Timestamp::UNIX_EPOCH);
         assert_eq!(again.refused(&id("shop-1-a")), None, "it was tried again, and works");
         again.forget(&id("shop-1-a"));
         assert_eq!(again.promoted(&shop), None);
         assert_eq!(again.published().count(), 0);
         again.set_pool(&shop, 2);
         assert_eq!(again.pool(&shop), None, "nothing is said of what was not published");
-        again.publish(shop.clone(), id("shop-3-c"), 3);
+        again.publish(shop.clone(), (id("shop-3-c"), Timestamp::UNIX_EPOCH), 3);
         again.write(dir.path()).unwrap();
         let again = Choice::read(dir.path()).unwrap();
         assert!(again.promoted(&shop) == Some(&id("shop-3-c")) && again.published().eq([&shop]));
@@ -251,11 +269,11 @@ mod tests {
     fn a_write_that_died_leaves_what_was_said_before() {
         let dir = tempfile::tempdir().unwrap();
         let mut choice = Choice::default();
-        choice.promote("shop".parse().unwrap(), id("shop-1-a"));
+        choice.promote("shop".parse().unwrap(), id("shop-1-a"), Timestamp::UNIX_EPOCH);
         choice.write(dir.path()).unwrap();
         std::fs::write(dir.path().join(UNFINISHED), "{\"vers").unwrap();
         assert_eq!(Choice::read(dir.path()).unwrap().all_promoted().count(), 1);
-        choice.promote("shop".parse().unwrap(), id("shop-2-b"));
+        choice.promote("shop".parse().unwrap(), id("shop-2-b"), Timestamp::UNIX_EPOCH);
         choice.write(dir.path()).unwrap();
         assert_eq!(Choice::read(dir.path()).unwrap().all_promoted().next(), Some(&id("shop-2-b")));
     }
@@ -264,7 +282,7 @@ mod tests {
     fn a_damaged_file_says_nothing_else_than_before() {
         let dir = tempfile::tempdir().unwrap();
         let mut choice = Choice::default();
-        choice.promote("shop".parse().unwrap(), id("shop-1-a"));
+        choice.promote("shop".parse().unwrap(), id("shop-1-a"), Timestamp::UNIX_EPOCH);
         choice.refuse(id("shop-2-b"), "its front page does not come");
         choice.write(dir.path()).unwrap();
         let read = || match Choice::read(dir.path()) {

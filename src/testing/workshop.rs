@@ -1,7 +1,9 @@
-//! A scripted workshop, for tests: snapshots without archives.
+//! A scripted workshop, for tests: snapshots without archives. One that shares them with
+//! other nodes has such a catalogue, too, so that they can travel.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -11,8 +13,10 @@ use super::Script;
 use crate::engine::ContainerEngine;
 use crate::error::ErrorKind;
 use crate::id::{GoldenName, SnapshotId};
-use crate::promote::{Listed, Loaded, Publication, Say, Workshop, WorkshopError};
+use crate::promote::{Listed, Loaded, Publication, Say, Shared, Workshop, WorkshopError};
 use crate::provision::GoldenAbout;
+use crate::snapshot::catalog::Catalog;
+use crate::snapshot::depot::{Depot, DepotError};
 
 /// What the workshop has and does.
 #[derive(Debug)]
@@ -20,12 +24,24 @@ pub struct ScriptedWorkshop {
     state: Mutex<ScriptedState>,
     /// While true, taking a snapshot waits.
     held: watch::Sender<bool>,
+    travels: Option<Travels>,
+}
+
+/// How snapshots come from one node to the other.
+#[derive(Debug)]
+pub struct Travels {
+    /// Where they are left for the others.
+    pub depot: Depot,
+    /// Those that are here.
+    pub catalog: Catalog,
+    /// Makes the shops of those that come.
+    pub script: Arc<Script>,
 }
 
 #[derive(Debug, Default)]
 struct ScriptedState {
     snapshots: BTreeMap<SnapshotId, Taken>,
-    promoted: BTreeMap<GoldenName, SnapshotId>,
+    promoted: BTreeMap<GoldenName, (SnapshotId, Timestamp)>,
     published: Vec<GoldenName>,
     taken: u32,
 }
@@ -42,7 +58,18 @@ impl ScriptedWorkshop {
     /// An empty one.
     #[must_use]
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), held: watch::channel(false).0 })
+        Arc::new(Self { state: Mutex::default(), held: watch::channel(false).0, travels: None })
+    }
+
+    /// An empty one that shares what it has with others.
+    #[must_use]
+    pub fn sharing(travels: Travels) -> Arc<Self> {
+        let travels = Some(travels);
+        Arc::new(Self { state: Mutex::default(), held: watch::channel(false).0, travels })
+    }
+
+    fn travels(&self) -> Result<&Travels, WorkshopError> {
+        self.travels.as_ref().ok_or_else(|| failure(ErrorKind::Bug, "it shares nothing"))
     }
 
     fn lock(&self) -> MutexGuard<'_, ScriptedState> {
@@ -86,19 +113,27 @@ fn failure(kind: ErrorKind, why: &'static str) -> WorkshopError {
     WorkshopError { doing: "use the snapshot".into(), kind, source: why.into() }
 }
 
+fn not_moved(error: DepotError) -> WorkshopError {
+    WorkshopError { doing: "move the snapshot".into(), kind: error.kind(), source: Box::new(error) }
+}
+
 #[async_trait]
 impl Workshop for ScriptedWorkshop {
     async fn list(&self) -> Result<Vec<Listed>, WorkshopError> {
         let state = self.lock();
-        let listed = |(id, taken): (&SnapshotId, &Taken)| Listed {
-            id: id.clone(),
-            golden: Some(taken.golden.clone()),
-            created_at: Some(Timestamp::UNIX_EPOCH),
-            bytes: 9 << 20,
-            raw_bytes: 95 << 20,
-            unusable: None,
-            promoted: state.promoted.get(&taken.golden) == Some(id),
-            refused: taken.refused.clone(),
+        let listed = |(id, taken): (&SnapshotId, &Taken)| {
+            let promoted = state.promoted.get(&taken.golden).filter(|(promoted, _)| promoted == id);
+            Listed {
+                id: id.clone(),
+                golden: Some(taken.golden.clone()),
+                created_at: Some(Timestamp::UNIX_EPOCH),
+                bytes: 9 << 20,
+                raw_bytes: 95 << 20,
+                unusable: None,
+                promoted: promoted.is_some(),
+                promoted_at: promoted.map(|(_, at)| *at),
+                refused: taken.refused.clone(),
+            }
         };
         Ok(state.snapshots.iter().map(listed).collect())
     }
@@ -137,12 +172,43 @@ impl Workshop for ScriptedWorkshop {
         Ok(Loaded { maker: taken.script.maker_of(id), golden: taken.golden, title, about })
     }
 
-    async fn promote(&self, golden: &GoldenName, id: &SnapshotId) -> Result<(), WorkshopError> {
+    async fn promote(
+        &self,
+        golden: &GoldenName,
+        id: &SnapshotId,
+        at: Timestamp,
+    ) -> Result<(), WorkshopError> {
         let mut state = self.lock();
         if let Some(taken) = state.snapshots.get_mut(id) {
             taken.refused = None;
         }
-        state.promoted.insert(golden.clone(), id.clone());
+        state.promoted.insert(golden.clone(), (id.clone(), at));
+        Ok(())
+    }
+
+    fn looks_every(&self) -> Option<Duration> {
+        self.travels.as_ref().map(|_| Duration::from_millis(100))
+    }
+
+    async fn shared(&self, golden: &GoldenName) -> Result<Option<Shared>, WorkshopError> {
+        let served = self.travels()?.depot.served(golden).await.map_err(not_moved)?;
+        Ok(served.map(|(snapshot, promoted_at)| Shared { snapshot, promoted_at }))
+    }
+
+    async fn share(&self, golden: &GoldenName, shared: &Shared, say: Say<'_>) -> Result<(), WorkshopError> {
+        let Travels { depot, catalog, .. } = self.travels()?;
+        say("send the snapshot");
+        depot.send(catalog, &shared.snapshot).await.map_err(not_moved)?;
+        depot.serve(golden, &shared.snapshot, shared.promoted_at).await.map_err(not_moved)
+    }
+
+    async fn fetch(&self, id: &SnapshotId, say: Say<'_>) -> Result<(), WorkshopError> {
+        let Travels { depot, catalog, script } = self.travels()?;
+        say("fetch the snapshot");
+        let golden = depot.manifest(catalog, id).await.map_err(not_moved)?.recipe.name;
+        depot.fetch(catalog, id).await.map_err(not_moved)?;
+        let taken = Taken { golden, script: Arc::clone(script), refused: None, is_damaged: false };
+        self.lock().snapshots.insert(id.clone(), taken);
         Ok(())
     }
 
@@ -173,7 +239,7 @@ impl Workshop for ScriptedWorkshop {
         _: &Arc<dyn ContainerEngine>,
     ) -> Result<usize, WorkshopError> {
         let mut state = self.lock();
-        state.promoted.insert(golden.clone(), id.clone());
+        state.promoted.insert(golden.clone(), (id.clone(), Timestamp::now()));
         state.published.push(golden.clone());
         Ok(pool.unwrap_or(1))
     }

@@ -150,7 +150,7 @@ fn a_promoted_snapshot_is_chosen_and_never_pruned_and_a_refused_one_is_neither_n
     choice.refuse(made[3].id.clone(), "its front page does not come");
     choice.write(&catalog.dir).unwrap();
     assert_eq!(chosen(), Some(made[2].id.clone()));
-    choice.promote(golden.clone(), made[0].id.clone());
+    choice.promote(golden.clone(), made[0].id.clone(), jiff::Timestamp::UNIX_EPOCH);
     choice.write(&catalog.dir).unwrap();
     assert_eq!(chosen(), Some(made[0].id.clone()));
     assert_eq!(catalog.prune(2, &[]).unwrap(), [made[1].id.clone()]);
@@ -169,7 +169,7 @@ fn a_choice_half_written_does_not_stand_in_the_way_of_the_next_snapshot() {
     let (_dir, catalog) = catalog();
     std::fs::create_dir(catalog.dir.join("served.json")).unwrap();
     let mut choice = Choice::default();
-    choice.promote(sample().recipe.name, sample().id);
+    choice.promote(sample().recipe.name, sample().id, jiff::Timestamp::UNIX_EPOCH);
     choice.write(&catalog.dir).unwrap_err();
     write(&catalog, "2026-01-01T00:00:00Z");
     assert_eq!(catalog.list().unwrap().len(), 1);

@@ -6,6 +6,7 @@
 //!   archive/<blake3>    which pieces, in which order (JSON, with its version)
 //!   image/<image id>    the archive of the image that snapshots stand on, as `podman save` wrote it
 //!   snapshot/<id>       manifest, signature and the image (JSON, with its version)
+//!   served/<golden>     which one was promoted last, and when (JSON, with its version)
 //! ```
 //!
 //! Called by the workshop and by `snapshot push` and `pull`. What has the same
@@ -19,6 +20,7 @@
 //! leaves [`ROOM`] on the disk.
 
 mod pieces;
+mod served;
 mod transfer;
 
 use std::io;
@@ -307,13 +309,14 @@ impl Depot {
         Ok(moved)
     }
 
-    /// Removes a snapshot, and what no other one needs and nobody has begun to send
-    /// within the last hour.
+    /// Removes snapshots that no node serves, and what no other one needs and nobody has
+    /// begun to send within the last hour.
     ///
     /// # Errors
     /// [`DepotError`]; what is left is removed the next time.
     pub async fn remove(&self, ids: &[SnapshotId]) -> Result<(), DepotError> {
-        for id in ids {
+        let served = self.all_served().await?;
+        for id in ids.iter().filter(|id| !served.contains(id)) {
             let name = format!("snapshot/{id}");
             if self.has(&name).await? {
                 self.store.delete(&name).await.map_err(nats("remove a snapshot from"))?;
