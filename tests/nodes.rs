@@ -10,6 +10,9 @@ mod host;
 mod lab;
 #[path = "nodes/machine.rs"]
 mod machine;
+#[allow(dead_code, reason = "the tests of NATS itself need more of it")]
+#[path = "nats/server.rs"]
+mod nats;
 #[path = "nodes/network.rs"]
 mod network;
 #[path = "nodes/real.rs"]
@@ -242,7 +245,19 @@ async fn a_dead_nodes_shops_are_lost_and_it_may_come_back() {
     trio.start_again("b").await;
     trio.node("b", |node| node["condition"] == "here").await;
     trio.ready("b", 1).await;
-    shop_of(&trio, "b", trio.at("c")).await;
+    let id = shop_of(&trio, "b", trio.at("c")).await;
+
+    // It dies for good. A day is too long for a test, so its loss is put back by one.
+    trio.kill("b");
+    trio.lost(&id).await;
+    trio.valkey.run(&["HSET", "{demo-multiplexer}:lost", "b", "0"]).await;
+    eventually("nobody knows of it any more", async || {
+        let nodes = trio.at("c").get("/api/v1/nodes").await.json();
+        let gone = nodes["nodes"].as_array().unwrap().iter().all(|node| node["node"] != "b");
+        let shop = trio.at("a").get(&format!("/api/v1/demo/{id}")).await;
+        (gone && shop.status == StatusCode::NOT_FOUND).then_some(())
+    })
+    .await;
     trio.end();
 }
 

@@ -3,6 +3,8 @@
 //! it takes orders, a line each.
 
 use std::net::{SocketAddr, SocketAddrV4};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -31,6 +33,18 @@ use crate::server::Server;
 /// Where a process is told that it is a host, with its settings.
 const ROLE: &str = "TEST_NODES_MACHINE";
 
+/// Where it is told to hold the daemon's socket itself, at that address.
+const SOCKET: &str = "TEST_NODES_SOCKET";
+
+/// Who holds the socket that a daemon listens on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Socket {
+    /// The daemon: while there is none, nobody can connect.
+    Own,
+    /// Somebody who stays, as systemd does.
+    Lent,
+}
+
 /// What lines for the test begin with; the test runner writes others.
 const WORD: &str = "@ ";
 
@@ -42,6 +56,7 @@ pub(crate) struct Machine {
     pub(crate) name: String,
     pub(crate) address: SocketAddr,
     netns: String,
+    socket: Socket,
     settings: Vec<(String, String)>,
     token: String,
     child: tokio::sync::Mutex<Option<Running>>,
@@ -73,13 +88,18 @@ impl Running {
 pub(crate) struct Trio {
     machines: Vec<Machine>,
     pub(crate) network: Network,
-    _valkey: Server,
+    pub(crate) valkey: Server,
     dir: tempfile::TempDir,
 }
 
 impl Trio {
     /// Starts hosts with those names and settings, and waits until all know all.
     pub(crate) async fn start(hosts: &[(&str, &[(&str, &str)])]) -> Self {
+        Self::on_sockets(Socket::Own, hosts).await
+    }
+
+    /// As above, on such sockets.
+    pub(crate) async fn on_sockets(socket: Socket, hosts: &[(&str, &[(&str, &str)])]) -> Self {
         let mut network = Network::new();
         let valkey =
             Server::with(&["--appendonly", "yes", "--bind", "0.0.0.0", "--protected-mode", "no"]).await;
@@ -110,12 +130,13 @@ impl Trio {
                 name: (*name).to_owned(),
                 address,
                 netns,
+                socket,
                 settings: own.chain(more).collect(),
                 token: shown.expose_secret().to_owned(),
                 child: tokio::sync::Mutex::default(),
             });
         }
-        let trio = Self { machines, network, _valkey: valkey, dir };
+        let trio = Self { machines, network, valkey, dir };
         for machine in &trio.machines {
             trio.boot(machine).await;
         }
@@ -141,6 +162,9 @@ impl Trio {
         command.args(["netns", "exec", &machine.netns]).arg(test);
         command.args(["machine::host_process", "--exact", "--ignored", "--nocapture"]);
         command.env(ROLE, json!(machine.settings).to_string()).kill_on_drop(true);
+        if machine.socket == Socket::Lent {
+            command.env(SOCKET, machine.address.to_string());
+        }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let (orders, words) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         Running { child, orders, words: BufReader::new(words).lines() }
@@ -154,6 +178,7 @@ impl Trio {
             name: name.to_owned(),
             address: self.at(name).address,
             netns: self.at(name).netns.clone(),
+            socket: Socket::Own,
             settings,
             token: String::new(),
             child: tokio::sync::Mutex::default(),
@@ -361,11 +386,32 @@ fn say(word: &str) {
     println!("{WORD}{word}");
 }
 
+/// Becomes the same process with that socket as its third descriptor, as systemd starts
+/// a service: each daemon that it runs is given the socket again.
+fn hold_socket(address: &str) -> ! {
+    let socket = std::net::TcpListener::bind(address).unwrap();
+    let number = socket.as_raw_fd();
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(std::env::args_os().skip(1)).env_remove(SOCKET);
+    command.env("LISTEN_FDS", "1").env("LISTEN_PID", std::process::id().to_string());
+    // SAFETY: one system call, just before everything is replaced.
+    unsafe {
+        command.pre_exec(move || match libc::dup2(number, 3) {
+            3 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    panic!("{}", command.exec())
+}
+
 /// Not a test: a host's process, until its orders end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "started by the other tests"]
 async fn host_process() {
     let Ok(settings) = std::env::var(ROLE) else { return };
+    if let Ok(address) = std::env::var(SOCKET) {
+        hold_socket(&address);
+    }
     let settings: Vec<(String, String)> = serde_json::from_str(&settings).unwrap();
     let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).try_init();
     let node = settings.iter().find(|(name, _)| name == "NODE_NAME").unwrap().1.clone();

@@ -1,8 +1,12 @@
-//! Two daemons with shops restored by CRIU, and one visitor.
+//! Two daemons with shops restored by CRIU: one visitor, and one snapshot for both.
 
 use std::path::Path;
 
-use crate::host::{Place, eventually, golden};
+use demo_multiplexer::snapshot::depot::Depot;
+
+use crate::host::place::run;
+use crate::host::{Place, eventually, golden, web};
+use crate::nats;
 use crate::server::{self, Server};
 
 #[tokio::test]
@@ -66,4 +70,61 @@ fn settings<'a>(
         ("NODE_SECRET_FILE", secret.to_str().unwrap()),
         ("STORE_URL", store),
     ]
+}
+
+#[tokio::test]
+async fn a_node_without_a_snapshot_serves_what_the_others_do() {
+    let name = "a_node_without_a_snapshot_serves_what_the_others_do";
+    if !server::is_there(name) || !nats::is_there(name) {
+        return;
+    }
+    let Some(one) = Place::beside_others("nodes-sender").await else { return };
+    let Some(two) = Place::beside_others("nodes-receiver").await else { return };
+    let (valkey, nats) = (Server::start().await, nats::Server::start());
+    let (url, dir) = (valkey.url(), tempfile::tempdir().unwrap());
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "0123456789abcdef0123456789abcdef").unwrap();
+    crate::machine::private(&secret);
+    let (snapshot, from) = golden::snapshot();
+    let dirs = [one.dir.join("snapshots"), two.dir.join("snapshots")];
+    dirs.iter().for_each(|dir| std::fs::create_dir_all(dir).unwrap());
+    let copied = run("cp", &["-a", from.to_str().unwrap(), dirs[0].to_str().unwrap()]).await;
+    copied.ok();
+    has_image(&nats, &from).await;
+    let (at_one, at_two) = (one.address().to_string(), two.address().to_string());
+    let nats_url = nats.url();
+    let more =
+        dirs.each_ref().map(|dir| [("NATS_URL", nats_url.as_str()), ("SNAPSHOT_DIR", dir.to_str().unwrap())]);
+    let of_one = [&settings("one", &at_one, &url, &secret)[..], &more[0]].concat();
+    let of_two = [&settings("two", &at_two, &url, &secret)[..], &more[1]].concat();
+    let first = one.daemon(&of_one).await;
+    let path = format!("/api/v1/snapshots/{snapshot}/promote");
+    let begun = web::send(first.address(), "POST", "localhost", &path, &[], "").await.unwrap();
+    assert_eq!(begun.status, 202, "{}", begun.text());
+    let task = format!("/api/v1/tasks/{}", begun.json()["number"]);
+    eventually("it is promoted, and told", 60, async || {
+        let task = first.get(&task).await.json();
+        let result = task["result"].as_str().unwrap_or_default();
+        if result.ends_with("the other nodes are told") { Ok(()) } else { Err(task.to_string()) }
+    })
+    .await;
+
+    let second = two.daemon(&of_two).await;
+    let goldens = second.get("/api/v1/goldens").await.json();
+    assert_eq!(goldens["goldens"][0]["snapshot"], snapshot.as_str(), "{goldens}");
+    assert!(two.log().contains("snapshot fetched from another node"));
+    first.stop().await;
+    let shop = second.acquire("restore").await;
+    assert!(shop.get("/").await.text().contains(golden::TITLE));
+    second.stop().await;
+}
+
+/// Both are on one host, so that the image is there: it need not travel.
+async fn has_image(nats: &nats::Server, snapshot: &Path) {
+    let manifest = std::fs::read_to_string(snapshot.join("manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    let jetstream = async_nats::jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    let depot = Depot::open(&jetstream, "demo-multiplexer", 200 << 20).await.unwrap();
+    let none = tempfile::NamedTempFile::new().unwrap();
+    depot.send_image(manifest["image_id"].as_str().unwrap(), none.path()).await.unwrap();
 }

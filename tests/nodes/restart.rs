@@ -8,15 +8,27 @@ use http::{Method, StatusCode};
 use tokio::sync::RwLock;
 
 use crate::is_fit;
-use crate::machine::Trio;
+use crate::machine::{Socket, Trio};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nodes_are_started_again_one_after_the_other_without_a_failed_request() {
-    if !is_fit("nodes_are_started_again_one_after_the_other_without_a_failed_request") {
-        return;
+async fn nodes_on_lent_sockets_are_started_again_without_a_failed_request() {
+    if is_fit("nodes_on_lent_sockets_are_started_again_without_a_failed_request") {
+        all_are_started_again(Socket::Lent).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_behind_a_load_balancer_are_started_again_without_a_failed_request() {
+    if is_fit("nodes_behind_a_load_balancer_are_started_again_without_a_failed_request") {
+        all_are_started_again(Socket::Own).await;
+    }
+}
+
+/// One after the other, while visitors come in through all of them: also through the one
+/// that is started again, where its socket stays.
+async fn all_are_started_again(socket: Socket) {
     let pool = ("POOL_TARGET_SIZE", "1");
-    let trio = Trio::start(&[("a", &[pool]), ("b", &[pool]), ("c", &[pool])]).await;
+    let trio = Trio::on_sockets(socket, &[("a", &[pool]), ("b", &[pool]), ("c", &[pool])]).await;
     let mut shops = Vec::new();
     for name in ["a", "b", "c"] {
         trio.ready(name, 1).await;
@@ -58,7 +70,9 @@ async fn nodes_are_started_again_one_after_the_other_without_a_failed_request() 
         });
     }
     for name in ["a", "b", "c"] {
-        *out.write().await = Some(name.to_owned());
+        if socket == Socket::Own {
+            *out.write().await = Some(name.to_owned());
+        }
         let before = served.load(Ordering::SeqCst);
         trio.at(name).restart().await;
         *out.write().await = None;
