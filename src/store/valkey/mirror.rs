@@ -41,7 +41,7 @@ impl<E> From<E> for Unread<E> {
     }
 }
 
-/// The marks of a reading: of the one before, and its own.
+/// The marks of a reading: of the one before, and what its own begins with.
 #[derive(Debug)]
 pub(super) struct Marks {
     /// Empty when everything is wanted.
@@ -68,19 +68,19 @@ impl Own {
     /// Takes in what was answered.
     pub(super) fn end<E>(
         &mut self,
-        marks: Marks,
         answer: &[String],
         now: Instant,
         read: impl Fn(&str) -> Result<Instance, E>,
     ) -> Result<(), Unread<E>> {
-        match answer.split_first() {
-            Some((word, all)) if word == "all" => {
-                let all = all.iter().map(|json| read(json).map(|record| (record.id.clone(), record)));
+        let [word, mark, rest @ ..] = answer else { return Err(Unread::Form) };
+        match word.as_str() {
+            "all" => {
+                let all = rest.iter().map(|json| read(json).map(|record| (record.id.clone(), record)));
                 self.records = all.collect::<Result<_, _>>()?;
                 self.whole_at = Some(next_whole(now));
             }
-            Some((word, changes)) if word == "changes" => {
-                for change in changes.chunks(2) {
+            "changes" => {
+                for change in rest.chunks(2) {
                     let [id, json] = change else { return Err(Unread::Form) };
                     let id: InstanceId = id.parse().map_err(|_| Unread::Form)?;
                     match json.is_empty() {
@@ -91,7 +91,7 @@ impl Own {
             }
             _ => return Err(Unread::Form),
         }
-        self.mark = Some(marks.this);
+        self.mark = Some(mark.clone());
         Ok(())
     }
 
@@ -195,13 +195,10 @@ mod tests {
     fn own_records_are_read_whole_until_an_answer_was_heard() {
         let (mut own, now) = (Own::default(), Instant::now());
         assert_eq!(own.begin(now).before, "");
-        let marks = own.begin(now);
-        assert_eq!(marks.before, "", "the first answer was not heard");
-        let this = marks.this.clone();
-        own.end(marks, &texts(&["all"]), now, read).unwrap();
-        let marks = own.begin(now);
-        assert_eq!(marks.before, this);
-        assert!(own.end(marks, &texts(&["all", "{"]), now, read).is_err());
+        assert_eq!(own.begin(now).before, "", "the first answer was not heard");
+        own.end(&texts(&["all", "m1"]), now, read).unwrap();
+        assert_eq!(own.begin(now).before, "m1");
+        assert!(own.end(&texts(&["all", "m2", "{"]), now, read).is_err());
         assert_eq!(own.begin(now).before, "", "what was answered is not known");
     }
 
@@ -210,32 +207,27 @@ mod tests {
         let (mut own, now) = (Own::default(), Instant::now());
         let of = |second| instance(&golden("shop"), State::Ready, second);
         let (stays, goes, comes) = (of(1), of(2), of(3));
-        let marks = own.begin(now);
-        own.end(marks, &texts(&["all", &json(&stays), &json(&goes)]), now, read).unwrap();
-        let marks = own.begin(now);
-        let changes = ["changes", goes.id.as_str(), "", comes.id.as_str(), &json(&comes)];
-        own.end(marks, &texts(&changes), now, read).unwrap();
+        own.end(&texts(&["all", "m1", &json(&stays), &json(&goes)]), now, read).unwrap();
+        let changes = ["changes", "m2", goes.id.as_str(), "", comes.id.as_str(), &json(&comes)];
+        own.end(&texts(&changes), now, read).unwrap();
         let mut ids: Vec<InstanceId> = own.records().into_iter().map(|record| record.id).collect();
         let mut expected = [stays.id, comes.id];
         ids.sort();
         expected.sort();
         assert_eq!(ids, expected);
-        let marks = own.begin(now);
-        assert!(own.end(marks, &texts(&["changes", "x"]), now, read).is_err());
+        assert!(own.end(&texts(&["changes", "m3", "x"]), now, read).is_err());
     }
 
     #[test]
     fn whatever_was_missed_everything_is_read_after_some_minutes() {
         let (mut own, mut nodes, now) = (Own::default(), Nodes::default(), Instant::now());
-        let marks = own.begin(now);
-        own.end(marks, &texts(&["all"]), now, read).unwrap();
+        own.end(&texts(&["all", "m1"]), now, read).unwrap();
         assert_eq!(nodes.since(now), "");
         nodes.take(&texts(&["7", "0", "0"]), now).unwrap().unwrap();
         let soon = now + WHOLE_AFTER - Duration::from_secs(1);
         assert_eq!(nodes.since(soon), "7");
-        let marks = own.begin(soon);
-        assert_ne!(marks.before, "");
-        own.end(marks, &texts(&["changes"]), soon, read).unwrap();
+        assert_eq!(own.begin(soon).before, "m1");
+        own.end(&texts(&["changes", "m2"]), soon, read).unwrap();
         let later = now + WHOLE_AFTER.mul_f64(1.5);
         assert_eq!((nodes.since(later), own.begin(later).before.as_str()), ("", ""));
     }

@@ -290,7 +290,7 @@ impl Store for ValkeyStore {
         let mut own = turn(READING_OWN, &self.own).await?;
         let marks = own.begin(Instant::now());
         let answer = self.ask_own(&marks).await?;
-        match own.end(marks, &answer, Instant::now(), |json| self.read(json)) {
+        match own.end(&answer, Instant::now(), |json| self.read(json)) {
             Ok(()) => Ok(own.records()),
             Err(Unread::Record(error)) => Err(error),
             Err(Unread::Form) => Err(not_understood(READING_OWN, &answer)),
