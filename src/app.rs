@@ -193,7 +193,7 @@ impl App {
         stock: impl Into<Stock>,
         on_exit: OnExit,
     ) -> Result<Self, AppError> {
-        let Stock { goldens, workshop } = stock.into();
+        let Stock { goldens, workshop, pools, beside } = stock.into();
         let tokens = config.edges.tokens.load().map_err(AppError::Tokens)?;
         let key = Key::open(&config.state_dir).map_err(AppError::CookieKey)?;
         let Opened { store, remembered } = open_store(&config).await.map_err(AppError::OpenStore)?;
@@ -218,6 +218,7 @@ impl App {
             refill: refill.clone(),
             reap: reap.clone(),
         }));
+        pools.iter().for_each(|(golden, pool)| lifecycle.aim().set_usual(golden, *pool));
         let provisioner = Provisioner::new(Arc::clone(&lifecycle), Terms::of(&config));
         let provisioner = provisioner.with_peers(peers.clone()).keeping_in(Keeping::of(&config));
         let provisioner = Arc::new(provisioner);
@@ -247,7 +248,7 @@ impl App {
         ));
         let state = ApiState {
             provisioner: Arc::clone(&provisioner),
-            auditor: Arc::new(Auditor::new(Arc::clone(&lifecycle), Arc::clone(dispatch))),
+            auditor: Arc::new(Auditor::new(Arc::clone(&lifecycle), Arc::clone(dispatch)).and(beside)),
             pool: reconciler.status(),
             phase: phase.view(),
             trusted_proxies: config.trusted_proxies.clone(),

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::{self, StateLock};
-use crate::config::{ColdStart, Config};
+use crate::config::{ColdStart, Config, ContainerMode};
 use crate::database::Server;
 use crate::engine::criu::freeze::FrozenDir;
 use crate::engine::{
@@ -39,10 +39,11 @@ use crate::open_store::{Opened, open_store};
 use crate::pool::adopt::adopt_all;
 use crate::pool::reaper::{Certainty, Reaper};
 use crate::pool::{Nudge, Target};
-use crate::provision::audit::{Audit, Auditor};
+use crate::provision::audit::{Audit, Auditor, Beside};
 use crate::provision::{GoldenAbout, GoldenRuntime, Lifecycle, Parts};
 use crate::restore::{FirstPage, Made, Make, Shop};
 use crate::route;
+use crate::template::images::Unneeded;
 
 /// What is taken down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +102,10 @@ pub async fn audit(config: &Config, _lock: &StateLock, mend: bool) -> anyhow::Re
                 engine.adopt(&instance.id, container).await;
             }
         }
+        let beside = (config.container_mode == ContainerMode::Podman)
+            .then(|| Arc::new(Unneeded::new(Arc::new(config.clone()))) as Arc<dyn Beside>);
         let auditor = Auditor::new(Arc::clone(&care.lifecycle), Arc::clone(care.jobs.dispatch()));
+        let auditor = auditor.and(beside);
         anyhow::Ok(auditor.audit(mend).await)
     };
     let audited = audited.await;

@@ -7,6 +7,8 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
 
 /// What the caller can do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,12 +67,38 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
+/// The disk has refused to do something to a file.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing} {}", .path.display())]
+pub struct DiskError {
+    /// What was to be done, as an imperative.
+    pub doing: &'static str,
+    /// To which file.
+    pub path: PathBuf,
+    /// Why not.
+    #[source]
+    pub source: io::Error,
+}
+
+impl DiskError {
+    /// Makes one of what the disk said.
+    pub fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + 'a {
+        move |source| Self { doing, path: path.to_owned(), source }
+    }
+
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        kind_of_io(&self.source)
+    }
+}
+
 /// Tells a full disk from every other I/O error.
 #[must_use]
-pub fn kind_of_io(error: &std::io::Error) -> ErrorKind {
+pub fn kind_of_io(error: &io::Error) -> ErrorKind {
     match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
-        std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+        io::ErrorKind::NotFound => ErrorKind::NotFound,
         _ => ErrorKind::Unavailable,
     }
 }

@@ -134,7 +134,7 @@ macro_rules! texts {
 pub(crate) use texts;
 
 /// Fails when a text of a table is empty, the same in both languages without
-/// being one of `alike`, or takes other values.
+/// being one of `alike`, takes other values, or is not set as French is.
 #[cfg(test)]
 #[track_caller]
 pub(crate) fn assert_translated(table: &[(&str, &str, &str)], alike: &[&str]) {
@@ -142,10 +142,28 @@ pub(crate) fn assert_translated(table: &[(&str, &str, &str)], alike: &[&str]) {
         assert!(!en.trim().is_empty() && !fr.trim().is_empty(), "{key} is empty");
         assert_eq!(en.matches("{}").count(), fr.matches("{}").count(), "{key} takes other values");
         assert_eq!(en == fr, alike.contains(key), "{key}: {en:?} in both languages");
+        assert!(is_set_as_french(fr), "{key}: {fr:?} lacks a space that no line breaks at (\\u{{a0}})");
     }
     for key in alike {
         assert!(table.iter().any(|(known, ..)| known == key), "{key} is no text");
     }
+}
+
+/// Whether colons, semicolons, exclamation and question marks and the insides of
+/// guillemets have a space that no line breaks at.
+#[cfg(test)]
+fn is_set_as_french(text: &str) -> bool {
+    let is_firm = |c: Option<char>| matches!(c, Some('\u{a0}' | '\u{202f}'));
+    text.char_indices().all(|(at, c)| {
+        let (before, after) = (text[..at].chars().next_back(), text[at + c.len_utf8()..].chars().next());
+        match c {
+            // Of an address or a time of day it is a part.
+            ':' if after.is_some_and(|next| !next.is_whitespace()) => true,
+            ':' | ';' | '!' | '?' | '»' => is_firm(before),
+            '«' => is_firm(after),
+            _ => true,
+        }
+    })
 }
 
 #[cfg(test)]
@@ -197,6 +215,18 @@ mod tests {
         assert_eq!(said(90_000, Lang::Fr), "1 j 1 h");
         assert_eq!((Lang::En.ms(4.26).as_str(), Lang::Fr.ms(4.26).as_str()), ("4.3\u{a0}ms", "4,3\u{a0}ms"));
         assert_eq!(Lang::En.ms(143.7), "144\u{a0}ms");
+    }
+
+    #[test]
+    fn a_french_text_that_may_break_before_its_last_sign_is_found() {
+        for good in ["Prête\u{a0}: {}", "Quoi\u{202f}?", "Un «\u{a0}mot\u{a0}»", "à 10:30", "http://a.b/"]
+        {
+            assert!(is_set_as_french(good), "{good}");
+        }
+        for bad in ["Prête : {}", "Quoi?", "Un « mot\u{a0}»", "Un «\u{a0}mot »", "voilà ; ici", "Non !"]
+        {
+            assert!(!is_set_as_french(bad), "{bad}");
+        }
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::snapshot::manifest::{Archive, Manifest};
 use crate::snapshot::prepare::{self, PrepareError};
 use crate::snapshot::served::{Choice, ChoiceError};
 use crate::snapshot::shelf::{Shelf, ShelfError};
+use crate::template::images::ImagesError;
 use crate::template::{self, TemplateError};
 
 /// The workshop.
@@ -87,8 +88,17 @@ impl HostWorkshop {
         written.map_err(at("write down what is served", ChoiceError::kind))
     }
 
-    /// What instances run on, and what is kept of the snapshots that are left.
-    async fn forget(&self, catalog: &Catalog, lowers: &BTreeSet<PathBuf>) -> Result<(), WorkshopError> {
+    /// Forgets what was said and made of snapshots that are gone; what instances run on
+    /// stays.
+    async fn forget(
+        &self,
+        catalog: &Catalog,
+        gone: &[SnapshotId],
+        lowers: &BTreeSet<PathBuf>,
+    ) -> Result<(), WorkshopError> {
+        let ids = gone.to_vec();
+        self.choose(move |choice| ids.iter().for_each(|id| choice.forget(id))).await?;
+        courier::removed(&self.config, gone).await;
         let kept: Vec<Manifest> =
             listed(catalog)?.into_iter().filter_map(|entry| entry.manifest.ok()).collect();
         let state_dir = &self.config.state_dir;
@@ -99,7 +109,12 @@ impl HostWorkshop {
             let forgotten = Template::forget(server, &ids).await;
             forgotten.map_err(at("remove databases", DatabaseError::kind))?;
         }
-        Ok(())
+        self.forget_images(catalog).await
+    }
+
+    async fn forget_images(&self, catalog: &Catalog) -> Result<(), WorkshopError> {
+        let forgotten = template::images::forget(&self.config.state_dir, catalog).await;
+        forgotten.map_err(at("remove images that no snapshot needs", ImagesError::kind))
     }
 
     fn lowers(&self) -> Result<BTreeSet<PathBuf>, WorkshopError> {
@@ -111,6 +126,13 @@ impl HostWorkshop {
         lowers.extend(Shelf::lowers(state_dir).map_err(unavailable(see))?);
         Ok(lowers)
     }
+}
+
+/// How many of a published golden are to be ready when nobody says how many: there may be
+/// many of them, and each ready shop takes a place.
+#[must_use]
+pub fn usual_pool(config: &Config) -> usize {
+    config.pool_target_size.min(1)
 }
 
 fn listed(catalog: &Catalog) -> Result<Vec<Entry>, WorkshopError> {
@@ -206,7 +228,7 @@ impl Workshop for HostWorkshop {
     }
 
     async fn publish(&self, wanted: &Publication, say: Say<'_>) -> Result<SnapshotId, WorkshopError> {
-        let Publication { kept, golden, title } = wanted;
+        let Publication { kept, golden, title, .. } = wanted;
         let doing = || format!("publish what is kept of {kept} as {golden}");
         let shelf = Keeping::of(&self.config).shelf;
         let saved = shelf.get(kept).map_err(at(doing(), ShelfError::kind))?;
@@ -219,20 +241,33 @@ impl Workshop for HostWorkshop {
         let origin = Origin::Shop { controllers, bounds: shelf.bounds() };
         let (catalog, server) = (&catalog, None);
         let from = Checkpoint { recipe: &recipe, image: &image, catalog, state_dir, server, origin };
-        let manifest = checkpoint::create(&from, say).await.map_err(unavailable(doing()))?;
-        Ok(manifest.id)
+        let taken = checkpoint::create(&from, say).await.map_err(unavailable(doing()));
+        if taken.is_err()
+            && let Err(error) = self.forget_images(catalog).await
+        {
+            tracing::warn!(error = %Chain(&error), "image of no snapshot not removed yet");
+        }
+        Ok(taken?.id)
     }
 
     async fn introduce(
         &self,
         golden: &GoldenName,
         id: &SnapshotId,
+        pool: Option<usize>,
         engine: &Arc<dyn ContainerEngine>,
-    ) -> Result<(), WorkshopError> {
+    ) -> Result<usize, WorkshopError> {
+        let before = Choice::read(&self.config.snapshot_dir).ok().and_then(|choice| choice.pool(golden));
+        let pool = pool.or(before).unwrap_or_else(|| usual_pool(&self.config));
         let (golden, id) = (golden.clone(), id.clone());
-        self.choose(move |choice| choice.publish(golden, id)).await?;
+        self.choose(move |choice| choice.publish(golden, id, pool)).await?;
         self.host.engines.add([Arc::clone(engine)]);
-        Ok(())
+        Ok(pool)
+    }
+
+    async fn set_pool(&self, golden: &GoldenName, pool: usize) -> Result<(), WorkshopError> {
+        let golden = golden.clone();
+        self.choose(move |choice| choice.set_pool(&golden, pool)).await
     }
 
     async fn published(&self) -> Result<Vec<GoldenName>, WorkshopError> {
@@ -244,11 +279,11 @@ impl Workshop for HostWorkshop {
     async fn withdraw(
         &self,
         golden: &GoldenName,
-        engine: &Arc<dyn ContainerEngine>,
+        engines: &[Arc<dyn ContainerEngine>],
     ) -> Result<(), WorkshopError> {
         let golden = golden.clone();
         self.choose(move |choice| choice.withdraw(&golden)).await?;
-        self.host.engines.remove(engine);
+        engines.iter().for_each(|engine| self.host.engines.remove(engine));
         Ok(())
     }
 
@@ -266,10 +301,27 @@ impl Workshop for HostWorkshop {
         }
         let catalog = self.catalog()?;
         catalog.remove(id).map_err(at(doing(), CatalogError::kind))?;
-        let gone = id.clone();
-        self.choose(move |choice| choice.forget(&gone)).await?;
-        courier::removed(&self.config, std::slice::from_ref(id)).await;
-        self.forget(&catalog, &lowers).await
+        self.forget(&catalog, std::slice::from_ref(id), &lowers).await
+    }
+
+    async fn clear(
+        &self,
+        golden: &GoldenName,
+        in_use: &[SnapshotId],
+    ) -> Result<Vec<SnapshotId>, WorkshopError> {
+        let catalog = self.catalog()?;
+        let lowers = self.lowers()?;
+        let mut kept: Vec<SnapshotId> = in_use.to_vec();
+        kept.extend(prepare::in_use(&self.config.state_dir, &lowers));
+        let mut removed = Vec::new();
+        for Entry { id, manifest } in listed(&catalog)? {
+            if manifest.is_ok_and(|manifest| manifest.recipe.name == *golden) && !kept.contains(&id) {
+                catalog.remove(&id).map_err(at(format!("remove snapshot {id}"), CatalogError::kind))?;
+                removed.push(id);
+            }
+        }
+        self.forget(&catalog, &removed, &lowers).await?;
+        Ok(removed)
     }
 
     async fn prune(&self, keep: usize, in_use: &[SnapshotId]) -> Result<Vec<SnapshotId>, WorkshopError> {
@@ -279,10 +331,7 @@ impl Workshop for HostWorkshop {
         kept.extend(prepare::in_use(&self.config.state_dir, &lowers));
         let removed = catalog.prune(keep, &kept);
         let removed = removed.map_err(at("remove old snapshots", CatalogError::kind))?;
-        let gone = removed.clone();
-        self.choose(move |choice| gone.iter().for_each(|id| choice.forget(id))).await?;
-        courier::removed(&self.config, &removed).await;
-        self.forget(&catalog, &lowers).await?;
+        self.forget(&catalog, &removed, &lowers).await?;
         Ok(removed)
     }
 }

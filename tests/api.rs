@@ -254,6 +254,9 @@ async fn an_instance_ends_by_itself() {
         (daemon.get("/api/v1/demo").await.json()["instances"] == json!([])).then_some(())
     })
     .await;
+    daemon.stop().await;
+    // Also to a daemon that never knew it.
+    let daemon = host.start(&[]).await;
     daemon.get(&path).await.problem(410);
     let page = daemon.send(Method::GET, "/", &[("host", &format!("{id}.localhost:8080"))], "").await;
     assert_eq!((page.status.as_u16(), page.text().contains("has ended")), (410, true));
@@ -325,7 +328,7 @@ async fn an_ephemeral_daemon_leaves_nothing() {
     pool_has(&daemon, 3).await;
     daemon.stop().await;
     assert!(host.restore.traces().is_empty());
-    assert_eq!(names_in(&host.state_dir()), ["lock", "store.redb", "web.key"]);
+    assert_eq!(names_in(&host.state_dir()), ["ended", "lock", "store.redb", "web.key"]);
 }
 
 #[tokio::test]

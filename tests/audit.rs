@@ -19,6 +19,7 @@ struct Names {
     bare: String,
     with_root: String,
     container: String,
+    image: String,
 }
 
 impl Names {
@@ -26,7 +27,14 @@ impl Names {
         let letter = |n: u32| char::from(b'a' + u8::try_from(n).unwrap());
         let [high, low] = [place.lane() / 8, place.lane() % 8].map(letter);
         let name = |kind: &str| format!("orphan{kind}{high}{low}");
-        Self { bare: name("bare"), with_root: name("root"), container: name("cont") }
+        Self { bare: name("bare"), with_root: name("root"), container: name("cont"), image: name("image") }
+    }
+}
+
+impl Names {
+    /// Of an image that is too old to be in the making.
+    fn image_name(&self) -> String {
+        format!("localhost/demo-multiplexer-template-{}:20200101t000000z", self.image)
     }
 }
 
@@ -48,6 +56,7 @@ impl Drop for Planted {
         drop(
             Command::new("podman").args(["rm", "--force", &format!("dm-{}", self.names.container)]).output(),
         );
+        drop(Command::new("podman").args(["image", "rm", &self.names.image_name()]).output());
     }
 }
 
@@ -136,7 +145,17 @@ async fn plant(place: &Place) -> Planted {
     let image = run("podman", &["images", "--quiet"]).await.ok();
     let label = format!("--label=demo-multiplexer.instances={}", instances.display());
     let name = format!("--name=dm-{}", names.container);
-    run("podman", &["create", &label, &name, image.lines().next().unwrap(), "true"]).await.ok();
+    // The oldest one: another test's may be about to go.
+    run("podman", &["create", &label, &name, image.lines().last().unwrap(), "true"]).await.ok();
+
+    let (empty, archive) = (place.dir.join("empty"), place.dir.join("empty.tar"));
+    std::fs::create_dir_all(&empty).unwrap();
+    let (empty, archive) = (empty.to_str().unwrap(), archive.to_str().unwrap());
+    run("tar", &["--create", "--file", archive, "--directory", empty, "."]).await.ok();
+    let label = format!("--change=LABEL demo-multiplexer.templates={}", place.state_dir().display());
+    for name in [names.image_name(), names.image_name().replace(":2020", ":2999")] {
+        run("podman", &["import", &label, archive, &name]).await.ok();
+    }
     planted
 }
 
@@ -147,7 +166,7 @@ fn things(answer: &Value, field: &str) -> BTreeSet<(String, String)> {
 }
 
 fn expected(planted: &Planted) -> BTreeSet<(String, String)> {
-    let Names { bare, with_root, container } = &planted.names;
+    let Names { bare, with_root, container, image } = &planted.names;
     [
         ("process", bare),
         ("mount", bare),
@@ -159,6 +178,7 @@ fn expected(planted: &Planted) -> BTreeSet<(String, String)> {
         ("directory", with_root),
         ("container", container),
         ("nft", &planted.address),
+        ("image", image),
     ]
     .map(|(kind, owner)| (kind.to_owned(), owner.to_owned()))
     .into()
@@ -194,6 +214,11 @@ async fn finds_and_takes_down(place: &Place, planted: &mut Planted, expected: BT
     assert!(!sets.contains(&format!("{} .", planted.address)) && !sets.contains("192.0.2.1"), "{sets}");
     let containers = run("podman", &["ps", "--all", "--format", "{{.Names}}"]).await.ok();
     assert!(!containers.contains(&planted.names.container), "{containers}");
+    let images = run("podman", &["images", "--format", "{{.Repository}}:{{.Tag}}"]).await.ok();
+    assert!(!images.contains(&planted.names.image_name()), "{images}");
+    let young = planted.names.image_name().replace(":2020", ":2999");
+    assert!(images.contains(&young), "a snapshot of it may be being taken");
+    run("podman", &["image", "rm", &young]).await.ok();
 }
 
 /// A shop that a visitor has, with something of the visitor's in it.

@@ -277,17 +277,19 @@ async fn a_kept_shop_is_published_and_removed_by_forms() {
         ("id=aaaabbbbcccc&golden=Not+a+name", 400),
         ("id=aaaabbbbccc2&golden=spring", 404),
         ("id=ddddeeeeffff&golden=spring", 404),
+        ("id=aaaabbbbcccc&golden=spring&pool=many", 400),
+        ("id=aaaabbbbcccc&golden=spring&pool=999999", 400),
     ] {
         let refused = post(&daemon, "/admin/saved/publish", &[OWN], form).await;
         assert_eq!(refused.status, status, "{form}: {}", refused.text());
     }
     let published =
-        post(&daemon, "/admin/saved/publish", &[OWN], "id=aaaabbbbcccc&golden=spring&title=").await;
+        post(&daemon, "/admin/saved/publish", &[OWN], "id=aaaabbbbcccc&golden=spring&title=&pool=2").await;
     assert_eq!(leads_to(&published), "/admin/snapshots?did=begun");
     eventually("it is served, from a pool of its own", async || {
         let stats = daemon.get("/api/v1/pool/stats").await.json();
         let spring = stats["goldens"].as_array().unwrap().iter().find(|it| it["golden"] == "spring")?.clone();
-        (spring["states"]["ready"] == 1).then_some(())
+        (spring["states"]["ready"] == 2).then_some(())
     })
     .await;
     let acquired = daemon.post("/api/v1/demo/acquire", r#"{"golden": "spring"}"#).await;

@@ -355,7 +355,7 @@ async fn a_criu_killed_in_mid_dump_leaves_the_shop_or_nothing_of_it() {
 #[tokio::test]
 async fn a_checkpoint_that_fails_or_is_killed_leaves_no_snapshot_and_the_next_one_is_whole() {
     let Some(trial) = Trial::begin("crash-checkpoint").await else { return };
-    let small = golden::small(&trial.place).await;
+    let (small, container_name) = golden::small(&trial.place).await;
     let (file, dir) = (trial.file.to_str().unwrap(), trial.place.dir.join("snapshots"));
     let settings = [("SNAPSHOT_DIR", dir.to_str().unwrap()), (VARIABLE, file)];
     let snapshots = || {
@@ -366,7 +366,7 @@ async fn a_checkpoint_that_fails_or_is_killed_leaves_no_snapshot_and_the_next_on
     };
     let container = async || {
         let all = run("podman", &["ps", "--all", "--format", "{{.Names}}"]).await.ok();
-        all.lines().any(|name| name == "dm-golden-small")
+        all.lines().any(|name| name == container_name)
     };
     for (point, action) in [
         ("checkpoint:before-boot", "error"),

@@ -29,6 +29,8 @@ enum Then {
 /// Every kind of file that a daemon on the embedded store writes, by how its path begins.
 const KINDS: &[(&str, Then)] = &[
     ("lock", Then::Serves),
+    // Who follows an old link reads less.
+    ("ended", Then::Serves),
     ("store.redb", Then::ServesOrRefuses),
     // Another key: visitors are forgotten, nobody is taken for another one.
     ("web.key", Then::ServesOrRefuses),

@@ -288,3 +288,79 @@ async fn access_tokens(place: &Place, shops: &[Shop; 2]) {
         );
     }
 }
+
+/// What a visitor leaves in a shop: a name, accounts, a key of the API, and a file with all
+/// parameters, as a page of the back office saves it.
+const VISITED: &str = "
+    $product = new Product(1); $product->name = [1 => 'Spring teapot']; $product->update();
+    $friend = new Employee();
+    $friend->firstname = $friend->lastname = 'Friend'; $friend->email = 'friend@example.com';
+    $friend->id_profile = 1; $friend->id_lang = 1; $friend->active = true;
+    $friend->setWsPasswd('a good pass phrase');
+    $key = new WebserviceKey(); $key->key = str_repeat('A', 32); $key->active = true;
+    $file = _PS_ROOT_DIR_ . '/app/config/parameters.php';
+    $all = var_export(require $file, true);
+    exit($friend->add() && $key->add() && file_put_contents($file, \"<?php return $all;\") ? 0 : 1);";
+
+#[tokio::test]
+async fn a_published_shop_shows_what_its_visitor_made_and_nothing_opens_it_that_the_visitor_knows() {
+    let Some((place, mut settings)) = at("ps-published").await else { return };
+    settings[1].1 = place.has_its_own_snapshots(settings[1].1.as_ref()).await.display().to_string();
+    let daemon = daemon(&place, &settings).await;
+    let shop = daemon.acquire("restore").await;
+    let mut visitor = link_followed(&shop).await;
+    assert!(is_in(&mut visitor).await);
+    php(&place, &shop, VISITED).await;
+    // So that what is compiled has the visitor's secrets in it.
+    place.inside(shop.id(), &["sh", "-c", &format!("rm -rf {ROOT}/var/cache/prod")]).await;
+    assert!(shop.get("/").await.text().contains("Spring teapot"));
+    assert!(is_in(&mut visitor).await);
+    assert!(log_in(&shop, "friend@example.com", PASSWORD).await);
+    let secret = ini(&place, &shop, INI, "secret").await;
+    let derive = format!("echo hash_hmac('sha256', 'cookie_key', '{secret}');");
+    let cookie_key = place.inside(shop.id(), &["php", "-r", &derive]).await;
+    let found = place.inside(shop.id(), &["grep", "-rlF", &cookie_key, ROOT]).await;
+    assert!(found.contains("parameters.php"), "{found}");
+    daemon.keep(shop.id()).await;
+    let ended = daemon.publish(shop.id(), "spring").await;
+    assert_eq!(ended["state"], "done", "{ended} {}", place.log());
+    let steps = ended["steps"].to_string();
+    assert!(!steps.contains("left out"), "it is as warm as any golden: {steps}");
+
+    let copies = [daemon.acquire_of("spring").await, daemon.acquire_of("spring").await];
+    let mut secrets = vec![secret.clone()];
+    for copy in &copies {
+        let page = copy.get("/").await;
+        assert!(
+            page.status == 200 && page.text().contains("Spring teapot"),
+            "{} {}",
+            page.status,
+            page.text()
+        );
+        for former in [shop.id(), "golden.invalid"] {
+            assert!(!page.text().contains(former), "{former}: {}", page.text());
+        }
+        assert!(is_in(&mut link_followed(copy).await).await, "by its link");
+        for (email, password, good) in [
+            (copy.text("admin_email"), copy.text("admin_password"), true),
+            (copy.text("admin_email"), shop.text("admin_password"), false),
+            (shop.text("admin_email"), shop.text("admin_password"), false),
+            ("friend@example.com", PASSWORD, false),
+        ] {
+            assert_eq!(log_in(copy, email, password).await, good, "{email}");
+        }
+        let count = "echo Db::getInstance()->getValue('SELECT COUNT(*) FROM ps_webservice_account');";
+        assert_eq!(php(&place, copy, count).await, "0", "a key of the API");
+        for needle in [&secret, &cookie_key] {
+            assert_eq!(holders(&place, copy, needle), Vec::<String>::new(), "processes with {needle}");
+            let places = ["/etc", "/golden", "/var", "/run", "/tmp"];
+            let found = [&["exec", copy.id(), "--", "grep", "-rlF", needle], &places[..]].concat();
+            assert_eq!(place.cli(&found).await.out.trim(), "", "files with {needle}");
+        }
+        secrets.push(ini(&place, copy, INI, "secret").await);
+    }
+    secrets.sort();
+    secrets.dedup();
+    assert_eq!(secrets.len(), 3, "no two share a secret");
+    daemon.stop().await;
+}

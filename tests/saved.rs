@@ -24,12 +24,6 @@ async fn save(daemon: &Daemon<'_>, shop: &Shop) -> web::Reply {
     post(daemon, &format!("/api/v1/demo/{}/save", shop.id()), &json!({}), &[]).await
 }
 
-async fn kept(daemon: &Daemon<'_>, shop: &Shop) -> String {
-    let reply = save(daemon, shop).await;
-    assert_eq!(reply.status, 201, "{}", reply.text());
-    reply.json()["key"].as_str().unwrap().to_owned()
-}
-
 async fn open(daemon: &Daemon<'_>, id: &str, key: &str, more: &[(&str, &str)]) -> web::Reply {
     let body = json!({ "key": key, "ttl": "1h" });
     post(daemon, &format!("/api/v1/saved/{id}/open"), &body, more).await
@@ -49,10 +43,10 @@ async fn a_kept_shop_comes_back_with_all_that_was_in_it_at_its_address_and_with_
     let shop = daemon.acquire("restore").await;
     let mut visitor = shop.browser();
     assert!(visitor.log_in(shop.text("admin_password")).await);
-    let former = kept(&daemon, &shop).await;
+    let former = daemon.keep(shop.id()).await;
     place.sql(shop.id(), OWN).await;
     place.inside(shop.id(), &["sh", "-c", "echo kept >/tmp/mine; ln -s /etc/passwd /tmp/link"]).await;
-    let key = kept(&daemon, &shop).await;
+    let key = daemon.keep(shop.id()).await;
     assert_eq!(names(&place, "asleep"), Vec::<String>::new(), "what was frozen on the way is gone");
     shop.answers().await;
     assert!(visitor.is_in().await, "it goes on");
@@ -88,7 +82,7 @@ async fn a_kept_shop_comes_back_with_all_that_was_in_it_at_its_address_and_with_
     let checked = place.inside(shop.id(), &["mariadb-check", "--all-databases"]).await;
     assert!(checked.lines().all(|line| line.ends_with("OK")), "{checked}");
     // Keeping what was opened keeps what it has become.
-    let key = kept(&daemon, &shop).await;
+    let key = daemon.keep(shop.id()).await;
     daemon.release(shop.id()).await;
     daemon.holds_nothing().await;
 
@@ -114,7 +108,7 @@ async fn a_damaged_shop_is_not_opened_and_one_with_a_file_that_is_all_hole_is_no
     place.inside(shop.id(), &["truncate", "-s", "4T", "/tmp/sparse"]).await;
     save(&daemon, &shop).await.problem(409);
     place.inside(shop.id(), &["rm", "/tmp/sparse"]).await;
-    let key = kept(&daemon, &shop).await;
+    let key = daemon.keep(shop.id()).await;
     shop.answers().await;
     daemon.release(shop.id()).await;
     daemon.holds_nothing().await;
@@ -129,46 +123,16 @@ async fn a_damaged_shop_is_not_opened_and_one_with_a_file_that_is_all_hole_is_no
     daemon.stop().await;
 }
 
-/// Has a place's daemons prepare what they need in its own directory: what the first
-/// daemon of all has prepared is only lent.
-fn prepare_here(place: &Place) {
-    for kind in ["prepared", "images"] {
-        let own = place.state_dir().join(kind);
-        let shared = std::fs::read_link(&own).unwrap();
-        std::fs::remove_file(&own).unwrap();
-        std::fs::create_dir(&own).unwrap();
-        for entry in std::fs::read_dir(&shared).unwrap().flatten() {
-            std::os::unix::fs::symlink(entry.path(), own.join(entry.file_name())).unwrap();
-        }
-    }
-}
-
-async fn acquire(daemon: &Daemon<'_>, golden: &str) -> Shop {
-    let reply = daemon.try_acquire(&json!({ "golden": golden, "ttl": "1h" })).await;
-    assert_eq!(reply.status, 201, "{}", reply.text());
-    Shop::of(reply.json(), daemon)
-}
-
-async fn publish(daemon: &Daemon<'_>, id: &str, golden: &str) -> Value {
-    let body = json!({ "golden": golden, "title": "Spring sale" });
-    let begun = post(daemon, &format!("/api/v1/saved/{id}/publish"), &body, &[]).await;
-    assert_eq!(begun.status, 202, "{}", begun.text());
-    let task = format!("/api/v1/tasks/{}", begun.json()["number"]);
-    eventually("it is published", 180, async || {
-        let task = daemon.get(&task).await.json();
-        if task["state"] == "running" { Err(task.to_string()) } else { Ok(task) }
-    })
-    .await
+/// What Podman has of shops that became a golden of that name.
+async fn images(golden: &str) -> String {
+    let name = format!("localhost/demo-multiplexer-template-{golden}");
+    host::place::run("podman", &["images", "--quiet", "--no-trunc", &name]).await.ok()
 }
 
 #[tokio::test]
 async fn a_published_shop_is_a_golden_and_its_copies_are_each_their_own_also_after_a_restart() {
     let Some(place) = Place::beside_others("published").await else { return };
-    prepare_here(&place);
-    let (_, from) = golden::snapshot();
-    let snapshots = place.dir.join("snapshots");
-    std::fs::create_dir_all(&snapshots).unwrap();
-    host::place::run("cp", &["-a", from.to_str().unwrap(), snapshots.to_str().unwrap()]).await.ok();
+    let snapshots = place.has_its_own_snapshots(&golden::snapshots()).await;
     let settings = [("SNAPSHOT_DIR", snapshots.to_str().unwrap())];
     let daemon = place.lasting_daemon(&settings).await;
     let shop = daemon.acquire("restore").await;
@@ -183,25 +147,22 @@ async fn a_published_shop_is_a_golden_and_its_copies_are_each_their_own_also_aft
              DROP FUNCTION object_seven; DROP TABLE before_the_checkpoint",
         )
         .await;
+    let account = "INSERT INTO wp_users (ID, user_login, user_pass) VALUES (77, 'friend', MD5('secret'))";
+    place.sql(shop.id(), account).await;
     let script = "cd /usr/share/wordpress; cp /bin/sh wp-content/suid; chmod 4755 wp-content/suid; \
                   mkfifo /tmp/fifo; echo mine >/golden/mine; rm wp-trackback.php";
     place.inside(shop.id(), &["sh", "-c", script]).await;
-    kept(&daemon, &shop).await;
-    let refused = post(
-        &daemon,
-        &format!("/api/v1/saved/{}/publish", shop.id()),
-        &json!({ "golden": "wordpress" }),
-        &[],
-    )
-    .await;
+    daemon.keep(shop.id()).await;
+    let path = format!("/api/v1/saved/{}/publish", shop.id());
+    let refused = daemon.post(&path, &json!({ "golden": "wordpress" })).await;
     assert!(refused.problem(409).contains("publish wordpress"));
-    let ended = publish(&daemon, shop.id(), "spring").await;
+    let ended = daemon.publish(shop.id(), "spring").await;
     assert_eq!(ended["state"], "done", "{ended} {}", place.log());
     place.cli_with(&["saved", "rm", shop.id()], &settings).await.ok();
 
     let landing = daemon.get("/?golden=spring").await;
     assert!(landing.text().contains("Spring sale"), "{}", landing.text());
-    let copies = [acquire(&daemon, "spring").await, acquire(&daemon, "spring").await];
+    let copies = [daemon.acquire_of("spring").await, daemon.acquire_of("spring").await];
     let mut secrets = vec![shop.text("admin_password").to_owned()];
     for copy in &copies {
         let page = copy.get("/").await;
@@ -215,6 +176,8 @@ async fn a_published_shop_is_a_golden_and_its_copies_are_each_their_own_also_aft
         assert_eq!(mode, "755", "a stranger's file gives no rights");
         let left = place.inside(copy.id(), &["sh", "-c", "cat /golden/mine; cd /usr/share/wordpress; ls /tmp/fifo wp-trackback.php 2>/dev/null; true"]).await;
         assert_eq!(left, "mine");
+        let friend = "SELECT user_pass FROM wp_users WHERE ID = 77";
+        assert_eq!(place.sql(copy.id(), friend).await, "!", "an account of the visitor's own opens no copy");
         secrets.push(copy.text("admin_password").to_owned());
         secrets.push(place.inside(copy.id(), &["grep", "secret", "/etc/golden/instance.ini"]).await);
     }
@@ -226,14 +189,33 @@ async fn a_published_shop_is_a_golden_and_its_copies_are_each_their_own_also_aft
 
     let daemon = place.daemon(&settings).await;
     assert!(copies[0].get("/").await.text().contains("Mine"), "it is adopted");
-    assert!(acquire(&daemon, "spring").await.get("/").await.text().contains("Mine"));
-    daemon.stop().await;
-    let images = host::place::run(
-        "podman",
-        &["images", "--quiet", "--no-trunc", "localhost/demo-multiplexer-template-spring"],
-    )
-    .await;
-    for image in images.ok().lines() {
-        host::place::run("podman", &["rmi", "--force", image]).await.ok();
+    let last = daemon.acquire_of("spring").await;
+    assert!(last.get("/").await.text().contains("Mine"));
+    let targets = daemon.get("/api/v1/pool/target").await.json();
+    let spring = targets["goldens"].as_array().unwrap().iter().find(|it| it["golden"] == "spring");
+    assert_eq!(spring.unwrap(), &json!({ "golden": "spring", "target": 1, "usual": 1 }));
+
+    // Withdrawn while one of its shops lives, then once more when none does.
+    for copy in &copies {
+        daemon.release(copy.id()).await;
     }
+    assert_eq!(images("spring").await.lines().count(), 1);
+    place.cli_with(&["saved", "withdraw", "spring"], &settings).await.ok();
+    last.answers().await;
+    assert_eq!(images("spring").await.lines().count(), 1, "a shop runs on what was made of it");
+    let snapshots = daemon.get("/api/v1/snapshots").await.json();
+    let of_spring = snapshots["snapshots"].as_array().unwrap().iter().find(|it| it["golden"] == "spring");
+    let id = of_spring.unwrap()["id"].as_str().unwrap().to_owned();
+    daemon.release(last.id()).await;
+    daemon.release(shop.id()).await;
+    daemon.holds_nothing().await;
+    let path = format!("/api/v1/snapshots/{id}");
+    let removed = web::send(daemon.address(), "DELETE", "localhost", &path, &[], "").await.unwrap();
+    assert_eq!(removed.status, 202, "{}", removed.text());
+    eventually("its image is gone with it", 60, async || match images("spring").await {
+        none if none.is_empty() => Ok(()),
+        some => Err(some),
+    })
+    .await;
+    daemon.stop().await;
 }

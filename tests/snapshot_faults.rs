@@ -287,7 +287,7 @@ async fn an_unknown_golden_is_refused_by_every_command() {
 async fn a_snapshot_whose_making_is_killed_is_never_seen_and_the_next_one_removes_it() {
     let Some(place) = Place::beside_others("killed").await else { return };
     let (snapshots, file) = (place.dir.join("snapshots"), place.dir.join("fail"));
-    let folder = golden::small(&place).await;
+    let (folder, container) = golden::small(&place).await;
     let args = ["snapshot", "create", &folder, "--json"];
     let changes = [("SNAPSHOT_DIR", snapshots.to_str().unwrap()), (VARIABLE, file.to_str().unwrap())];
     // The golden is frozen, its archives are written, and nothing names them yet.
@@ -311,7 +311,7 @@ async fn a_snapshot_whose_making_is_killed_is_never_seen_and_the_next_one_remove
     assert_eq!(names(&snapshots), [".lock", id], "and nothing of the first one");
     place.cli_with(&["snapshot", "verify"], &changes).await.ok();
     let containers = run("podman", &["ps", "--all", "--format", "{{.Names}}"]).await.ok();
-    assert!(!containers.contains("dm-golden-small"), "{containers}");
+    assert!(!containers.contains(&container), "{containers}");
 }
 
 fn names(dir: &Path) -> Vec<String> {

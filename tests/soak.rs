@@ -109,8 +109,7 @@ async fn settle(place: &Place, daemon: &Daemon<'_>) {
         same(&daemon.ids().await.len(), &2)
     })
     .await;
-    census::end_workers(place).await;
-    eventually("idle PHP workers have left", 40, async || same(&census::workers(place), &0)).await;
+    census::rest(place, daemon.pid()).await;
 }
 
 fn count(place: &Place, daemon: &Daemon<'_>) -> Census {

@@ -256,6 +256,22 @@ async fn an_instance_is_seen_to_by_its_visitor_alone() {
 }
 
 #[tokio::test]
+async fn who_resets_a_sleeping_shop_on_a_full_host_is_told_that_it_is_safe() {
+    let host = Host::new();
+    let daemon = host.start(&[("MAX_INSTANCES", "1")]).await;
+    let mut owner = Browser::new(&daemon);
+    let page = owner.click("").await;
+    let path = format!("/api/v1/demo/{}", id_of(&page));
+    assert_eq!(daemon.post(&format!("{path}/hibernate"), "").await.status, 200);
+    assert_eq!(daemon.acquire().await.status, 201, "its place is somebody else's");
+    let told = owner.post(&format!("{page}/reset"), "").await;
+    assert_eq!((told.status.as_u16(), header(&told, "retry-after")), (503, "10"), "{}", told.text());
+    assert!(told.text().contains("There is no room just now") && told.text().contains("is safe"));
+    assert!(told.text().contains(&format!("href=\"{page}\"")), "the way back: {}", told.text());
+    assert_eq!(daemon.get(&path).await.json()["state"], "hibernated");
+}
+
+#[tokio::test]
 async fn a_form_of_another_sites_page_does_nothing() {
     let host = Host::new();
     let daemon = host.start(&[]).await;

@@ -4,7 +4,7 @@
 // of pages. Each place gets an expression that reads the clone's own identity (keys.php). So a clone needs one small file
 // rewritten, and everything compiled and cached stays valid.
 //
-//   identity.php parameters SHOP   right after the installation, before anything is compiled
+//   identity.php parameters SHOP   right after the installation, before anything is compiled; does no harm a second time
 //   identity.php cache SHOP        when everything is compiled and cached; does no harm a second time
 
 /** PrestaShop's parameters that instance.ini has under another name. */
@@ -28,7 +28,11 @@ if ($step === 'parameters') {
         };
         $lines .= "    '$name' => $code,\n";
     }
-    file_put_contents($file, "<?php\nreturn ['parameters' => [\n$lines]];\n");
+    $code = "<?php\nreturn ['parameters' => [\n$lines]];\n";
+    // Untouched, what was made of it stays valid.
+    if ($code !== file_get_contents($file)) {
+        file_put_contents($file, $code);
+    }
     exit;
 }
 
@@ -90,22 +94,24 @@ function is_disposable(string $path, string $content): bool
         || (str_contains($path, '/twig/') && str_contains($content, INSTANCE['host']));
 }
 
-$cache = "$shop/var/cache/prod";
-foreach (new RecursiveIteratorIterator(new RecursiveDirectoryIterator($cache, FilesystemIterator::SKIP_DOTS)) as $file) {
-    $old = file_get_contents($file);
-    if (is_disposable($file, $old)) {
-        unlink($file);
-        continue;
-    }
-    try {
-        $new = str_starts_with($file, "$cache/smarty/cache/") ? without_address($old) : without_database(without_secrets($old));
-        if (str_contains($new, INSTANCE['host'])) {
-            throw new RuntimeException('the address is in a form or place not known');
+// One for each mode, of which debugging is another.
+foreach (glob("$shop/var/cache/*", GLOB_ONLYDIR) as $cache) {
+    foreach (new RecursiveIteratorIterator(new RecursiveDirectoryIterator($cache, FilesystemIterator::SKIP_DOTS)) as $file) {
+        $old = file_get_contents($file);
+        if (is_disposable($file, $old)) {
+            unlink($file);
+            continue;
         }
-    } catch (RuntimeException $e) {
-        throw new RuntimeException("$file: {$e->getMessage()}");
-    }
-    if ($new !== $old) {
-        file_put_contents($file, $new);
+        try {
+            $new = str_starts_with($file, "$cache/smarty/cache/") ? without_address($old) : without_database(without_secrets($old));
+            if (str_contains($new, INSTANCE['host'])) {
+                throw new RuntimeException('the address is in a form or place not known');
+            }
+        } catch (RuntimeException $e) {
+            throw new RuntimeException("$file: {$e->getMessage()}");
+        }
+        if ($new !== $old) {
+            file_put_contents($file, $new);
+        }
     }
 }

@@ -30,10 +30,10 @@ pub(crate) struct AuditAnswer {
 /// One thing.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct TraceAnswer {
-    /// process, mount, netns, veth, cgroup, directory, container, nft, database, route, job or record.
+    /// process, mount, netns, veth, cgroup, directory, container, nft, database, image, route, job or record.
     #[schema(examples("veth"))]
     kind: &'static str,
-    /// The instance's name, or its address.
+    /// The instance's name, or its address; of an image, the golden's name.
     #[schema(examples("4irtg5lio2z5"))]
     owner: String,
     /// Which one.
@@ -69,8 +69,9 @@ impl From<Audit> for AuditAnswer {
 /// Searches this host for what is nobody's.
 ///
 /// Processes, mounts, namespaces, interfaces, cgroups, directories, containers,
-/// firewall entries, databases, routes and jobs without a record, and records
-/// whose instance is not there. Takes a second.
+/// firewall entries, databases, routes and jobs without a record, records whose
+/// instance is not there, and images of published goldens that no snapshot needs.
+/// Takes a second.
 #[utoipa::path(get, path = "/api/v1/audit", tag = "pool", operation_id = "audit", responses(
     (status = 200, description = "What was found", body = AuditAnswer),
     (status = 500, description = "The search ended without an answer")

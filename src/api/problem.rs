@@ -269,6 +269,11 @@ impl Problem {
         }
     }
 
+    /// Whether no place, disk or memory is left for one more instance.
+    pub(crate) fn is_for_lack_of_room(&self) -> bool {
+        [ErrorKind::Exhausted, ErrorKind::NoSpace].iter().any(|kind| face(*kind).name == self.name)
+    }
+
     /// When it may be tried again, in seconds.
     pub(crate) const fn retry_after(&self) -> Option<u32> {
         self.retry_after

@@ -15,6 +15,7 @@ use super::extract::{Asker, JsonBody, PathId};
 use super::openapi::{Id, Ttl};
 use super::problem::Problem;
 use super::snapshots::{TaskAnswer, begun};
+use super::steer::check_target;
 use super::{ApiState, limits};
 use crate::error::{Chain, ErrorKind};
 use crate::id::{IdError, InstanceId};
@@ -46,6 +47,9 @@ pub(super) struct PublishBody {
     /// What people are told; without it, what they are told of the shop's own golden.
     #[schema(max_length = 80)]
     title: Option<String>,
+    /// How many of it are to be ready; without it as many as before, or 1 if it is new.
+    #[schema(minimum = 0, examples(2))]
+    pool: Option<usize>,
 }
 
 /// The longest title: a line on a phone.
@@ -230,11 +234,11 @@ pub(super) async fn remove(State(api): State<ApiState>, PathId(id): PathId) -> R
 #[utoipa::path(
     post, path = "/api/v1/saved/{id}/publish", tag = "saved", operation_id = "publish_saved",
     params(("id" = inline(Id), Path)),
-    request_body(content = PublishBody, example = json!({ "golden": "spring-sale", "title": "Spring sale" })),
+    request_body(content = PublishBody, example = json!({ "golden": "spring-sale", "title": "Spring sale", "pool": 2 })),
     responses(
         (status = 202, description = "It was begun", body = TaskAnswer,
             headers(("Location" = String, description = "Where it is shown"))),
-        (status = 400, description = "The body, the name or the title is not valid"),
+        (status = 400, description = "The body, the name, the title or the pool is not valid"),
         (status = 404, description = "Nothing is kept of that instance"),
         (status = 409, description = "A recipe has that name, another task is under way, or the daemon restores no snapshots"),
         (status = 413, description = "The body is too large"),
@@ -249,7 +253,7 @@ pub(super) async fn publish(
     JsonBody(body): JsonBody<PublishBody>,
 ) -> Result<Response, Problem> {
     let golden = body.golden.ok_or_else(|| Problem::invalid("the body has no golden"))?;
-    Ok(begun(begin(&api, id, &golden, body.title).await?))
+    Ok(begun(begin(&api, id, &golden, (body.title, body.pool)).await?))
 }
 
 /// As the console's form does it.
@@ -257,8 +261,9 @@ pub(crate) async fn begin(
     api: &ApiState,
     kept: InstanceId,
     golden: &str,
-    title: Option<String>,
+    (title, pool): (Option<String>, Option<usize>),
 ) -> Result<Task, Problem> {
+    check_target(api, pool)?;
     let golden = golden.parse().map_err(|error: IdError| Problem::invalid(error.to_string()))?;
     let title = title.map(|title| title.trim().to_owned()).filter(|title| !title.is_empty());
     if title.as_ref().is_some_and(|title| title.chars().count() > TITLE_MAX) {
@@ -266,5 +271,5 @@ pub(crate) async fn begin(
     }
     let of = kept.clone();
     api.provisioner.keeping()?.on_shelf(move |shelf| shelf.get(&of)).await?;
-    Ok(api.desk.publish(Publication { kept, golden, title }).await?)
+    Ok(api.desk.publish(Publication { kept, golden, title, pool }).await?)
 }

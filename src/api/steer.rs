@@ -30,7 +30,8 @@ struct GoldenTarget {
     golden: String,
     /// What counts.
     target: usize,
-    /// POOL_TARGET_SIZE, which counts again after a restart.
+    /// POOL_TARGET_SIZE, or what a published golden was given, which counts again after a
+    /// restart.
     usual: usize,
 }
 
@@ -41,7 +42,7 @@ pub(super) struct TargetBody {
     /// Of which golden; without it of each.
     #[schema(examples("wordpress"))]
     golden: Option<String>,
-    /// How many; without it what the settings say.
+    /// How many; without it what is usual.
     #[schema(minimum = 0, examples(8))]
     target: Option<usize>,
 }
@@ -81,18 +82,13 @@ pub(super) async fn set_target(
     Ok(Json(answer(&api)))
 }
 
-/// Sets a golden's target, or each one's; none takes the settings' again.
+/// Sets a golden's target, or each one's; none takes what is usual again.
 ///
 /// # Errors
 /// The golden is unknown, or the target beyond what the host may hold.
 pub(crate) fn aim(api: &ApiState, golden: Option<&str>, target: Option<usize>) -> Result<(), Problem> {
     let lifecycle = api.provisioner.lifecycle();
-    let max = lifecycle.max_instances();
-    if let Some(target) = target.filter(|target| *target > max) {
-        return Err(Problem::invalid(format!(
-            "a target of {target} is more than MAX_INSTANCES, which is {max}"
-        )));
-    }
+    check_target(api, target)?;
     let goldens = lifecycle.goldens();
     let all = goldens.iter().map(|golden| &golden.name);
     let meant: Vec<&GoldenName> = all.filter(|name| golden.is_none_or(|it| name.as_str() == it)).collect();
@@ -110,6 +106,18 @@ pub(crate) fn aim(api: &ApiState, golden: Option<&str>, target: Option<usize>) -
     }
     lifecycle.look_at_pool();
     Ok(())
+}
+
+/// Refuses to have more ready than the host may hold.
+pub(super) fn check_target(api: &ApiState, target: Option<usize>) -> Result<(), Problem> {
+    let max = api.provisioner.lifecycle().max_instances();
+    match target.filter(|target| *target > max) {
+        Some(target) => {
+            let told = format!("a target of {target} is more than MAX_INSTANCES, which is {max}");
+            Err(Problem::invalid(told))
+        }
+        None => Ok(()),
+    }
 }
 
 fn answer(api: &ApiState) -> TargetAnswer {

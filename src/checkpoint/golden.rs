@@ -40,7 +40,7 @@ file-locks
 /// A page of a booting or warming shop.
 const PAGE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Idle workers leave after their timeout, 30 s in our recipes, which end them before.
+/// Idle workers leave after their timeout, a second in our recipes' warm-up.
 const QUIET_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How often is looked.
@@ -171,6 +171,9 @@ impl Golden {
                 golden.tell(recipe, own)?;
             }
             if let Origin::Shop { .. } = origin {
+                if !recipe.template.exec.is_empty() {
+                    golden.exec(&recipe.template.exec, say).await?;
+                }
                 say("giving it a golden's identity");
                 shop::become_golden(golden.pid, recipe).await?;
             }

@@ -61,6 +61,9 @@ enum What {
         /// What people are told of it
         #[arg(long)]
         title: Option<String>,
+        /// How many of it are to be ready; without it as many as before, or 1
+        #[arg(long)]
+        pool: Option<usize>,
     },
     /// Serve a golden no more that was made of a kept shop
     Withdraw {
@@ -80,8 +83,8 @@ impl Saved {
         match self.what {
             What::Ls => list(context, &api).await,
             What::Open { id, ttl } => open(context, &api, &id, ttl).await,
-            What::Publish { id, golden, title } => {
-                let body = json!({ "golden": golden.as_str(), "title": title });
+            What::Publish { id, golden, title, pool } => {
+                let body = json!({ "golden": golden.as_str(), "title": title, "pool": pool });
                 let begun =
                     api.call(Method::POST, &format!("/api/v1/saved/{id}/publish"), Some(body)).await?;
                 promote::follow(context, &api, &begun).await

@@ -1,5 +1,6 @@
 //! `serve`: the daemon in the foreground, until SIGINT or SIGTERM.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -17,9 +18,11 @@ use crate::id::GoldenName;
 use crate::metrics;
 use crate::promote::Workshop;
 use crate::provision::GoldenRuntime;
+use crate::provision::audit::Beside;
 use crate::shutdown::Phase;
 use crate::snapshot::served::Choice;
-use crate::workshop::HostWorkshop;
+use crate::template::images::Unneeded;
+use crate::workshop::{HostWorkshop, usual_pool};
 
 /// `serve`
 #[derive(Debug, clap::Args)]
@@ -46,9 +49,13 @@ impl Serve {
         for name in &config.goldens {
             goldens.push(assemble::golden(name, &shared, &host).await?.runtime);
         }
-        for name in published(&config) {
+        let mut pools = BTreeMap::new();
+        for (name, pool) in published(&config) {
             match assemble::golden(name.as_str(), &shared, &host).await {
-                Ok(assembled) => goldens.push(assembled.runtime),
+                Ok(assembled) => {
+                    goldens.push(assembled.runtime);
+                    pools.insert(name, pool);
+                }
                 // It was not asked for by a setting; the others are served.
                 Err(error) => {
                     tracing::warn!(golden = %name, error = %format!("{error:#}"), "published golden not served");
@@ -63,10 +70,13 @@ impl Serve {
             }
             ContainerMode::Docker => None,
         };
+        let beside = (config.container_mode == ContainerMode::Podman)
+            .then(|| Arc::new(Unneeded::new(Arc::new(config.clone()))) as Arc<dyn Beside>);
+        let stock = Stock { goldens, workshop, pools, beside };
         let on_exit = if self.ephemeral { OnExit::DestroyInstances } else { OnExit::KeepInstances };
         // It may wait for the store.
         let app = tokio::select! {
-            app = App::build(config, lock, Stock { goldens, workshop }, on_exit) => app?,
+            app = App::build(config, lock, stock, on_exit) => app?,
             () = stop.cancelled() => return Ok(()),
         };
         let filling = tokio::spawn(fill(app.phase(), Arc::clone(&host), stop.clone()));
@@ -104,8 +114,9 @@ async fn fill(mut phase: watch::Receiver<Phase>, host: Arc<Host>, stop: Cancella
     }
 }
 
-/// Goldens that were visitors' shops, and that no setting names.
-fn published(config: &Config) -> Vec<GoldenName> {
+/// Goldens that were visitors' shops, and that no setting names; and how many of each are
+/// to be ready.
+fn published(config: &Config) -> Vec<(GoldenName, usize)> {
     if config.container_mode == ContainerMode::Docker {
         return Vec::new();
     }
@@ -114,7 +125,7 @@ fn published(config: &Config) -> Vec<GoldenName> {
     choice
         .published()
         .filter(|name| !config.goldens.iter().any(|golden| golden == name.as_str()))
-        .cloned()
+        .map(|name| (name.clone(), choice.pool(name).unwrap_or_else(|| usual_pool(config))))
         .collect()
 }
 

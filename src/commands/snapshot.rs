@@ -10,6 +10,7 @@ use super::paint::{self, Tone};
 use super::progress::Progress;
 use super::{Context, Output, golden, promote};
 use crate::checkpoint::{self, Checkpoint, Origin};
+use crate::config::ContainerMode;
 use crate::courier;
 use crate::database::{Server, Template};
 use crate::engine::criu::freeze::FrozenDir;
@@ -23,6 +24,7 @@ use crate::snapshot::depot::Moved;
 use crate::snapshot::manifest::Manifest;
 use crate::snapshot::prepare;
 use crate::snapshot::shelf::Shelf;
+use crate::template::images;
 
 /// `snapshot`
 #[derive(Debug, clap::Args)]
@@ -293,6 +295,9 @@ async fn prune(context: &Context, catalog: &Catalog, keep: usize) -> anyhow::Res
     if let Some(server) = context.config.database.clone() {
         let ids: Vec<&SnapshotId> = kept.iter().map(|manifest| &manifest.id).collect();
         Template::forget(&*Server::open(server)?, &ids).await?;
+    }
+    if context.config.container_mode == ContainerMode::Podman {
+        images::forget(state_dir, catalog).await?;
     }
     drop(lock);
     courier::removed(&context.config, &removed).await;

@@ -47,6 +47,7 @@ struct Page {
     broken: Vec<Broken>,
     /// Why they cannot be listed.
     trouble: Option<String>,
+    max_instances: usize,
 }
 
 /// `GET /admin/saved`
@@ -85,6 +86,7 @@ pub(super) async fn show(State(console): State<Console>, top: Top) -> Response {
         saved: list.saved.into_iter().map(row).collect(),
         broken: list.unreadable.into_iter().map(|it| Broken { id: it.id, why: it.why }).collect(),
         trouble,
+        max_instances: console.api.provisioner.lifecycle().max_instances(),
     };
     console.site.page(shell.lang, StatusCode::OK, &page)
 }
@@ -101,6 +103,7 @@ pub(super) struct Fields {
     id: String,
     golden: String,
     title: String,
+    pool: String,
 }
 
 /// `POST /admin/saved/{verb}`
@@ -125,7 +128,11 @@ async fn do_it(console: &Console, verb: &str, fields: Fields) -> Result<&'static
             Ok("removed")
         }
         "publish" => {
-            begin(&console.api, id, fields.golden.trim(), Some(fields.title)).await?;
+            let pool = match fields.pool.trim() {
+                "" => None,
+                given => Some(given.parse().map_err(|_| Problem::invalid("the pool is no number"))?),
+            };
+            begin(&console.api, id, fields.golden.trim(), (Some(fields.title), pool)).await?;
             Ok("begun")
         }
         _ => Err(Problem::not_found("there is nothing like that to do")),

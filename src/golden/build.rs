@@ -20,6 +20,7 @@ pub use super::images::Image;
 use super::images::{self, Images, ImagesError, Wanted};
 use super::recipe::{Base, Recipe};
 use super::source::{self, SourceError};
+use crate::error::DiskError;
 
 /// Takes what mmdebstrap copies from the machine that builds out of the base
 /// again: its name, its name servers, and where it gets packages from, which
@@ -43,20 +44,12 @@ pub enum BuildError {
     #[error("mmdebstrap cannot make the base system{}", .0)]
     Base(String),
     /// The disk.
-    #[error("cannot {doing} {}", .path.display())]
-    Io {
-        /// What was being done.
-        doing: &'static str,
-        /// To which file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> BuildError + 'a {
-    move |source| BuildError::Io { doing, path: path.to_owned(), source }
+    move |source| DiskError::at(doing, path)(source).into()
 }
 
 /// What a build needs to know.

@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 
 use serde::Serialize;
 
-use crate::id::InstanceId;
+use crate::id::{GoldenName, InstanceId};
 
 /// What kind of thing was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -34,6 +34,8 @@ pub enum Kind {
     Nft,
     /// A database on the shared server.
     Database,
+    /// An image that a visitor's shop became, of which there is no snapshot.
+    Image,
     /// A route.
     Route,
     /// A job in the queue.
@@ -44,7 +46,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in the order they are shown.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Process,
         Self::Mount,
         Self::Netns,
@@ -54,6 +56,7 @@ impl Kind {
         Self::Container,
         Self::Nft,
         Self::Database,
+        Self::Image,
         Self::Route,
         Self::Job,
         Self::Record,
@@ -72,6 +75,7 @@ impl Kind {
             Self::Container => "container",
             Self::Nft => "nft",
             Self::Database => "database",
+            Self::Image => "image",
             Self::Route => "route",
             Self::Job => "job",
             Self::Record => "record",
@@ -95,6 +99,8 @@ pub enum Owner {
     Instance(InstanceId),
     /// Whoever has that address.
     Address(Ipv4Addr),
+    /// A golden's that was published.
+    Golden(GoldenName),
 }
 
 impl fmt::Display for Owner {
@@ -102,6 +108,7 @@ impl fmt::Display for Owner {
         match self {
             Self::Instance(id) => id.fmt(f),
             Self::Address(address) => address.fmt(f),
+            Self::Golden(golden) => golden.fmt(f),
         }
     }
 }
@@ -129,7 +136,7 @@ impl Trace {
     pub const fn instance(&self) -> Option<&InstanceId> {
         match &self.owner {
             Owner::Instance(id) => Some(id),
-            Owner::Address(_) => None,
+            Owner::Address(_) | Owner::Golden(_) => None,
         }
     }
 }

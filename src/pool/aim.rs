@@ -1,10 +1,11 @@
 //! What an operator has changed about the pool while the daemon runs.
 //!
 //! Written by the API, read by acquire, the reconciler and the worker of jobs.
-//! It lasts as long as the process: after a restart the settings count again.
+//! It lasts as long as the process: after a restart what is usual counts again.
 //!
 //! ```text
-//! target   of one golden, in place of POOL_TARGET_SIZE
+//! usual    of one that was published, in place of POOL_TARGET_SIZE; written down elsewhere
+//! target   of one golden, in place of what is usual
 //! drained  nothing is handed out and nothing is made; what is there stays
 //! ```
 //!
@@ -24,6 +25,7 @@ pub struct Aim(Arc<Mutex<Said>>);
 #[derive(Debug, Default)]
 struct Said {
     targets: BTreeMap<GoldenName, usize>,
+    usual: BTreeMap<GoldenName, usize>,
     drained_since: Option<Timestamp>,
 }
 
@@ -33,13 +35,32 @@ impl Aim {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many of a golden are to be ready, where `usual` is what the settings say.
+    /// How many of a golden are to be ready, where POOL_TARGET_SIZE is `set`.
     #[must_use]
-    pub fn target(&self, golden: &GoldenName, usual: usize) -> usize {
-        self.lock().targets.get(golden).copied().unwrap_or(usual)
+    pub fn target(&self, golden: &GoldenName, set: usize) -> usize {
+        let said = self.lock();
+        said.targets.get(golden).or_else(|| said.usual.get(golden)).copied().unwrap_or(set)
     }
 
-    /// Sets a golden's target; none takes the settings' again.
+    /// How many are to be ready as long as nobody says otherwise.
+    #[must_use]
+    pub fn usual(&self, golden: &GoldenName, set: usize) -> usize {
+        self.lock().usual.get(golden).copied().unwrap_or(set)
+    }
+
+    /// Sets what is usual of a golden that was published.
+    pub fn set_usual(&self, golden: &GoldenName, usual: usize) {
+        self.lock().usual.insert(golden.clone(), usual);
+    }
+
+    /// Forgets what was said of a golden that is served no more.
+    pub fn forget(&self, golden: &GoldenName) {
+        let mut said = self.lock();
+        said.targets.remove(golden);
+        said.usual.remove(golden);
+    }
+
+    /// Sets a golden's target; none takes what is usual again.
     pub fn set_target(&self, golden: &GoldenName, target: Option<usize>) {
         let mut said = self.lock();
         match target {
@@ -82,6 +103,20 @@ mod tests {
         assert_eq!((aim.target(&shop, 4), aim.target(&other, 4)), (7, 4));
         aim.set_target(&shop, None);
         assert_eq!(aim.target(&shop, 4), 4);
+    }
+
+    #[test]
+    fn a_published_goldens_own_size_stands_in_for_the_settings() {
+        let (aim, shop) = (Aim::default(), "shop".parse().unwrap());
+        aim.set_usual(&shop, 1);
+        assert_eq!((aim.target(&shop, 4), aim.usual(&shop, 4)), (1, 1));
+        aim.set_target(&shop, Some(7));
+        assert_eq!((aim.target(&shop, 4), aim.usual(&shop, 4)), (7, 1));
+        aim.set_target(&shop, None);
+        assert_eq!(aim.target(&shop, 4), 1);
+        aim.set_target(&shop, Some(7));
+        aim.forget(&shop);
+        assert_eq!((aim.target(&shop, 4), aim.usual(&shop, 4)), (4, 4));
     }
 
     #[test]

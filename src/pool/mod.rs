@@ -45,7 +45,7 @@ impl Nudge {
 /// What the pool is to be.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// How many are to be ready for each golden.
+    /// How many are to be ready for each golden of which nothing else is said.
     pub ready: usize,
     /// How many may be in the making at once.
     pub starts: usize,
@@ -61,7 +61,7 @@ pub type PoolStatus = BTreeMap<GoldenName, GoldenStatus>;
 pub struct GoldenStatus {
     /// How many instances are to be ready.
     pub target: usize,
-    /// How many the settings want ready.
+    /// How many are to be ready as long as no operator says otherwise.
     pub usual: usize,
     /// How many are being made for the pool.
     pub in_flight: usize,

@@ -24,6 +24,7 @@ use self::task::Board;
 pub use self::task::{Kind, Outcome, Task};
 use crate::error::{Chain, ErrorKind};
 use crate::id::{GoldenName, SnapshotId};
+use crate::provision::audit::Beside;
 use crate::provision::{GoldenRuntime, Lifecycle};
 use crate::restore::Switch;
 use crate::store::StoreError;
@@ -105,11 +106,15 @@ pub struct Stock {
     pub goldens: Vec<GoldenRuntime>,
     /// Who has their snapshots; none where nothing is restored.
     pub workshop: Option<Arc<dyn Workshop>>,
+    /// How many of a published golden are to be ready.
+    pub pools: BTreeMap<GoldenName, usize>,
+    /// What an audit looks for beside instances.
+    pub beside: Option<Arc<dyn Beside>>,
 }
 
 impl From<Vec<GoldenRuntime>> for Stock {
     fn from(goldens: Vec<GoldenRuntime>) -> Self {
-        Self { goldens, workshop: None }
+        Self { goldens, workshop: None, pools: BTreeMap::new(), beside: None }
     }
 }
 
@@ -344,10 +349,20 @@ impl Desk {
             }
             Order::Publish(wanted) => {
                 let id = workshop.publish(&wanted, &say).await?;
-                let served = refresh::introduce(&self.0.lifecycle, workshop, &id, &say).await;
+                let served = refresh::introduce(&self.0.lifecycle, workshop, &id, wanted.pool, &say).await;
+                if served.is_err() && self.0.lifecycle.golden(&wanted.golden).is_none() {
+                    // It can be made again, and nobody could serve it by itself.
+                    if let Err(error) = workshop.clear(&wanted.golden, &self.in_use().await?).await {
+                        tracing::warn!(error = %Chain(&error), "snapshot of a golden that is not served stays");
+                    }
+                }
                 served.map_err(|error| DeskError::Refresh(Box::new(error)))
             }
-            Order::Withdraw(golden) => Ok(refresh::withdraw(&self.0.lifecycle, workshop, &golden).await?),
+            Order::Withdraw(golden) => {
+                let said = refresh::withdraw(&self.0.lifecycle, workshop, &golden).await?;
+                let removed = workshop.clear(&golden, &self.in_use().await?).await?;
+                Ok(format!("{said}; {} of its snapshots removed", removed.len()))
+            }
             Order::Prune(keep) => {
                 let removed = workshop.prune(keep, &self.in_use().await?).await?;
                 let names: Vec<&str> = removed.iter().map(SnapshotId::as_str).collect();

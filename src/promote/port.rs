@@ -46,6 +46,8 @@ pub struct Publication {
     pub golden: GoldenName,
     /// What people are told; none: what they are told of the shop's own golden.
     pub title: Option<String>,
+    /// How many are to be ready; none: as many as before, if it was published before.
+    pub pool: Option<usize>,
 }
 
 /// What can be made of a snapshot.
@@ -108,24 +110,37 @@ pub trait Workshop: Send + Sync + fmt::Debug {
     /// cancel-safe.
     async fn publish(&self, wanted: &Publication, say: Say<'_>) -> Result<SnapshotId, WorkshopError>;
 
-    /// Writes down that a golden that no setting names is served, from this snapshot; what
-    /// can be made ahead for it is made ahead from now on.
+    /// Writes down that a golden that no setting names is served, from this snapshot, and
+    /// how many are to be ready, which it answers; what can be made ahead for it is made
+    /// ahead from now on.
     async fn introduce(
         &self,
         golden: &GoldenName,
         id: &SnapshotId,
+        pool: Option<usize>,
         engine: &Arc<dyn ContainerEngine>,
-    ) -> Result<(), WorkshopError>;
+    ) -> Result<usize, WorkshopError>;
+
+    /// Writes down how many of a published golden are to be ready.
+    async fn set_pool(&self, golden: &GoldenName, pool: usize) -> Result<(), WorkshopError>;
 
     /// Goldens that were published.
     async fn published(&self) -> Result<Vec<GoldenName>, WorkshopError>;
 
-    /// Writes down that a published golden is served no more.
+    /// Writes down that a published golden is served no more; for its drivers nothing is
+    /// made ahead any more.
     async fn withdraw(
         &self,
         golden: &GoldenName,
-        engine: &Arc<dyn ContainerEngine>,
+        engines: &[Arc<dyn ContainerEngine>],
     ) -> Result<(), WorkshopError>;
+
+    /// Removes a golden's snapshots, but for those in use; answers which.
+    async fn clear(
+        &self,
+        golden: &GoldenName,
+        in_use: &[SnapshotId],
+    ) -> Result<Vec<SnapshotId>, WorkshopError>;
 
     /// Removes all but the newest `keep` of each golden and those in use.
     async fn prune(&self, keep: usize, in_use: &[SnapshotId]) -> Result<Vec<SnapshotId>, WorkshopError>;

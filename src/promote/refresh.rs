@@ -106,18 +106,31 @@ pub(super) async fn refresh(
     id: &SnapshotId,
     say: Say<'_>,
 ) -> Result<String, RefreshError> {
+    let loaded = load(workshop, id, say).await?;
+    turn_to(lifecycle, workshop, id, loaded, say).await
+}
+
+async fn load(workshop: &Arc<dyn Workshop>, id: &SnapshotId, say: Say<'_>) -> Result<Loaded, WorkshopError> {
     say("loading it");
-    let Loaded { golden, maker, .. } = match workshop.load(id).await {
-        Ok(loaded) => loaded,
-        Err(error) => {
-            // A full disk says nothing about the snapshot.
-            if matches!(error.kind, ErrorKind::Incompatible | ErrorKind::Invalid) {
-                let why = Chain(&error).to_string();
-                refuse(workshop, id, &why).await;
-            }
-            return Err(error.into());
-        }
-    };
+    let loaded = workshop.load(id).await;
+    if let Err(error) = &loaded
+        // A full disk says nothing about the snapshot.
+        && matches!(error.kind, ErrorKind::Incompatible | ErrorKind::Invalid)
+    {
+        let why = Chain(error).to_string();
+        refuse(workshop, id, &why).await;
+    }
+    loaded
+}
+
+/// Has a golden that is served be restored from what was loaded.
+async fn turn_to(
+    lifecycle: &Lifecycle,
+    workshop: &Arc<dyn Workshop>,
+    id: &SnapshotId,
+    Loaded { golden, maker, .. }: Loaded,
+    say: Say<'_>,
+) -> Result<String, RefreshError> {
     let Some(runtime) = lifecycle.golden(&golden) else { return Err(RefreshError::NotServed { golden }) };
     let Some(switch) = switch_of(&runtime) else { return Err(RefreshError::OnlyBooted { golden }) };
     let served = switch.served();
@@ -162,36 +175,45 @@ pub(super) async fn introduce(
     lifecycle: &Lifecycle,
     workshop: &Arc<dyn Workshop>,
     id: &SnapshotId,
+    pool: Option<usize>,
     say: Say<'_>,
 ) -> Result<String, RefreshError> {
-    say("loading it");
-    let Loaded { golden, title, about, maker } = workshop.load(id).await?;
-    if lifecycle.golden(&golden).is_some() {
+    let loaded = load(workshop, id, say).await?;
+    if lifecycle.golden(&loaded.golden).is_some() {
         // It was published before.
-        return refresh(lifecycle, workshop, id, say).await;
+        let golden = loaded.golden.clone();
+        let served = turn_to(lifecycle, workshop, id, loaded, say).await?;
+        if let Some(pool) = pool {
+            workshop.set_pool(&golden, pool).await?;
+            lifecycle.aim().set_usual(&golden, pool);
+            lifecycle.look_at_pool();
+        }
+        return Ok(served);
     }
+    let Loaded { golden, title, about, maker } = loaded;
     say("making a trial shop");
     if let Err(source) = make_one(lifecycle, &golden, &maker).await {
         tell_left(maker.engine().drain().await);
-        let why = Chain(&source).to_string();
-        refuse(workshop, id, &why).await;
         return Err(RefreshError::Trial { golden, id: id.clone(), source });
     }
     say("its front page is there; writing it down");
     let served = Switch::new(Served { snapshot: id.clone(), maker });
     let engine = Arc::clone(served.engine());
-    if let Err(error) = workshop.introduce(&golden, id, &engine).await {
-        tell_left(engine.drain().await);
-        return Err(error.into());
-    }
+    let pool = match workshop.introduce(&golden, id, pool, &engine).await {
+        Ok(pool) => pool,
+        Err(error) => {
+            tell_left(engine.drain().await);
+            return Err(error.into());
+        }
+    };
+    lifecycle.aim().set_usual(&golden, pool);
     let name = golden.clone();
     lifecycle.serve_too(GoldenRuntime { name, title, about, restore: Ok(Arc::new(served)), cold: None });
     tracing::info!(golden = %golden, snapshot_id = %id, "published golden is served");
     Ok(format!("{golden} is served, restored from {id}"))
 }
 
-/// Serves a published golden no more; answers what came of it. Visitors' shops live on,
-/// and its snapshots stay until they are removed.
+/// Serves a published golden no more; answers what came of it. Visitors' shops live on.
 ///
 /// # Cancel safety
 /// Not cancel-safe: spawn it.
@@ -200,18 +222,18 @@ pub(super) async fn withdraw(
     workshop: &Arc<dyn Workshop>,
     golden: &GoldenName,
 ) -> Result<String, WorkshopError> {
-    let Some(runtime) = lifecycle.golden(golden) else { return Ok(format!("{golden} was not served")) };
-    for engine in runtime.engines() {
-        workshop.withdraw(golden, &engine).await?;
-    }
+    // None, when nothing could be made of it at the start.
+    let engines = lifecycle.golden(golden).map(|runtime| runtime.engines()).unwrap_or_default();
+    workshop.withdraw(golden, &engines).await?;
     lifecycle.serve_no_more(golden);
+    lifecycle.aim().forget(golden);
     for spare in ready_of(lifecycle, golden).await {
         let still_ready = |present: &Instance| present.state == State::Ready;
         if let Err(error) = lifecycle.end(spare, State::Expired, still_ready).await {
             tracing::warn!(error = %Chain(&error), "ready shop of a withdrawn golden not taken down yet");
         }
     }
-    for engine in runtime.engines() {
+    for engine in engines {
         tell_left(engine.drain().await);
     }
     tracing::info!(golden = %golden, "published golden is served no more");

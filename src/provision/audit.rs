@@ -9,6 +9,7 @@
 //! container, database                                  slot, or somebody is making or ending it
 //! route, job                                           a record in the store, or as above
 //! address in the firewall                              an instance has it
+//! image of a published golden                          a snapshot is made of it ([`Beside`])
 //! record                                               see [`over`]
 //! ```
 //!
@@ -18,9 +19,12 @@
 //! one daemon's.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures_util::FutureExt as _;
 
 use super::{Doing, Lifecycle};
@@ -37,11 +41,22 @@ use crate::route::RouteTable as _;
 /// made and its record, or between a record and its last thing.
 const BETWEEN: Duration = Duration::from_millis(300);
 
+/// What is looked for beside instances.
+#[async_trait]
+pub trait Beside: Send + Sync + fmt::Debug {
+    /// What is there and nobody's.
+    async fn traces(&self) -> io::Result<Vec<Trace>>;
+
+    /// Removes one thing of that.
+    async fn remove(&self, trace: &Trace) -> io::Result<()>;
+}
+
 /// Searches the host, and takes down what is nobody's.
 #[derive(Debug)]
 pub struct Auditor {
     lifecycle: Arc<Lifecycle>,
     jobs: Arc<Dispatch>,
+    beside: Option<Arc<dyn Beside>>,
     /// One audit at a time: each reads the whole host.
     alone: tokio::sync::Mutex<()>,
 }
@@ -103,7 +118,13 @@ impl Auditor {
     /// Puts it together; nothing is searched yet.
     #[must_use]
     pub fn new(lifecycle: Arc<Lifecycle>, jobs: Arc<Dispatch>) -> Self {
-        Self { lifecycle, jobs, alone: tokio::sync::Mutex::default() }
+        Self { lifecycle, jobs, beside: None, alone: tokio::sync::Mutex::default() }
+    }
+
+    /// The same, which in an audit also looks for what is beside instances.
+    #[must_use]
+    pub fn and(self, beside: Option<Arc<dyn Beside>>) -> Self {
+        Self { beside, ..self }
     }
 
     /// Searches the host once.
@@ -119,6 +140,12 @@ impl Auditor {
                     found.extend(traces);
                 }
                 Err(error) => look.not_searched.push(format!("the host: {}", Chain(&error))),
+            }
+        }
+        if let (Depth::All, Some(beside)) = (depth, &self.beside) {
+            match beside.traces().await {
+                Ok(traces) => found.extend(traces),
+                Err(error) => look.not_searched.push(format!("images: {}", Chain(&error))),
             }
         }
         if depth == Depth::All {
@@ -288,6 +315,15 @@ impl Auditor {
                     if let Err(error) = engine.shut(*address).await {
                         failed = true;
                         tracing::warn!(%address, error = %Chain(&error), "a way out was not closed");
+                    }
+                }
+            }
+            Owner::Golden(_) => {
+                for trace in look.unowned.get(owner).into_iter().flatten() {
+                    let Some(beside) = &self.beside else { continue };
+                    if let Err(error) = beside.remove(trace).await {
+                        failed = true;
+                        tracing::warn!(what = trace.what, error = %Chain(&error), "orphan not removed");
                     }
                 }
             }

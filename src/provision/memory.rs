@@ -30,6 +30,8 @@ impl Lifecycle {
     pub fn adopted(&self, instance: &Instance) {
         self.ledger.lives(&instance.id);
         self.ledger.note(instance);
+        // It may have ended before, and been opened anew from what was kept of it.
+        self.routes.revive(&instance.id);
         if instance.state == State::Hibernated {
             self.ledger.asleep(&instance.id);
             self.routes.sleep(&instance.id);

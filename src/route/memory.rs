@@ -2,7 +2,8 @@
 //!
 //! Always there: the built-in proxy reads it on every request, the API tells by
 //! it an expired instance from one that never was, and a router in front falls
-//! back on both. A new daemon fills it from the store.
+//! back on both. A new daemon fills it from the store, and with what it knows of those
+//! that have ended ([`super::ended`]).
 //!
 //! Invariants: a label is an instance id and ids are never used twice; a route
 //! that is replaced is another route of a later `epoch`; replacing or removing one
@@ -12,18 +13,22 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::activity::Activity;
+use super::ended::Ended;
 use super::{RouteError, RouteTable, Targets};
+use crate::error::Chain;
 use crate::id::InstanceId;
 
 /// How many removed labels are remembered, to answer 410 instead of 404.
 /// At 60 bytes each this is about a megabyte; older ones become unknown.
-const REMEMBERED: usize = 16_384;
+pub(super) const REMEMBERED: usize = 16_384;
 
 /// Where an instance's requests go.
 #[derive(Debug, Clone)]
@@ -65,6 +70,9 @@ pub enum Lookup {
 pub struct MemoryRoutes {
     /// A std lock: held for one map operation, never across an await.
     routes: RwLock<Routes>,
+    /// Where those that have ended are remembered; none where nothing outlives the
+    /// process. A std lock: held for one line, never across an await.
+    ended: Mutex<Option<Ended>>,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +85,32 @@ struct Routes {
 }
 
 impl MemoryRoutes {
+    /// A table that remembers what has ended in that directory; if it cannot, it does
+    /// without.
+    #[must_use]
+    pub fn remembering(state_dir: &Path) -> Self {
+        let (ended, labels) = match Ended::open(state_dir, Timestamp::now()) {
+            Ok((ended, labels)) => (Some(ended), labels),
+            Err(error) => {
+                tell_forgotten(&error);
+                (None, Vec::new())
+            }
+        };
+        let gone = labels.iter().cloned().collect();
+        let routes = Routes { gone, gone_in_order: labels.into(), ..Routes::default() };
+        Self { routes: RwLock::new(routes), ended: Mutex::new(ended) }
+    }
+
+    /// Outlasts the process, if it can.
+    fn remember(&self, id: &InstanceId) {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Err(error)) = ended.as_mut().map(|ended| ended.add(id, Timestamp::now())) {
+            // Told once.
+            *ended = None;
+            tell_forgotten(&error);
+        }
+    }
+
     /// Looks a label up.
     #[must_use]
     pub fn lookup(&self, label: &str) -> Lookup {
@@ -117,7 +151,8 @@ impl MemoryRoutes {
         }
     }
 
-    /// Has a removed id get a route again: its instance is opened anew.
+    /// Has a removed id get a route again: its instance is opened anew, or was in the
+    /// time of a former daemon.
     pub fn revive(&self, id: &InstanceId) {
         let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
         if routes.gone.remove(id.as_str()) {
@@ -171,7 +206,8 @@ impl RouteTable for MemoryRoutes {
         let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
         let removed = routes.live.remove(id.as_str());
         routes.asleep.remove(id.as_str());
-        if routes.gone.insert(id.as_str().to_owned()) {
+        let is_news = routes.gone.insert(id.as_str().to_owned());
+        if is_news {
             routes.gone_in_order.push_back(id.as_str().to_owned());
         }
         if routes.gone_in_order.len() > REMEMBERED
@@ -183,6 +219,9 @@ impl RouteTable for MemoryRoutes {
         // Outside the lock: it wakes the connections' tasks.
         if let Some(route) = removed {
             route.gone.cancel();
+        }
+        if is_news {
+            self.remember(id);
         }
     }
 
@@ -200,6 +239,10 @@ impl RouteTable for MemoryRoutes {
     async fn repair(&self) -> Result<usize, RouteError> {
         Ok(0)
     }
+}
+
+fn tell_forgotten(error: &std::io::Error) {
+    tracing::warn!(error = %Chain(error), "a restart makes ended instances unknown ones: STATE_DIR takes no file");
 }
 
 #[cfg(test)]
@@ -284,6 +327,20 @@ mod tests {
         assert!(matches!(table.lookup(id.as_str()), Lookup::Found(_)));
         table.remove(&id);
         assert!(matches!(table.lookup(id.as_str()), Lookup::Gone));
+    }
+
+    #[test]
+    fn what_has_ended_is_gone_to_the_next_daemon_too_unless_it_was_opened_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let [ended, opened] = [InstanceId::random(), InstanceId::random()];
+        let table = MemoryRoutes::remembering(dir.path());
+        table.remove(&ended);
+        table.remove(&opened);
+        let next = MemoryRoutes::remembering(dir.path());
+        next.revive(&opened);
+        next.ensure(&opened, upstream());
+        assert!(matches!(next.lookup(ended.as_str()), Lookup::Gone));
+        assert!(matches!(next.lookup(opened.as_str()), Lookup::Found(_)));
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub mod activity;
 pub mod caddy;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
+mod ended;
 pub mod keeper;
 pub mod memory;
 pub mod open;
@@ -32,6 +33,7 @@ pub mod open;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -174,6 +176,12 @@ impl Routes {
         Self { memory: Arc::default(), router, trouble: Mutex::default() }
     }
 
+    /// The same, which remembers in that directory what has ended.
+    #[must_use]
+    pub fn remembering(self, state_dir: &Path) -> Self {
+        Self { memory: Arc::new(MemoryRoutes::remembering(state_dir)), ..self }
+    }
+
     /// The table in memory.
     #[must_use]
     pub const fn memory(&self) -> &Arc<MemoryRoutes> {
@@ -238,7 +246,8 @@ impl Routes {
         }
     }
 
-    /// Has a removed id get a route again: its instance is opened anew.
+    /// Has a removed id get a route again: its instance is opened anew, or was in the
+    /// time of a former daemon.
     pub fn revive(&self, id: &InstanceId) {
         self.memory.revive(id);
     }

@@ -27,7 +27,7 @@ use crate::config::{DatabaseMode, units};
 use crate::engine::criu::images;
 use crate::engine::criu::{self, RestoreSource, plan};
 use crate::engine::podman::cli::{self, PodmanError};
-use crate::error::ErrorKind;
+use crate::error::{DiskError, ErrorKind};
 use crate::failpoint;
 use crate::host::cgroup::{IoLimits, Limits};
 use crate::host::facts;
@@ -96,16 +96,8 @@ pub enum PrepareError {
         tree: PathBuf,
     },
     /// The disk.
-    #[error("cannot {doing} {}", .path.display())]
-    Io {
-        /// What was being done.
-        doing: &'static str,
-        /// To which file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 impl PrepareError {
@@ -115,19 +107,16 @@ impl PrepareError {
         match self {
             Self::Incompatible { .. } | Self::Image { .. } => ErrorKind::Incompatible,
             Self::Catalog(error) => error.kind(),
-            Self::Archive { source: ArchiveError::Damaged { .. }, .. } | Self::Damaged { .. } => {
-                ErrorKind::Invalid
-            }
-            Self::Archive { source: ArchiveError::Io { source, .. }, .. } | Self::Io { source, .. } => {
-                crate::error::kind_of_io(source)
-            }
+            Self::Archive { source, .. } => source.kind(),
+            Self::Damaged { .. } => ErrorKind::Invalid,
+            Self::Disk(error) => error.kind(),
             Self::Podman(_) | Self::Facts(_) => ErrorKind::Unavailable,
         }
     }
 }
 
 pub(super) fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> PrepareError + 'a {
-    move |source| PrepareError::Io { doing, path: path.to_owned(), source }
+    move |source| DiskError::at(doing, path)(source).into()
 }
 
 /// A fact of this host could not be found out.
@@ -299,11 +288,7 @@ fn unpack(archives: &Path, manifest: &Manifest, to: &Path) -> Result<(), Prepare
         let archived = |source| PrepareError::Archive { id: manifest.id.clone(), source };
         let Some(expected) = manifest.archives.get(name) else {
             let missing = io::Error::other("the manifest does not name it");
-            return Err(archived(ArchiveError::Io {
-                doing: "find",
-                path: archives.join(name),
-                source: missing,
-            }));
+            return Err(archived(DiskError::at("find", &archives.join(name))(missing).into()));
         };
         archive::unpack(&archives.join(name), expected, into).map_err(archived)?;
     }

@@ -6,6 +6,7 @@
 //!                             "promoted": {"<golden>": "<snapshot id>"},
 //!                             "refused": {"<snapshot id>": "<why>"},
 //!                             "published": ["<golden>"],
+//!                             "pools": {"<golden>": <how many are to be ready>},
 //!                             "check": ..}                            [`crate::sealed`]
 //! ```
 //!
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::ErrorKind;
+use crate::error::{DiskError, ErrorKind};
 use crate::id::{GoldenName, SnapshotId};
 use crate::sealed;
 
@@ -49,22 +50,17 @@ pub struct Choice {
     refused: BTreeMap<SnapshotId, String>,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     published: BTreeSet<GoldenName>,
+    /// Of those that were published.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pools: BTreeMap<GoldenName, usize>,
 }
 
 /// The file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ChoiceError {
     /// The disk.
-    #[error("cannot {doing} {}", .path.display())]
-    Io {
-        /// What was being done.
-        doing: &'static str,
-        /// To which file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Not of the form.
     #[error("{} is not of this program's form: remove it, and promote again what shall be served", .path.display())]
     Form {
@@ -89,14 +85,14 @@ impl ChoiceError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Io { source, .. } => crate::error::kind_of_io(source),
+            Self::Disk(error) => error.kind(),
             Self::Form { .. } | Self::Version { .. } => ErrorKind::Incompatible,
         }
     }
 }
 
 fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ChoiceError + 'a {
-    move |source| ChoiceError::Io { doing, path: path.to_owned(), source }
+    move |source| DiskError::at(doing, path)(source).into()
 }
 
 impl Choice {
@@ -129,7 +125,7 @@ impl Choice {
     /// Writes it.
     ///
     /// # Errors
-    /// [`ChoiceError::Io`]; what was said before counts then.
+    /// [`ChoiceError::Disk`]; what was said before counts then.
     pub fn write(&self, snapshot_dir: &Path) -> Result<(), ChoiceError> {
         let (path, new) = (snapshot_dir.join(FILE), snapshot_dir.join(UNFINISHED));
         let written = Self { version: VERSION, ..self.clone() };
@@ -170,15 +166,30 @@ impl Choice {
         self.published.iter()
     }
 
-    /// Has a golden that no setting names be served from a snapshot.
-    pub fn publish(&mut self, golden: GoldenName, id: SnapshotId) {
+    /// How many of a published golden are to be ready, if it was said.
+    #[must_use]
+    pub fn pool(&self, golden: &GoldenName) -> Option<usize> {
+        self.pools.get(golden).copied()
+    }
+
+    /// Has a golden that no setting names be served from a snapshot, that many of it ready.
+    pub fn publish(&mut self, golden: GoldenName, id: SnapshotId, pool: usize) {
         self.promote(golden.clone(), id);
-        self.published.insert(golden);
+        self.published.insert(golden.clone());
+        self.set_pool(&golden, pool);
+    }
+
+    /// Has that many of a published golden be ready.
+    pub fn set_pool(&mut self, golden: &GoldenName, pool: usize) {
+        if self.published.contains(golden) {
+            self.pools.insert(golden.clone(), pool);
+        }
     }
 
     /// Has a published golden be none any more.
     pub fn withdraw(&mut self, golden: &GoldenName) {
         self.published.remove(golden);
+        self.pools.remove(golden);
         self.promoted.remove(golden);
     }
 
@@ -223,13 +234,17 @@ mod tests {
         again.forget(&id("shop-1-a"));
         assert_eq!(again.promoted(&shop), None);
         assert_eq!(again.published().count(), 0);
-        again.publish(shop.clone(), id("shop-3-c"));
+        again.set_pool(&shop, 2);
+        assert_eq!(again.pool(&shop), None, "nothing is said of what was not published");
+        again.publish(shop.clone(), id("shop-3-c"), 3);
         again.write(dir.path()).unwrap();
         let again = Choice::read(dir.path()).unwrap();
         assert!(again.promoted(&shop) == Some(&id("shop-3-c")) && again.published().eq([&shop]));
+        assert_eq!(again.pool(&shop), Some(3));
         let mut again = again;
         again.withdraw(&shop);
         assert!(again.promoted(&shop).is_none() && again.published().count() == 0);
+        assert_eq!(again.pool(&shop), None);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use ed25519_dalek::pkcs8::{DecodePrivateKey as _, DecodePublicKey as _, EncodePr
 use ed25519_dalek::pkcs8::{EncodePublicKey as _, spki};
 use ed25519_dalek::{SECRET_KEY_LENGTH, SIGNATURE_LENGTH, Signature, Signer as _, SigningKey, VerifyingKey};
 
+use crate::error::DiskError;
 use crate::host::slots::make_private;
 
 const DIR: &str = "keys";
@@ -33,16 +34,8 @@ const PUBLIC: &str = "snapshot.pub";
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The disk.
-    #[error("cannot {doing} {}", .path.display())]
-    Io {
-        /// What was being done.
-        doing: &'static str,
-        /// To which file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Not a private key.
     #[error("{} is not an ed25519 private key in PEM form: put a saved one there, or remove it and sign this host's snapshots anew (`snapshot sign`)", .path.display())]
     Private {
@@ -86,7 +79,7 @@ pub struct Keys {
 }
 
 fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> KeyError + 'a {
-    move |source| KeyError::Io { doing, path: path.to_owned(), source }
+    move |source| DiskError::at(doing, path)(source).into()
 }
 
 impl Keys {
@@ -125,7 +118,7 @@ impl Keys {
         // Last: whoever finds it finds both.
         match write_whole(&private, pem.as_bytes()) {
             // Another process was faster: its key is the host's.
-            Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(KeyError::Disk(error)) if error.source.kind() == io::ErrorKind::AlreadyExists => {}
             other => other?,
         }
         let own = read_own(&private)?;

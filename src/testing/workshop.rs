@@ -169,11 +169,16 @@ impl Workshop for ScriptedWorkshop {
         &self,
         golden: &GoldenName,
         id: &SnapshotId,
+        pool: Option<usize>,
         _: &Arc<dyn ContainerEngine>,
-    ) -> Result<(), WorkshopError> {
+    ) -> Result<usize, WorkshopError> {
         let mut state = self.lock();
         state.promoted.insert(golden.clone(), id.clone());
         state.published.push(golden.clone());
+        Ok(pool.unwrap_or(1))
+    }
+
+    async fn set_pool(&self, _: &GoldenName, _: usize) -> Result<(), WorkshopError> {
         Ok(())
     }
 
@@ -181,7 +186,11 @@ impl Workshop for ScriptedWorkshop {
         Ok(self.lock().published.clone())
     }
 
-    async fn withdraw(&self, golden: &GoldenName, _: &Arc<dyn ContainerEngine>) -> Result<(), WorkshopError> {
+    async fn withdraw(
+        &self,
+        golden: &GoldenName,
+        _: &[Arc<dyn ContainerEngine>],
+    ) -> Result<(), WorkshopError> {
         self.lock().published.retain(|published| published != golden);
         Ok(())
     }
@@ -196,6 +205,20 @@ impl Workshop for ScriptedWorkshop {
     async fn remove(&self, id: &SnapshotId, _: &[SnapshotId]) -> Result<(), WorkshopError> {
         self.lock().snapshots.remove(id);
         Ok(())
+    }
+
+    async fn clear(
+        &self,
+        golden: &GoldenName,
+        in_use: &[SnapshotId],
+    ) -> Result<Vec<SnapshotId>, WorkshopError> {
+        let mut state = self.lock();
+        let of_golden = |(id, taken): (&SnapshotId, &Taken)| {
+            (taken.golden == *golden && !in_use.contains(id)).then(|| id.clone())
+        };
+        let removed: Vec<SnapshotId> = state.snapshots.iter().filter_map(of_golden).collect();
+        state.snapshots.retain(|id, _| !removed.contains(id));
+        Ok(removed)
     }
 
     async fn prune(&self, keep: usize, in_use: &[SnapshotId]) -> Result<Vec<SnapshotId>, WorkshopError> {

@@ -48,7 +48,7 @@ texts! {
         making: "Your demo is being made", "Votre démo est en préparation";
         making_text: "It is started for you right now, which takes some seconds. This page goes on by itself.", "Elle démarre en ce moment même pour vous, ce qui prend quelques secondes. Cette page continue toute seule.";
         waiting: "You are in line", "Vous êtes dans la file d’attente";
-        waiting_text: "All demos are taken at the moment. As soon as one ends it is your turn; this page goes on by itself, keep it open.", "Toutes les démos sont prises pour le moment. Dès que l’une se termine, c’est votre tour ; cette page continue toute seule, gardez-la ouverte.";
+        waiting_text: "All demos are taken at the moment. As soon as one ends it is your turn; this page goes on by itself, keep it open.", "Toutes les démos sont prises pour le moment. Dès que l’une se termine, c’est votre tour\u{a0}; cette page continue toute seule, gardez-la ouverte.";
         place: "Your place", "Votre place";
         of: "{} of {}", "{} sur {}";
         expected: "Expected wait", "Attente prévue";

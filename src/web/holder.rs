@@ -8,9 +8,10 @@
 use std::time::Duration;
 
 use askama::Template;
-use axum::extract::{Path, Query, State};
+use axum::extract::{FromRequestParts, Path, Query, RawPathParams, State};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use http::header::LOCATION;
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret as _;
@@ -43,7 +44,7 @@ texts! {
         both_open: "Both open in a new tab.", "Les deux s’ouvrent dans un nouvel onglet.";
         time_left: "Time left", "Temps restant";
         until: "It is deleted at", "Elle est supprimée à";
-        loaded: "As of {} UTC; load the page again for the present time.", "État à {} UTC ; rechargez la page pour l’heure actuelle.";
+        loaded: "As of {} UTC; load the page again for the present time.", "État à {} UTC\u{a0}; rechargez la page pour l’heure actuelle.";
         extend: "{} more", "{} de plus";
         longest: "It lives as long as it may.", "Sa durée est maximale.";
         access: "Addresses and login", "Adresses et connexion";
@@ -60,13 +61,13 @@ texts! {
         busy: "One moment…", "Un instant…";
         was_reset: "It is as it was at the start.", "Elle est revenue à son état d’origine.";
         save: "Keep it for later", "La conserver pour plus tard";
-        save_text: "Everything in it is kept as it is now, for {}. You get a link that brings it back when it has ended; the demo goes on meanwhile.", "Tout son contenu est conservé tel qu’il est maintenant, pendant {}. Vous recevez un lien qui la fera revenir lorsqu’elle sera terminée ; la démo continue en attendant.";
+        save_text: "Everything in it is kept as it is now, for {}. You get a link that brings it back when it has ended; the demo goes on meanwhile.", "Tout son contenu est conservé tel qu’il est maintenant, pendant {}. Vous recevez un lien qui la fera revenir lorsqu’elle sera terminée\u{a0}; la démo continue en attendant.";
         save_do: "Yes, keep it", "Oui, la conserver";
         release: "End it now", "Terminer maintenant";
         release_text: "The shop and everything in it is deleted at once. Only what you have kept can be brought back.", "La boutique et tout son contenu sont supprimés immédiatement. Seul ce que vous avez conservé pourra revenir.";
         release_do: "Yes, delete it", "Oui, supprimer";
         was_extended: "It has more time now.", "Elle dispose de plus de temps.";
-        keep: "Keep this page: it is how you come back to your demo. It is only shown in this browser.", "Gardez cette page : c’est par elle que vous revenez à votre démo. Elle ne s’affiche que dans ce navigateur.";
+        keep: "Keep this page: it is how you come back to your demo. It is only shown in this browser.", "Gardez cette page\u{a0}: c’est par elle que vous revenez à votre démo. Elle ne s’affiche que dans ce navigateur.";
     }
 }
 
@@ -117,16 +118,10 @@ pub(super) struct Extra {
 /// Shows the page.
 pub(super) async fn show(
     State(web): State<WebState>,
-    Path(id): Path<String>,
+    Own { shell, instance, now }: Own,
     Query(extra): Query<Extra>,
     headers: HeaderMap,
 ) -> Response {
-    let shell = Shell::of(&headers);
-    let now = Timestamp::now();
-    let instance = match own(&web, shell, &headers, &id, now).await {
-        Ok(instance) => instance,
-        Err(page) => return *page,
-    };
     let Some(access) = &instance.access else {
         return message::say(&web.site, shell, Say::NotHere);
     };
@@ -206,22 +201,30 @@ fn more_time(web: &WebState, instance: &Instance) -> Option<SignedDuration> {
     (by >= SignedDuration::from_secs(1)).then_some(by)
 }
 
-/// The instance of that name, if it lives and is this visitor's.
-pub(super) async fn own(
-    web: &WebState,
-    shell: Shell,
-    headers: &HeaderMap,
-    id: &str,
-    now: Timestamp,
-) -> Result<Instance, Box<Response>> {
-    let said = |what| Box::new(message::say(&web.site, shell, what));
-    let id: InstanceId = id.parse().map_err(|_| said(Say::NotHere))?;
-    let instance = web.provisioner.show(&id, now).await;
-    let instance =
-        instance.map_err(|error| Box::new(message::problem(&web.site, shell, &error.into(), "/")))?;
-    match Visitor::of(headers, &web.site) {
-        Some(visitor) if visitor.holds(&instance) => Ok(instance),
-        _ => Err(said(Say::NotYours)),
+/// The instance that the address names, which lives and is this visitor's; everybody else
+/// reads why not.
+pub(super) struct Own {
+    pub(super) shell: Shell,
+    pub(super) instance: Instance,
+    pub(super) now: Timestamp,
+}
+
+impl FromRequestParts<WebState> for Own {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, web: &WebState) -> Result<Self, Response> {
+        let (shell, now) = (Shell::of(&parts.headers), Timestamp::now());
+        let said = |what| message::say(&web.site, shell, what);
+        let named = RawPathParams::from_request_parts(parts, web).await;
+        let named = named.map_err(|_| said(Say::NotHere))?;
+        let id = named.iter().find_map(|(name, value)| (name == "id").then(|| value.parse::<InstanceId>()));
+        let id = id.and_then(Result::ok).ok_or_else(|| said(Say::NotHere))?;
+        let instance = web.provisioner.show(&id, now).await;
+        let instance = instance.map_err(|error| message::problem(&web.site, shell, &error.into(), "/"))?;
+        match Visitor::of(&parts.headers, &web.site) {
+            Some(visitor) if visitor.holds(&instance) => Ok(Self { shell, instance, now }),
+            _ => Err(said(Say::NotYours)),
+        }
     }
 }
 
@@ -242,16 +245,10 @@ pub(super) enum Act {
 /// `POST /demo/{id}/{act}`
 pub(super) async fn act(
     State(web): State<WebState>,
-    Path((id, act)): Path<(String, Act)>,
+    Path((_, act)): Path<(String, Act)>,
+    Own { shell, instance, now }: Own,
     Query(extra): Query<Extra>,
-    headers: HeaderMap,
 ) -> Response {
-    let shell = Shell::of(&headers);
-    let now = Timestamp::now();
-    let instance = match own(&web, shell, &headers, &id, now).await {
-        Ok(instance) => instance,
-        Err(page) => return *page,
-    };
     let page = format!("/demo/{}", instance.id);
     let done = match act {
         Act::Login => return log_in(&instance, &extra, now),
@@ -290,13 +287,9 @@ fn log_in(instance: &Instance, extra: &Extra, now: Timestamp) -> Response {
 /// `GET /demo/{id}/status`: the API's stream, opened by the cookie.
 pub(super) async fn watch(
     State(web): State<WebState>,
-    Path(id): Path<String>,
+    Own { instance, .. }: Own,
     headers: HeaderMap,
 ) -> Response {
-    let instance = match own(&web, Shell::of(&headers), &headers, &id, Timestamp::now()).await {
-        Ok(instance) => instance,
-        Err(page) => return *page,
-    };
     match status::open(&web.status, &web.provisioner, &instance.id, &headers).await {
         Ok(stream) => stream,
         Err(problem) => problem.into_response(),

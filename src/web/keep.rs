@@ -11,19 +11,19 @@ use axum::extract::{FromRequest as _, Path, Request, State};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use http::header::SET_COOKIE;
 use http::{HeaderMap, StatusCode};
-use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 use super::WebState;
 use super::assets::SAVED_JS;
-use super::holder::own;
+use super::holder::Own;
 use super::message::{self, Say};
 use super::page::Shell;
 use super::visitor::{self, Took, Visitor};
 use crate::api::problem::Problem;
 use crate::id::InstanceId;
 use crate::lang::texts;
+use crate::provision::errors::AcquireError;
 use crate::provision::{Kept, OpenRequest, SavedError};
 use crate::snapshot::shelf::ShelfError;
 
@@ -32,9 +32,9 @@ texts! {
     Texts {
         kept: "Your demo is kept", "Votre démo est conservée";
         kept_text: "It goes on as before. When it has ended, this link brings it back as it is now, at the same address and with the same password.", "Elle continue comme avant. Quand elle sera terminée, ce lien la fera revenir telle qu’elle est maintenant, à la même adresse et avec le même mot de passe.";
-        once: "The link and the key are shown only now. Put them somewhere safe: whoever has them has your demo.", "Le lien et la clé ne sont affichés que maintenant. Conservez-les en lieu sûr : qui les possède a accès à votre démo.";
+        once: "The link and the key are shown only now. Put them somewhere safe: whoever has them has your demo.", "Le lien et la clé ne sont affichés que maintenant. Conservez-les en lieu sûr\u{a0}: qui les possède a accès à votre démo.";
         until: "Kept until", "Conservée jusqu’au";
-        again: "Keep it again to keep what you do next; the former link then no longer works.", "Conservez-la à nouveau pour garder vos prochaines modifications ; l’ancien lien ne fonctionnera alors plus.";
+        again: "Keep it again to keep what you do next; the former link then no longer works.", "Conservez-la à nouveau pour garder vos prochaines modifications\u{a0}; l’ancien lien ne fonctionnera alors plus.";
         link: "Link", "Lien";
         key: "Key", "Clé";
         copy: "Copy", "Copier";
@@ -44,10 +44,10 @@ texts! {
         open_text: "It comes back as it was when it was kept, at its own address.", "Elle revient telle qu’elle était lorsqu’elle a été conservée, à sa propre adresse.";
         open_do: "Open it", "Ouvrir";
         busy: "One moment…", "Un instant…";
-        key_hint: "It was shown when the demo was kept; in the link it is what follows the #.", "Elle a été affichée lors de la conservation ; dans le lien, c’est ce qui suit le #.";
+        key_hint: "It was shown when the demo was kept; in the link it is what follows the #.", "Elle a été affichée lors de la conservation\u{a0}; dans le lien, c’est ce qui suit le #.";
         wrong: "Nothing is kept here that this key opens.", "Rien n’est conservé ici que cette clé puisse ouvrir.";
-        there: "It is still running: end it first if you want it as it was when it was kept.", "Elle est encore active : terminez-la d’abord si vous la voulez telle qu’elle était lors de la conservation.";
-        other: "You have another demo of this kind: end that one first.", "Vous avez une autre démo de ce type : terminez-la d’abord.";
+        there: "It is still running: end it first if you want it as it was when it was kept.", "Elle est encore active\u{a0}: terminez-la d’abord si vous la voulez telle qu’elle était lors de la conservation.";
+        other: "You have another demo of this kind: end that one first.", "Vous avez une autre démo de ce type\u{a0}: terminez-la d’abord.";
     }
 }
 
@@ -75,16 +75,7 @@ struct OpenPage<'a> {
 }
 
 /// `POST /demo/{id}/save`
-pub(super) async fn save(
-    State(web): State<WebState>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-) -> Response {
-    let shell = Shell::of(&headers);
-    let instance = match own(&web, shell, &headers, &id, Timestamp::now()).await {
-        Ok(instance) => instance,
-        Err(page) => return *page,
-    };
+pub(super) async fn save(State(web): State<WebState>, Own { shell, instance, .. }: Own) -> Response {
     let Kept { saved, key } = match web.provisioner.save(&instance.id).await {
         Ok(kept) => kept,
         Err(SavedError::Shelf(error @ (ShelfError::Full { .. } | ShelfError::NoRoom))) => {
@@ -159,6 +150,10 @@ pub(super) async fn open(State(web): State<WebState>, Path(id): Path<String>, re
         }
         Err(SavedError::Holds { other }) => {
             return form(&web, shell, &id, (StatusCode::CONFLICT, t.other, Some(other)));
+        }
+        Err(error @ SavedError::Acquire(AcquireError::Drained)) => {
+            Problem::from(error).log();
+            return message::say(&web.site, shell, Say::NoRoom(&format!("/saved/{id}")));
         }
         Err(error) => return message::problem(&web.site, shell, &error.into(), &format!("/saved/{id}")),
     };

@@ -23,7 +23,7 @@ texts! {
     Texts {
         title: "A shop of your own, in a blink", "Votre propre boutique, en un clin d’œil";
         title_module: "Try {} in a shop of your own", "Essayez {} dans votre propre boutique";
-        lead: "A complete shop with its back office, at its own address. Change whatever you like: it is yours alone, and deleted after {}.", "Une boutique complète avec son administration, à sa propre adresse. Modifiez ce que vous voulez : elle n’est qu’à vous et sera supprimée après {}.";
+        lead: "A complete shop with its back office, at its own address. Change whatever you like: it is yours alone, and deleted after {}.", "Une boutique complète avec son administration, à sa propre adresse. Modifiez ce que vous voulez\u{a0}: elle n’est qu’à vous et sera supprimée après {}.";
         choose: "What would you like to try?", "Que souhaitez-vous essayer\u{a0}?";
         go: "Start my demo", "Démarrer ma démo";
         busy: "One moment…", "Un instant…";
@@ -32,7 +32,7 @@ texts! {
         seconds: "Ready in seconds", "Prête en quelques secondes";
         taken: "All taken: you get in line", "Toutes prises\u{a0}: file d’attente";
         yours: "Your demos", "Vos démos";
-        yours_text: "You have these already, and can go on where you left.", "Elles sont déjà à vous : reprenez là où vous en étiez.";
+        yours_text: "You have these already, and can go on where you left.", "Elles sont déjà à vous\u{a0}: reprenez là où vous en étiez.";
         open: "Go on with it", "Continuer";
         left: "{} left", "encore {}";
         median: "The last ones were handed over in {} (median).", "Les dernières ont été remises en {} (médiane).";
@@ -42,7 +42,7 @@ texts! {
         yours_alone: "Yours alone", "Rien que pour vous";
         yours_alone_text: "Its own database, its own files, its own password. What others do in theirs does not touch yours.", "Sa propre base de données, ses propres fichiers, son propre mot de passe. Ce que font les autres ne touche pas la vôtre.";
         real: "The real thing", "Une vraie boutique";
-        real_text: "Not a tour and not a sandbox for everybody: the whole software, with you as its administrator.", "Ni visite guidée ni bac à sable partagé : le logiciel complet, dont vous êtes l’administrateur.";
+        real_text: "Not a tour and not a sandbox for everybody: the whole software, with you as its administrator.", "Ni visite guidée ni bac à sable partagé\u{a0}: le logiciel complet, dont vous êtes l’administrateur.";
         nothing_stays: "Nothing stays", "Rien ne reste";
         nothing_stays_text: "It sends no mail, reaches nobody outside, and is deleted with all that is in it.", "Elle n’envoie aucun courriel, ne joint personne à l’extérieur et est supprimée avec tout son contenu.";
         embed: "Put this on your site", "Intégrer à votre site";

@@ -35,15 +35,17 @@ texts! {
         wrong_link: "This link is not right", "Ce lien est incorrect";
         wrong_link_text: "It names a module or a page that this demo cannot open.", "Il désigne un module ou une page que cette démo ne peut pas ouvrir.";
         foreign: "This did not come from our page", "Cette demande ne vient pas de notre page";
-        foreign_text: "Another site has sent this form for you, so nothing was done. Open our page and try again there.", "Un autre site a envoyé ce formulaire à votre place ; rien n’a été fait. Ouvrez notre page et réessayez depuis celle-ci.";
+        foreign_text: "Another site has sent this form for you, so nothing was done. Open our page and try again there.", "Un autre site a envoyé ce formulaire à votre place\u{a0}; rien n’a été fait. Ouvrez notre page et réessayez depuis celle-ci.";
         full: "Too many people are waiting", "Trop de personnes attendent";
         full_text: "All demos are taken, and the line is too long to stand in it. Please come back later.", "Toutes les démos sont prises et la file d’attente est trop longue. Merci de revenir plus tard.";
         shelf_full: "No more demos can be kept now", "Aucune autre démo ne peut être conservée pour l’instant";
-        shelf_full_text: "There is room for a limited number of them, and it is taken. Yours goes on; try again later.", "La place est limitée et elle est entièrement prise. La vôtre continue ; réessayez plus tard.";
+        shelf_full_text: "There is room for a limited number of them, and it is taken. Yours goes on; try again later.", "La place est limitée et elle est entièrement prise. La vôtre continue\u{a0}; réessayez plus tard.";
+        no_room: "There is no room just now", "Il n’y a plus de place pour l’instant";
+        no_room_text: "All places of this service are taken. Your demo is safe and stays as it is; try again in a moment.", "Toutes les places de ce service sont prises. Votre démo est en sécurité et reste telle qu’elle est\u{a0}; réessayez dans un instant.";
         conflict: "This is not possible now", "Ce n’est pas possible pour l’instant";
         conflict_text: "The demo is being changed, or it cannot live any longer. Look at it again.", "La démo est en cours de modification, ou sa durée ne peut plus être prolongée. Revenez à sa page.";
         failed: "This did not work", "Cela n’a pas fonctionné";
-        failed_text: "Something is wrong on our side. It is written down for whoever looks after this service; try again in a minute.", "Un problème est survenu de notre côté. Il est consigné pour les responsables du service ; réessayez dans une minute.";
+        failed_text: "Something is wrong on our side. It is written down for whoever looks after this service; try again in a minute.", "Un problème est survenu de notre côté. Il est consigné pour les responsables du service\u{a0}; réessayez dans une minute.";
     }
 }
 
@@ -77,6 +79,8 @@ pub(super) enum Say<'a> {
     LineFull,
     /// As many demos are kept as may be; the way back.
     ShelfFull(&'a str),
+    /// A demo that is kept or sleeps finds no place to run; the way back.
+    NoRoom(&'a str),
     /// It cannot be done in the present state; the way back.
     Conflict(&'a str),
     /// This service fails.
@@ -102,12 +106,14 @@ pub(super) fn say(site: &Site, shell: Shell, what: Say<'_>) -> Response {
         Say::ShelfFull(back) => {
             (StatusCode::SERVICE_UNAVAILABLE, t.shelf_full, t.shelf_full_text, t.back_to_it, back)
         }
+        Say::NoRoom(back) => (StatusCode::SERVICE_UNAVAILABLE, t.no_room, t.no_room_text, t.try_again, back),
         Say::Conflict(back) => (StatusCode::CONFLICT, t.conflict, t.conflict_text, t.try_again, back),
         Say::Failed(status) => (status, t.failed, t.failed_text, t.back, "/"),
     };
     let wait = match what {
         Say::Limited(wait) => Some(wait),
         Say::LineFull | Say::ShelfFull(_) => Some(Duration::from_secs(300)),
+        Say::NoRoom(_) => Some(Duration::from_secs(10)),
         _ => None,
     };
     let text = match what {
@@ -133,6 +139,8 @@ pub(super) fn problem(site: &Site, shell: Shell, problem: &Problem, back: &str) 
         (StatusCode::GONE, _) => Say::Ended,
         (StatusCode::NOT_FOUND, _) => Say::NotHere,
         (StatusCode::CONFLICT, _) => Say::Conflict(back),
+        // Whoever has no demo yet stands in line instead.
+        _ if problem.is_for_lack_of_room() => Say::NoRoom(back),
         (StatusCode::TOO_MANY_REQUESTS, Some(seconds)) => Say::Limited(Duration::from_secs(seconds.into())),
         (status, _) => Say::Failed(status),
     };

@@ -123,7 +123,8 @@ impl Host {
         let config = self.config(changes);
         let lock = StateLock::take(&config).unwrap();
         let goldens = vec![runtime_of(snapshot, "shop", &self.restore)];
-        let stock = Stock { goldens, workshop: Some(Arc::clone(workshop) as Arc<dyn Workshop>) };
+        let workshop = Some(Arc::clone(workshop) as Arc<dyn Workshop>);
+        let stock = Stock { workshop, ..Stock::from(goldens) };
         Self::run(App::build(config, lock, stock, OnExit::KeepInstances).await.unwrap()).await
     }
 

@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use super::eventually;
 use super::place::Place;
 
 /// Counts by name, of the whole host as this process sees it.
 pub(crate) type Census = BTreeMap<&'static str, usize>;
 
-/// Counts everything that instances are made of. A connection kept open or a
-/// worker about to leave shows, so ask again until it has settled.
+/// Counts everything that instances are made of. A connection kept open shows, so
+/// ask again until it has settled.
 pub(crate) fn take(place: &Place, daemon: i32) -> Census {
     let own = std::process::id().to_string();
     let processes = processes();
@@ -32,9 +34,27 @@ pub(crate) fn take(place: &Place, daemon: i32) -> Census {
     ])
 }
 
+/// Returns when no count has changed for three seconds: what is watched, and what waits
+/// in a slot, comes after the shop and the slot.
+pub(crate) async fn rest(place: &Place, daemon: i32) {
+    let mut seen = (take(place, daemon), Instant::now());
+    eventually("the host is at rest", 60, async || {
+        let now = take(place, daemon);
+        if now != seen.0 {
+            seen = (now, Instant::now());
+        }
+        if seen.1.elapsed() > Duration::from_secs(3) { Ok(()) } else { Err(format!("{:?}", seen.0)) }
+    })
+    .await;
+}
+
+/// All but PHP's workers, which come and go with visitors and never without their
+/// master.
 fn processes() -> Vec<PathBuf> {
     let mut all = entries(Path::new("/proc"));
     all.retain(|path| path.file_name().unwrap().as_encoded_bytes().iter().all(u8::is_ascii_digit));
+    let command = |process: &PathBuf| std::fs::read(process.join("cmdline")).unwrap_or_default();
+    all.retain(|process| !command(process).starts_with(b"php-fpm: pool"));
     all
 }
 
@@ -57,27 +77,6 @@ pub(crate) fn resident_kib(pid: i32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
-/// Has idle PHP workers end, which would else stay for half a minute.
-pub(crate) async fn end_workers(place: &Place) {
-    for instance in place.traces().cgroups {
-        // A slot has nothing that runs yet.
-        if workers_of(place, &instance) > 0 {
-            place.inside(&instance, &["/golden/end-workers"]).await;
-        }
-    }
-}
-
-/// How many PHP workers are there.
-pub(crate) fn workers(place: &Place) -> usize {
-    place.traces().cgroups.iter().map(|instance| workers_of(place, instance)).sum()
-}
-
-fn workers_of(place: &Place, instance: &str) -> usize {
-    let procs = std::fs::read_to_string(place.cgroup().join(instance).join("cgroup.procs"));
-    let command = |pid: &str| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    procs.unwrap_or_default().lines().filter(|pid| command(pid).starts_with(b"php-fpm: pool")).count()
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {

@@ -128,6 +128,36 @@ impl Daemon<'_> {
         self.acquired(&json!({})).await
     }
 
+    /// Acquires an instance of that golden.
+    pub(crate) async fn acquire_of(&self, golden: &str) -> Shop {
+        self.acquired(&json!({ "golden": golden, "ttl": "1h" })).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Reply {
+        let headers = [("content-type", "application/json")];
+        web::send(self.address(), "POST", "localhost", path, &headers, &body.to_string()).await.unwrap()
+    }
+
+    /// Has a shop be kept; answers its key.
+    pub(crate) async fn keep(&self, id: &str) -> String {
+        let reply = self.post(&format!("/api/v1/demo/{id}/save"), &json!({})).await;
+        assert_eq!(reply.status, 201, "{}", reply.text());
+        reply.json()["key"].as_str().unwrap().to_owned()
+    }
+
+    /// Publishes what was kept of an instance, one of it to be ready; answers the task.
+    pub(crate) async fn publish(&self, id: &str, golden: &str) -> Value {
+        let body = json!({ "golden": golden, "title": "Spring sale", "pool": 1 });
+        let begun = self.post(&format!("/api/v1/saved/{id}/publish"), &body).await;
+        assert_eq!(begun.status, 202, "{}", begun.text());
+        let task = format!("/api/v1/tasks/{}", begun.json()["number"]);
+        eventually("it is published", 300, async || {
+            let task = self.get(&task).await.json();
+            if task["state"] == "running" { Err(task.to_string()) } else { Ok(task) }
+        })
+        .await
+    }
+
     async fn acquired(&self, body: &Value) -> Shop {
         let reply = self.try_acquire(body).await;
         assert_eq!(reply.status, 201, "{}", reply.text());

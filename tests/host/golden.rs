@@ -213,10 +213,13 @@ pub(crate) async fn nginx_alone(place: &Place, name: &str, entry_point: &[&str])
     folder
 }
 
-/// One that can be frozen, which is called `small`; its container is `dm-golden-small`.
-pub(crate) async fn small(place: &Place) -> String {
+/// One that can be frozen: its folder, and the name of its container, which is no other
+/// place's.
+pub(crate) async fn small(place: &Place) -> (String, String) {
+    let name = format!("small-{}", place.lane());
     let start = "exec tini -- nginx -g 'daemon off; error_log stderr;' </dev/null >/dev/null 2>&1";
-    nginx_alone(place, "small", &["sh", "-c", start]).await.display().to_string()
+    let folder = nginx_alone(place, &name, &["sh", "-c", start]).await;
+    (folder.display().to_string(), format!("dm-golden-{name}"))
 }
 
 /// Held while a daemon starts on what is lent: the first one prepares it.

@@ -163,6 +163,23 @@ impl Place {
         self.lane
     }
 
+    /// Has daemons here write their own snapshots and prepare what they need themselves:
+    /// what is there is copied, what the first daemon of all has prepared is only lent.
+    pub(crate) async fn has_its_own_snapshots(&self, shared: &Path) -> PathBuf {
+        for kind in ["prepared", "images"] {
+            let own = self.state_dir().join(kind);
+            let lent = std::fs::read_link(&own).unwrap();
+            std::fs::remove_file(&own).unwrap();
+            std::fs::create_dir(&own).unwrap();
+            for entry in std::fs::read_dir(&lent).unwrap().flatten() {
+                std::os::unix::fs::symlink(entry.path(), own.join(entry.file_name())).unwrap();
+            }
+        }
+        let own = self.dir.join("snapshots");
+        run("cp", &["-a", shared.to_str().unwrap(), own.to_str().unwrap()]).await.ok();
+        own
+    }
+
     /// The bridge's own address.
     pub(crate) fn gateway(&self) -> String {
         format!("10.{}.0.1", 100 + self.lane)

@@ -202,6 +202,8 @@ pub fn run_args(spec: &RunSpec<'_>) -> Vec<String> {
     }
     if let Some(config) = spec.criu_config {
         args.push(format!("--annotation=org.criu.config={}", config.display()));
+        // It is warmed up and frozen, and may wish to know (podman/common/start).
+        args.push("--env=WARM_UP=yes".to_owned());
     }
     if let (Some(host), Some(inside)) = (spec.database, run.socket_directory()) {
         args.push(format!("--volume={}:{inside}:ro,rprivate,noexec,nosuid,nodev", host.display()));
@@ -271,6 +273,18 @@ pub async fn newest_image(repository: &str) -> Result<Option<(String, String)>, 
     .await?;
     let newest = lines.lines().next().and_then(|line| line.split_once(' '));
     Ok(newest.map(|(name, id)| (name.to_owned(), id.trim_start_matches("sha256:").to_owned())))
+}
+
+/// Removes an image's name, and the image with its last one; absent is fine. One that a
+/// container runs stays.
+///
+/// # Errors
+/// [`PodmanError`].
+pub async fn remove_image(name: &str) -> Result<(), PodmanError> {
+    match podman(&["image", "rm", name]).await {
+        Err(error) if !error.is_absent() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Writes an image into a new archive, which [`load_image`] reads.

@@ -189,6 +189,10 @@ pub struct Template {
     /// fine.
     #[serde(default)]
     pub remove: Vec<String>,
+    /// A command run inside when it is booted, while it still has the visitor's identity
+    /// and before its first page: it takes out what only the visitor may know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exec: Vec<String>,
     /// Files that are written before it is warmed. `{admin_password}` is the one that
     /// the commands of `[[warm]]` log in with.
     #[serde(default)]

@@ -1,4 +1,4 @@
-//! Keeps POOL_TARGET_SIZE instances ready for each golden.
+//! Keeps POOL_TARGET_SIZE instances ready for each golden, or as many as [`super::aim`] says.
 //!
 //! One task, the only one who asks for warm instances. Wakes on a tick, on a
 //! nudge (something was claimed, a place is free, a job is over) and when a pause
@@ -187,7 +187,7 @@ impl Reconciler {
             let pause = fare.pause_at(now).and_then(|left| SignedDuration::try_from(left).ok());
             GoldenStatus {
                 target: self.wanted(golden),
-                usual: self.target.ready,
+                usual: self.lifecycle.aim().usual(golden, self.target.ready),
                 in_flight: self.jobs.board().coming(golden),
                 failures_in_a_row: fare.failures(),
                 retry_at: pause.map(|left| Timestamp::now() + left),

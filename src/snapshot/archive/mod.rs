@@ -15,6 +15,7 @@ use std::path::{Component, Path, PathBuf};
 use tar::{EntryType, Header};
 
 use super::manifest::Archive;
+use crate::error::{DiskError, ErrorKind};
 
 /// zstd's level: 3 is its default; on memory images higher ones gain little and
 /// cost seconds.
@@ -33,16 +34,8 @@ const XATTR_PREFIX: &str = "SCHILY.xattr.";
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// The disk said no.
-    #[error("cannot {doing} {}", .path.display())]
-    Io {
-        /// What was being done.
-        doing: &'static str,
-        /// To which file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The content is not what was once written.
     #[error("{} is damaged: its BLAKE3 is {found}, the manifest says {expected}", .path.display())]
     Damaged {
@@ -55,8 +48,19 @@ pub enum ArchiveError {
     },
 }
 
+impl ArchiveError {
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Disk(error) => error.kind(),
+            Self::Damaged { .. } => ErrorKind::Invalid,
+        }
+    }
+}
+
 fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ArchiveError + 'a {
-    move |source| ArchiveError::Io { doing, path: path.to_owned(), source }
+    move |source| DiskError::at(doing, path)(source).into()
 }
 
 /// Passes bytes on, digests and counts them.
@@ -101,7 +105,7 @@ impl<T: Read> Read for Digest<T> {
 /// the top) into the new file `path`, mode 0600, synced to disk.
 ///
 /// # Errors
-/// [`ArchiveError::Io`]; a file half written is left to the caller, who throws
+/// [`ArchiveError::Disk`]; a file half written is left to the caller, who throws
 /// its directory away.
 pub fn pack(roots: &[(&str, &Path)], path: &Path) -> Result<Archive, ArchiveError> {
     let file =

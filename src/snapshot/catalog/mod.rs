@@ -14,7 +14,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::config::{Config, DatabaseMode};
-use crate::error::{Chain, ErrorKind};
+use crate::error::{Chain, DiskError, ErrorKind};
 use crate::host::slots::make_private;
 use crate::id::{GoldenName, SnapshotId};
 use crate::snapshot::archive::{self, ArchiveError};
@@ -68,16 +68,8 @@ pub enum CatalogError {
     #[error(transparent)]
     Choice(#[from] ChoiceError),
     /// The disk.
-    #[error("cannot {doing} {}", .path.display())]
-    Io {
-        /// What was being done.
-        doing: &'static str,
-        /// To which file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 impl CatalogError {
@@ -91,16 +83,14 @@ impl CatalogError {
             Self::Signature { .. } => ErrorKind::Incompatible,
             Self::Key(_) => ErrorKind::Unavailable,
             Self::Choice(error) => error.kind(),
-            Self::Archive { source: ArchiveError::Damaged { .. }, .. } => ErrorKind::Invalid,
-            Self::Archive { source: ArchiveError::Io { source, .. }, .. } | Self::Io { source, .. } => {
-                crate::error::kind_of_io(source)
-            }
+            Self::Archive { source, .. } => source.kind(),
+            Self::Disk(error) => error.kind(),
         }
     }
 }
 
 fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> CatalogError + 'a {
-    move |source| CatalogError::Io { doing, path: path.to_owned(), source }
+    move |source| DiskError::at(doing, path)(source).into()
 }
 
 /// What `list` knows of one snapshot.

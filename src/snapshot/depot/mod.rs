@@ -34,7 +34,7 @@ use self::transfer::{blocking, json};
 use super::archive;
 use super::catalog::{Catalog, CatalogError};
 use super::manifest::{Archive, Manifest};
-use crate::error::ErrorKind;
+use crate::error::{DiskError, ErrorKind};
 use crate::id::SnapshotId;
 
 /// The version this program writes into a snapshot's object.
@@ -88,16 +88,8 @@ pub enum DepotError {
     #[error("what was fetched is not whole; it is fetched anew the next time")]
     Archive(#[source] archive::ArchiveError),
     /// The disk.
-    #[error("cannot {doing} {}", .path.display())]
-    Io {
-        /// What was being done.
-        doing: &'static str,
-        /// To which file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// There is no room.
     #[error("{needed} bytes are to be fetched and {free} are free in {}; {ROOM} are left for shops", .path.display())]
     NoSpace {
@@ -119,14 +111,14 @@ impl DepotError {
             Self::Unknown { .. } => ErrorKind::NotFound,
             Self::Damaged { .. } | Self::Archive(_) => ErrorKind::Invalid,
             Self::Catalog(error) => error.kind(),
-            Self::Io { source, .. } => crate::error::kind_of_io(source),
+            Self::Disk(error) => error.kind(),
             Self::NoSpace { .. } => ErrorKind::NoSpace,
         }
     }
 }
 
 fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> DepotError + 'a {
-    move |source| DepotError::Io { doing, path: path.to_owned(), source }
+    move |source| DiskError::at(doing, path)(source).into()
 }
 
 fn nats<E: std::error::Error + Send + Sync + 'static>(doing: &'static str) -> impl FnOnce(E) -> DepotError {

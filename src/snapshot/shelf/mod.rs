@@ -173,14 +173,18 @@ impl ShelfError {
             Self::Full { .. } | Self::NoRoom => ErrorKind::Exhausted,
             Self::NotRestored | Self::Files(_) => ErrorKind::Conflict,
             Self::Unknown { .. } => ErrorKind::NotFound,
-            Self::Archive(ArchiveError::Damaged { .. }) => ErrorKind::Bug,
-            Self::Archive(ArchiveError::Io { source, .. }) | Self::Io { source, .. } => {
-                match kind_of_io(source) {
-                    ErrorKind::NotFound => ErrorKind::Bug,
-                    other => other,
-                }
-            }
+            Self::Archive(error) => of_own(error.kind()),
+            Self::Io { source, .. } => of_own(kind_of_io(source)),
         }
+    }
+}
+
+/// A file of the daemon's own that is missing, or not as it was, is nothing that the caller
+/// asked wrongly for.
+const fn of_own(kind: ErrorKind) -> ErrorKind {
+    match kind {
+        ErrorKind::NotFound | ErrorKind::Invalid => ErrorKind::Bug,
+        other => other,
     }
 }
 

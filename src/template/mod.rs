@@ -12,9 +12,11 @@
 //! packed, imported by Podman                                           as above; the image is named
 //! ```
 //!
-//! Owns `STATE_DIR/template`, root's alone. The shop is a stranger's, administrator and
+//! Owns `STATE_DIR/template`, root's alone, and the images ([`images`]). The shop is a stranger's, administrator and
 //! all: nothing of it is followed or run here, see [`crate::host::layers`] for what is
 //! left out of it.
+
+pub mod images;
 
 use std::io;
 use std::path::Path;
@@ -72,8 +74,8 @@ impl TemplateError {
         match self {
             Self::Shelf(error) => error.kind(),
             Self::Prepare(error) => error.kind(),
-            Self::Io { source, .. } | Self::Pack(ArchiveError::Io { source, .. }) => kind_of_io(source),
-            Self::Pack(ArchiveError::Damaged { .. }) => ErrorKind::Bug,
+            Self::Io { source, .. } => kind_of_io(source),
+            Self::Pack(error) => error.kind(),
             Self::Podman(_) => ErrorKind::Unavailable,
         }
     }
@@ -165,16 +167,21 @@ async fn make_in(
     let (from, to) = (root, packed.clone());
     let pack = tokio::task::spawn_blocking(move || archive::pack(&[("", &from)], &to)).await;
     pack.map_err(io::Error::other).map_err(at("pack it"))?.map_err(TemplateError::Pack)?;
-    let image = import(wanted.golden, &packed, &spec).await?;
+    let image = import(wanted.state_dir, wanted.golden, &packed, &spec).await?;
     Ok((recipe_of(manifest.recipe, wanted.golden, wanted.title), image))
 }
 
 /// Not named as a built golden's, so that none is booted from it as it is: it has the
 /// kept shop's identity.
-async fn import(golden: &GoldenName, packed: &Path, spec: &Value) -> Result<Image, TemplateError> {
-    let stamp = Timestamp::now().strftime("%Y%m%dt%H%M%Sz");
-    let name = format!("localhost/demo-multiplexer-template-{golden}:{stamp}");
-    let mut args = vec!["import".to_owned()];
+async fn import(
+    state_dir: &Path,
+    golden: &GoldenName,
+    packed: &Path,
+    spec: &Value,
+) -> Result<Image, TemplateError> {
+    let name = images::name_of(golden, Timestamp::now());
+    let (label, whose) = images::label(state_dir);
+    let mut args = vec!["import".to_owned(), format!("--change=LABEL {label}={}", Value::from(whose))];
     args.extend(changes(spec).into_iter().map(|change| format!("--change={change}")));
     args.extend([packed.display().to_string(), name.clone()]);
     cli::podman_long(&args).await?;
