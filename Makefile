@@ -70,14 +70,16 @@ uninstall: ## remove what install has installed, changed settings aside
 
 # Times in the package are the commit's, so the same commit gives the same package.
 .PHONY: deb
-deb: ## build/demo-multiplexer_*.deb, a package for Debian 13 (cargo-deb)
-	@# Hardly optimized: it is built for longer than it runs.
-	@test -x target/tools/bin/cargo-deb || CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
-	$(CARGO) install --quiet --locked cargo-deb --version 3.8.0 --root target/tools
+deb: target/tools/bin/cargo-deb ## build/demo-multiplexer_*.deb, a package for Debian 13 (cargo-deb)
 	@rm -rf build/package build/demo-multiplexer_*.deb
 	@$(MAKE) --no-print-directory install DESTDIR=build/package PREFIX=/usr
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) target/tools/bin/cargo-deb --no-build --output build $(DEB_FLAGS)
 	@rm -rf build/package
+
+# Hardly optimized: it is built for longer than it runs.
+target/tools/bin/cargo-deb:
+	@CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+	$(CARGO) install --quiet --locked cargo-deb --version 3.8.0 --root target/tools
 
 .PHONY: lint
 lint: ## formatting, clippy, rustdoc, shellcheck; warnings are errors
@@ -110,8 +112,12 @@ test-vm: deb ## the package on a stock Debian 13 in an emulated machine; slow, s
 	@tests/vm/run build/demo-multiplexer_*.deb
 
 .PHONY: soak
-soak: ## 2,000 visitors one after the other (SOAK_CYCLES): nothing may grow; part of no other target
+soak: ## 2,000 visitors one after the other (SOAK_CYCLES), 10,000 status streams: nothing may grow; part of no other target
 	@tests/run soak
+
+.PHONY: sanitize
+sanitize: ## what is unsafe, and what runs at once, under the address and the thread sanitizer; part of no other target
+	@tests/run sanitize
 
 .PHONY: test-coverage
 test-coverage: ## the same tests with a report of lines covered (cargo-llvm-cov)

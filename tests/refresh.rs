@@ -48,11 +48,8 @@ async fn served(daemon: &Daemon<'_>) -> String {
 #[tokio::test]
 async fn a_snapshot_is_taken_promoted_and_taken_back_while_visitors_have_shops() {
     let Some(place) = Place::beside_others("refresh").await else { return };
-    let (old, from) = golden::snapshot();
-    let snapshots = place.dir.join("snapshots");
-    std::fs::create_dir_all(&snapshots).unwrap();
-    let copied = host::place::run("cp", &["-a", from.to_str().unwrap(), snapshots.to_str().unwrap()]).await;
-    copied.ok();
+    let (old, _) = golden::snapshot();
+    let snapshots = place.has_its_own_snapshots(&golden::snapshots()).await;
     let settings = [
         ("SNAPSHOT_DIR", snapshots.to_str().unwrap()),
         ("POOL_TARGET_SIZE", "2"),

@@ -44,7 +44,7 @@ fn node_of(all: &Answer, id: &str) -> String {
 async fn five_thousand_at_once_get_five_thousand_instances() {
     const CLIENTS: usize = 5000;
     // More than a listener's backlog holds are reset by the kernel, not by us.
-    let connections = Arc::new(Semaphore::new(1000));
+    let connections = Arc::new(Semaphore::new(500));
     if !server::is_there("five_thousand_at_once_get_five_thousand_instances") {
         return;
     }
