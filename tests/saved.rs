@@ -201,7 +201,7 @@ async fn a_published_shop_is_a_golden_and_its_copies_are_each_their_own_also_aft
     }
     assert_eq!(images("spring").await.lines().count(), 1);
     place.cli_with(&["saved", "withdraw", "spring"], &settings).await.ok();
-    last.answers().await;
+    assert!(last.get("/").await.text().contains("Mine"), "visitors' shops live on");
     assert_eq!(images("spring").await.lines().count(), 1, "a shop runs on what was made of it");
     let snapshots = daemon.get("/api/v1/snapshots").await.json();
     let of_spring = snapshots["snapshots"].as_array().unwrap().iter().find(|it| it["golden"] == "spring");
