@@ -115,9 +115,9 @@ test-vm: deb ## the package on a stock Debian 13 in an emulated machine; slow, s
 soak: ## 2,000 visitors one after the other (SOAK_CYCLES), 10,000 status streams: nothing may grow; part of no other target
 	@tests/run soak
 
-.PHONY: sanitize
-sanitize: ## what is unsafe, and what runs at once, under the address and the thread sanitizer; part of no other target
-	@tests/run sanitize
+.PHONY: memcheck
+memcheck: ## unit tests of what is unsafe, in valgrind; part of no other target
+	@tests/run memcheck
 
 .PHONY: test-coverage
 test-coverage: ## the same tests with a report of lines covered (cargo-llvm-cov)
