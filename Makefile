@@ -112,8 +112,12 @@ test-vm: deb ## the package on a stock Debian 13 in an emulated machine; slow, s
 	@tests/vm/run build/demo-multiplexer_*.deb
 
 .PHONY: soak
-soak: ## 2,000 visitors one after the other (SOAK_CYCLES): nothing may grow; part of no other target
+soak: ## 2,000 visitors one after the other (SOAK_CYCLES), 10,000 status streams: nothing may grow; part of no other target
 	@tests/run soak
+
+.PHONY: memcheck
+memcheck: ## unit tests of what is unsafe, in valgrind; part of no other target
+	@tests/run memcheck
 
 .PHONY: test-coverage
 test-coverage: ## the same tests with a report of lines covered (cargo-llvm-cov)

@@ -19,6 +19,13 @@ use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// and an office behind one address (6 connections a browser) still fits in.
 const SHARE: usize = 8;
 
+/// How many connections of one listener leave a quarter of a process's open files to
+/// restores and the store: each takes two, the visitor's and the one to the shop.
+#[must_use]
+pub fn that_fit(files: Option<u64>) -> usize {
+    files.map_or(usize::MAX, |files| usize::try_from(files / 8 * 3).unwrap_or(usize::MAX))
+}
+
 /// The open connections of one listener.
 #[derive(Debug)]
 pub struct Connections {
@@ -115,6 +122,11 @@ mod tests {
         held.clear();
         assert_eq!(connections.open(), 0);
         assert!(connections.lock().by_client.is_empty(), "nothing is kept of those that left");
+    }
+
+    #[test]
+    fn a_quarter_of_the_files_is_left() {
+        assert_eq!((that_fit(Some(1024)), that_fit(Some(65536)), that_fit(None)), (384, 24_576, usize::MAX));
     }
 
     #[test]

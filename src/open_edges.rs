@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Config, NodeSecretError};
-use crate::connections::Connections;
+use crate::connections::{self, Connections};
 use crate::listener::{self, Bounds};
 use crate::node::pass::NodeSecret;
 use crate::peers::Peers;
@@ -24,11 +24,9 @@ pub(crate) fn bounds(config: &Config, drain: Duration) -> Bounds {
     }
 }
 
-/// How many connections leave half of the open files to restores and the store:
-/// each takes two, the visitor's and the one to the shop.
+/// How many connections this process's open files suffice for.
 pub(crate) fn connections_that_fit() -> usize {
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX))
+    connections::that_fit(rustix::process::getrlimit(rustix::process::Resource::Nofile).current)
 }
 
 pub(crate) fn site(config: &Config, key: Key) -> Site {

@@ -355,7 +355,7 @@ async fn a_criu_killed_in_mid_dump_leaves_the_shop_or_nothing_of_it() {
 #[tokio::test]
 async fn a_checkpoint_that_fails_or_is_killed_leaves_no_snapshot_and_the_next_one_is_whole() {
     let Some(trial) = Trial::begin("crash-checkpoint").await else { return };
-    let _lock = golden::only_one_boots().await;
+    let (small, container_name) = golden::small(&trial.place).await;
     let (file, dir) = (trial.file.to_str().unwrap(), trial.place.dir.join("snapshots"));
     let settings = [("SNAPSHOT_DIR", dir.to_str().unwrap()), (VARIABLE, file)];
     let snapshots = || {
@@ -366,7 +366,7 @@ async fn a_checkpoint_that_fails_or_is_killed_leaves_no_snapshot_and_the_next_on
     };
     let container = async || {
         let all = run("podman", &["ps", "--all", "--format", "{{.Names}}"]).await.ok();
-        all.lines().any(|name| name == "dm-golden-wordpress")
+        all.lines().any(|name| name == container_name)
     };
     for (point, action) in [
         ("checkpoint:before-boot", "error"),
@@ -375,7 +375,7 @@ async fn a_checkpoint_that_fails_or_is_killed_leaves_no_snapshot_and_the_next_on
         ("checkpoint:before-publish", "abort"),
     ] {
         trial.arm(point, action);
-        let said = trial.place.cli_with(&["snapshot", "create", golden::NAME], &settings).await;
+        let said = trial.place.cli_with(&["snapshot", "create", &small], &settings).await;
         let passed = said.err.contains(&format!("fail point {point}: "));
         assert!(said.code != Some(0) && passed, "{point}: {:?} {}", said.code, said.err);
         if action == "error" {
@@ -389,7 +389,7 @@ async fn a_checkpoint_that_fails_or_is_killed_leaves_no_snapshot_and_the_next_on
         assert_eq!(listed, json!([]), "{point}: what is not whole is not shown");
     }
     trial.disarm();
-    trial.place.cli_with(&["snapshot", "create", golden::NAME], &settings).await.ok();
+    trial.place.cli_with(&["snapshot", "create", &small], &settings).await.ok();
     assert_eq!((snapshots().len(), container().await), (1, false), "{:?}", snapshots());
     trial.place.cli_with(&["snapshot", "verify"], &settings).await.ok();
 }

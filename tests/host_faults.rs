@@ -221,15 +221,15 @@ async fn a_snapshot_that_the_disk_has_no_room_for_is_none() {
     let snapshots = place.dir.join("snapshots");
     let disk = SmallDisk::at(&snapshots, &place).await;
     disk.fill();
-    let _lock = host::golden::only_one_boots().await;
+    let (small, container) = host::golden::small(&place).await;
     let settings = [("SNAPSHOT_DIR", snapshots.to_str().unwrap())];
-    let said = place.cli_with(&["snapshot", "create", host::golden::NAME], &settings).await.refused();
+    let said = place.cli_with(&["snapshot", "create", &small], &settings).await.refused();
     assert!(said.contains("No space left on device"), "{said}");
     disk.empty();
     let left: Vec<String> = names(&snapshots).into_iter().filter(|name| name != ".lock").collect();
     assert_eq!(left, Vec::<String>::new());
     let containers = run("podman", &["ps", "--all", "--format", "{{.Names}}"]).await.ok();
-    assert!(!containers.contains("dm-golden-wordpress"), "{containers}");
+    assert!(!containers.contains(&container), "{containers}");
 }
 
 #[tokio::test]

@@ -3,11 +3,14 @@
 //! who has left, and it is over when they are.
 //!
 //! The engine is scripted, and each restore takes its time, so what can be served
-//! is known. Slow senders, large bodies and floods of headers: `proxy_hardened.rs`.
+//! is known. Thousands of status streams: `overload/streams.rs`. Slow senders, large
+//! bodies and floods of headers: `proxy_hardened.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod common;
+#[path = "overload/streams.rs"]
+mod streams;
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -21,6 +24,7 @@ use demo_multiplexer::bench::load::{self, LoadReport, Offer};
 use demo_multiplexer::testing::eventually;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 
 /// A restore, of which [`AT_ONCE`] run at once: 20 shops a second.
 const RESTORE: Duration = Duration::from_millis(100);
@@ -32,6 +36,9 @@ const KNEE: f64 = 20.0;
 const SOON_MS: f64 = 2_000.0;
 
 const ACQUIRE: &str = "/api/v1/demo/acquire";
+
+/// Held by a test that wants the processors for itself, or takes them.
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 async fn visitors(daemon: &Daemon, rate: f64, seconds: u64) -> LoadReport {
     let offer = Offer {
@@ -68,6 +75,7 @@ async fn longest_stall<T>(work: impl Future<Output = T>) -> (T, Duration) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twice_what_can_be_served_is_told_to_come_back_and_all_is_well_right_after() {
+    let _alone = ALONE.lock().await;
     let (shops, _) = edge::upstream(Router::new().fallback(any(async || "a shop"))).await;
     for _ in 0..10 {
         let host = Host::with_shops_at(shops);

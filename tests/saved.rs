@@ -123,15 +123,19 @@ async fn a_damaged_shop_is_not_opened_and_one_with_a_file_that_is_all_hole_is_no
     daemon.stop().await;
 }
 
-/// What Podman has of shops that became a golden of that name.
-async fn images(golden: &str) -> String {
-    let name = format!("localhost/demo-multiplexer-template-{golden}");
-    host::place::run("podman", &["images", "--quiet", "--no-trunc", &name]).await.ok()
+/// What Podman has of shops of this place that became goldens.
+async fn images(place: &Place) -> String {
+    let own = format!("label=demo-multiplexer.templates={}", place.state_dir().display());
+    host::place::run("podman", &["images", "--quiet", "--no-trunc", "--filter", &own]).await.ok()
 }
 
 #[tokio::test]
 async fn a_published_shop_is_a_golden_and_its_copies_are_each_their_own_also_after_a_restart() {
     let Some(place) = Place::beside_others("published").await else { return };
+    // Of a run that failed.
+    for image in images(&place).await.lines() {
+        host::place::run("podman", &["rmi", "--force", image]).await.ok();
+    }
     let snapshots = place.has_its_own_snapshots(&golden::snapshots()).await;
     let settings = [("SNAPSHOT_DIR", snapshots.to_str().unwrap())];
     let daemon = place.lasting_daemon(&settings).await;
@@ -199,10 +203,10 @@ async fn a_published_shop_is_a_golden_and_its_copies_are_each_their_own_also_aft
     for copy in &copies {
         daemon.release(copy.id()).await;
     }
-    assert_eq!(images("spring").await.lines().count(), 1);
+    assert_eq!(images(&place).await.lines().count(), 1);
     place.cli_with(&["saved", "withdraw", "spring"], &settings).await.ok();
-    last.answers().await;
-    assert_eq!(images("spring").await.lines().count(), 1, "a shop runs on what was made of it");
+    assert!(last.get("/").await.text().contains("Mine"), "visitors' shops live on");
+    assert_eq!(images(&place).await.lines().count(), 1, "a shop runs on what was made of it");
     let snapshots = daemon.get("/api/v1/snapshots").await.json();
     let of_spring = snapshots["snapshots"].as_array().unwrap().iter().find(|it| it["golden"] == "spring");
     let id = of_spring.unwrap()["id"].as_str().unwrap().to_owned();
@@ -212,7 +216,7 @@ async fn a_published_shop_is_a_golden_and_its_copies_are_each_their_own_also_aft
     let path = format!("/api/v1/snapshots/{id}");
     let removed = web::send(daemon.address(), "DELETE", "localhost", &path, &[], "").await.unwrap();
     assert_eq!(removed.status, 202, "{}", removed.text());
-    eventually("its image is gone with it", 60, async || match images("spring").await {
+    eventually("its image is gone with it", 60, async || match images(&place).await {
         none if none.is_empty() => Ok(()),
         some => Err(some),
     })

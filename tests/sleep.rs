@@ -270,6 +270,14 @@ async fn asked(daemon: &host::Daemon<'_>, id: &str, what: &str) -> web::Reply {
     web::send(daemon.address(), "POST", "localhost", &path, &[], "").await.unwrap()
 }
 
+fn turn_a_bit(path: &std::path::Path) {
+    use std::os::unix::fs::FileExt as _;
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let (middle, mut byte) = (file.metadata().unwrap().len() / 2, [0]);
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], middle).unwrap();
+}
+
 fn frozen(place: &Place) -> Vec<String> {
     std::fs::read_dir(place.state_dir().join("asleep")).map_or_else(
         |_| Vec::new(),
@@ -306,7 +314,18 @@ async fn a_real_shop_sleeps_without_a_process_and_wakes_as_it_was_again_and_agai
     assert!(page.status == 200 && !page.text().contains("Mine"), "{}", page.text());
     assert!(shop.browser().log_in(shop.text("admin_password")).await, "the password stays");
     assert_eq!(frozen(&place), Vec::<String>::new());
-    daemon.release(shop.id()).await;
+    // A bit of its memory that a disk has turned: that shop is nobody's any more.
+    assert_eq!(asked(&daemon, shop.id(), "hibernate").await.status, 200);
+    host::eventually("nothing of it runs", 20, async || place.nothing_is_left()).await;
+    turn_a_bit(&place.state_dir().join("asleep").join(shop.id()).join("images/pages-1.img"));
+    host::eventually("it is given up", 30, async || {
+        let page = shop.get("/").await;
+        assert_ne!(page.status, 200, "{}", page.text());
+        host::same(&page.status, &410)
+    })
+    .await;
+    assert!(place.log().contains("images/pages-1.img is damaged"), "{}", place.log());
     daemon.holds_nothing().await;
+    assert_eq!(frozen(&place), Vec::<String>::new());
     daemon.stop().await;
 }

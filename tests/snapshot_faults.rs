@@ -6,10 +6,12 @@
 
 mod host;
 
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use demo_multiplexer::failpoint::VARIABLE;
 use host::identity::login_path;
 use host::place::run;
 use host::{Daemon, Place, eventually, golden, same};
@@ -89,13 +91,22 @@ impl Material {
         std::fs::write(&path, manifest.to_string()).unwrap();
     }
 
-    /// Flips one bit in the middle of a file.
     fn damage(&self, name: &str) {
-        let file = std::fs::File::options().read(true).write(true).open(self.dir.join(name)).unwrap();
-        let (middle, mut byte) = (file.metadata().unwrap().len() / 2, [0]);
-        file.read_exact_at(&mut byte, middle).unwrap();
-        file.write_all_at(&[byte[0] ^ 1], middle).unwrap();
+        turn_a_bit(&self.dir.join(name));
     }
+
+    /// What is prepared of it.
+    fn prepared(&self) -> PathBuf {
+        self.place.state_dir().join("prepared").join(&self.id)
+    }
+}
+
+/// One in the middle of a file.
+fn turn_a_bit(path: &Path) {
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let (middle, mut byte) = (file.metadata().unwrap().len() / 2, [0]);
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], middle).unwrap();
 }
 
 #[tokio::test]
@@ -191,8 +202,9 @@ async fn a_restore_that_fails_at_run_time_is_503_or_visibly_a_cold_start() {
     // Whole when it was prepared, spoilt since.
     let settings = [("SNAPSHOT_DIR", &*material.snapshots()), ("COLD_START", "refused")];
     let daemon = material.place.daemon(&settings).await;
-    let images = material.place.state_dir().join("prepared").join(&material.id).join("images");
-    std::fs::write(images.join("inventory.img"), b"no longer an inventory").unwrap();
+    let inventory = material.prepared().join("images/inventory.img");
+    let spoil = || std::fs::write(&inventory, b"no longer an inventory").unwrap();
+    spoil();
     for _ in 0..2 {
         let reply = daemon.try_acquire(&json!({})).await;
         let detail = reply.problem(503);
@@ -206,8 +218,49 @@ async fn a_restore_that_fails_at_run_time_is_503_or_visibly_a_cold_start() {
     daemon.stop().await;
 
     let daemon = material.daemon().await;
+    // It was put right at the start.
+    spoil();
     daemon.acquire("cold").await.answers().await;
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn bits_that_turn_in_what_is_prepared_are_found_and_put_right_before_anybody_gets_them() {
+    let Some(material) = Material::copy("prepared-bits").await else { return };
+    // The image's files as well are its own.
+    let images = material.place.state_dir().join("images");
+    std::fs::remove_file(&images).unwrap();
+    let daemon = material.daemon().await;
+    daemon.acquire("restore").await.answers().await;
+    daemon.stop().await;
+    assert!(material.cli(&["snapshot", "verify"]).await.ok().contains("whole"));
+    let image = images.join(&names(&images)[0]);
+    let memory = material.prepared().join("upper/.memory").join(&material.id);
+    let files = [
+        material.prepared().join("images/inventory.img"),
+        memory.join(&names(&memory)[0]),
+        image.join("rootfs/usr/bin/env"),
+    ];
+    for file in &files {
+        turn_a_bit(file);
+    }
+    let said = material.cli(&["snapshot", "verify"]).await;
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.out.contains("images/inventory.img is damaged: restart the daemon"), "{said:?}");
+    let daemon = material.daemon().await;
+    for file in &files {
+        let log = material.place.log();
+        let told = |line: &str| line.contains(file.to_str().unwrap()) && line.contains("not as it was made");
+        assert!(log.lines().any(told), "{}: {log}", file.display());
+    }
+    daemon.acquire("restore").await.answers().await;
+    daemon.stop().await;
+    assert!(material.cli(&["snapshot", "verify"]).await.ok().contains("whole"));
+    assert_eq!(prepared(&material.place), [material.id.as_str()], "nothing else is left");
+    // Where it cannot be put right, nobody gets it.
+    turn_a_bit(&files[0]);
+    material.damage("memory.tar.zst");
+    material.cannot_be_served("memory.tar.zst").await;
 }
 
 #[tokio::test]
@@ -233,30 +286,32 @@ async fn an_unknown_golden_is_refused_by_every_command() {
 #[tokio::test]
 async fn a_snapshot_whose_making_is_killed_is_never_seen_and_the_next_one_removes_it() {
     let Some(place) = Place::beside_others("killed").await else { return };
-    let _boots = golden::only_one_boots().await;
-    let snapshots = place.dir.join("snapshots");
-    let changes = [("SNAPSHOT_DIR", snapshots.to_str().unwrap())];
-    let mut creating = place.program(&["snapshot", "create"], &changes);
-    let mut creating = creating.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    // The golden is frozen, its memory is being written.
-    let half = eventually("a half archive is there", 90, async || {
-        assert_eq!(creating.try_wait().unwrap(), None, "it ended by itself");
-        let found = names(&snapshots).into_iter().find(|name| name.starts_with(".new-"));
-        let half = snapshots.join(found.ok_or("no directory yet")?);
-        if half.join("memory.tar.zst").is_file() { Ok(half) } else { Err(format!("{:?}", names(&half))) }
-    })
-    .await;
+    let (snapshots, file) = (place.dir.join("snapshots"), place.dir.join("fail"));
+    let (folder, container) = golden::small(&place).await;
+    let args = ["snapshot", "create", &folder, "--json"];
+    let changes = [("SNAPSHOT_DIR", snapshots.to_str().unwrap()), (VARIABLE, file.to_str().unwrap())];
+    // The golden is frozen, its archives are written, and nothing names them yet.
+    std::fs::write(&file, "checkpoint:before-publish=wait\n").unwrap();
+    let mut creating = place.program(&args, &changes);
+    let mut creating = creating.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let said = BufReader::new(creating.stderr.take().unwrap());
+    let waits = tokio::task::spawn_blocking(|| {
+        said.lines().map_while(Result::ok).any(|line| line.contains("checkpoint:before-publish: Wait"))
+    });
+    assert!(waits.await.unwrap(), "it ended by itself");
+    let half = snapshots.join(names(&snapshots).into_iter().find(|name| name.starts_with(".new-")).unwrap());
     kill(Pid::from_raw(i32::try_from(creating.id()).unwrap()), Signal::SIGKILL).unwrap();
     creating.wait().unwrap();
-    assert!(half.is_dir());
+    assert!(half.join("memory.tar.zst").is_file() && half.join("files.tar.zst").is_file());
+    std::fs::remove_file(&file).unwrap();
     assert_eq!(place.cli_with(&["snapshot", "list", "--json"], &changes).await.json(), json!([]));
 
-    let manifest = place.cli_with(&["snapshot", "create", "--json"], &changes).await.json();
+    let manifest = place.cli_with(&args, &changes).await.json();
     let id = manifest["id"].as_str().unwrap();
     assert_eq!(names(&snapshots), [".lock", id], "and nothing of the first one");
     place.cli_with(&["snapshot", "verify"], &changes).await.ok();
     let containers = run("podman", &["ps", "--all", "--format", "{{.Names}}"]).await.ok();
-    assert!(!containers.contains("dm-golden-wordpress"), "{containers}");
+    assert!(!containers.contains(&container), "{containers}");
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -270,33 +325,8 @@ fn names(dir: &Path) -> Vec<String> {
 #[tokio::test]
 async fn a_golden_that_keeps_the_pipes_it_was_started_with_is_not_frozen() {
     let Some(place) = Place::beside_others("pipes").await else { return };
-    let image = place.cli(&["golden", "build", "--json"]).await.json();
-    let folder = place.dir.join("pipes");
-    std::fs::create_dir_all(&folder).unwrap();
-    let containerfile = format!(
-        "FROM {}\nENTRYPOINT [\"tini\", \"--\", \"nginx\", \"-g\", \"daemon off; error_log stderr;\"]\n",
-        image["name"].as_str().unwrap()
-    );
-    std::fs::write(folder.join("Containerfile"), containerfile).unwrap();
-    let recipe = r#"
-        name = "pipes"
-        title = "Pipes"
-        version = "1"
-        [run]
-        port = 80
-        memory_max = "64M"
-        pids_max = 16
-        cpu_max = 1.0
-        capabilities = ["CHOWN", "DAC_OVERRIDE", "NET_BIND_SERVICE", "SETGID", "SETUID"]
-        [ready]
-        path = "/"
-        contains = "nginx"
-        timeout_seconds = 20
-        [admin]
-        path = "/"
-        login_path = "/"
-    "#;
-    std::fs::write(folder.join("golden.toml"), recipe).unwrap();
+    let entry_point = ["tini", "--", "nginx", "-g", "daemon off; error_log stderr;"];
+    let folder = golden::nginx_alone(&place, "pipes", &entry_point).await;
     let snapshots = place.dir.join("snapshots");
     let changes = [("SNAPSHOT_DIR", snapshots.to_str().unwrap())];
     let said = place.cli_with(&["snapshot", "create", folder.to_str().unwrap()], &changes).await.refused();

@@ -15,7 +15,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpSocket;
 
 /// Longer than any message may take, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -106,13 +106,6 @@ fn path(id: &str) -> String {
 async fn status_of(daemon: &Daemon, id: &str) -> StatusCode {
     let request = Request::get(path(id)).header("host", "localhost:8080").body(Body::empty()).unwrap();
     send(daemon.address, request).await.status()
-}
-
-/// How many streams this process has open; all its daemons count together.
-async fn open_streams(daemon: &Daemon) -> usize {
-    let metrics = daemon.get("/metrics").await;
-    let line = metrics.text().lines().find(|line| line.starts_with("demo_multiplexer_sse_clients "));
-    line.and_then(|line| line.split(' ').nth(1)).unwrap().parse().unwrap()
 }
 
 #[tokio::test]
@@ -269,80 +262,6 @@ async fn a_stopping_daemon_ends_its_streams_and_does_not_wait_for_them() {
         }
         assert_eq!(last.comment, "the service is being stopped");
     }
-}
-
-/// Kilobytes of memory that this process has.
-fn memory_kb() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
-async fn raw_stream(daemon: &Daemon, id: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(daemon.address).await.unwrap();
-    let request = format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", path(id));
-    stream.write_all(request.as_bytes()).await.unwrap();
-    stream
-}
-
-async fn reads(stream: &mut TcpStream, what: &str) {
-    let (mut seen, mut bytes) = (String::new(), [0; 2048]);
-    while !seen.contains(what) {
-        let n = tokio::time::timeout(PATIENCE, stream.read(&mut bytes))
-            .await
-            .expect("something is sent")
-            .unwrap();
-        assert!(n > 0, "closed after {seen}");
-        seen.push_str(std::str::from_utf8(&bytes[..n]).unwrap());
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn thousands_of_streams_are_open_at_once_and_cost_little() {
-    // 10,000 are the default of SSE_MAX_CLIENTS, and take a minute.
-    let streams = std::env::var("SSE_STREAMS").map_or(2_000, |text| text.parse::<u64>().expect("a number"));
-    // The clients are in this process too.
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    rustix::process::setrlimit(
-        rustix::process::Resource::Nofile,
-        rustix::process::Rlimit { current: files.maximum, maximum: files.maximum },
-    )
-    .unwrap();
-    if files.maximum.is_some_and(|most| most < 3 * streams) {
-        return println!(
-            "skipped: {streams} streams need {} files, and {:?} are allowed",
-            3 * streams,
-            files.maximum
-        );
-    }
-    let host = Host::new();
-    let daemon = host.start(&[("MAX_CONNECTIONS", "32768"), ("SSE_MAX_CLIENTS", "10000")]).await;
-    let mut ids = Vec::new();
-    for _ in 0..20 {
-        ids.push(daemon.acquire().await.id());
-    }
-    let before = memory_kb();
-    let mut open = Vec::new();
-    for n in 0..streams as usize {
-        open.push(raw_stream(&daemon, &ids[n % ids.len()]).await);
-    }
-    for stream in &mut open {
-        reads(stream, "event: countdown").await;
-    }
-    assert!(open_streams(&daemon).await >= streams as usize);
-    let opened = memory_kb();
-    // Everybody hears every second, and nothing piles up.
-    for _ in 0..3 {
-        for stream in &mut open {
-            reads(stream, "event: countdown").await;
-        }
-    }
-    let later = memory_kb();
-    let each = opened.saturating_sub(before) as f64 / streams as f64;
-    println!("{each:.1} kB a stream; {opened} kB after opening, {later} kB later");
-    assert!(each < 64.0, "{each:.1} kB a stream");
-    assert!(later.saturating_sub(opened) < 2 * streams, "memory grows: {opened} kB, then {later} kB");
-    daemon.stop().await;
 }
 
 /// A client that keeps the connection and never reads. The smallest buffer a

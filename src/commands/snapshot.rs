@@ -1,7 +1,7 @@
 //! `snapshot create|list|inspect|verify|prune`: the catalogue of snapshots;
 //! `promote` and `refresh` ask the daemon ([`super::promote`]).
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use comfy_table::Cell;
 use serde_json::json;
 
@@ -53,7 +53,7 @@ enum Verb {
         /// Which
         id: SnapshotId,
     },
-    /// Check a snapshot's archives against their digests
+    /// Check a snapshot's archives, and what is prepared of it, against their digests
     Verify {
         /// Which; all when left out
         id: Option<SnapshotId>,
@@ -238,24 +238,45 @@ fn verify(context: &Context, catalog: &Catalog, id: Option<SnapshotId>) -> anyho
         Some(id) => vec![catalog.inspect(&id)?.id],
         None => catalog.list()?.into_iter().map(|entry| entry.id).collect(),
     };
-    let mut broken = Vec::new();
-    let mut results = Vec::new();
+    let (mut broken, mut spoilt, mut results) = (Vec::new(), Vec::new(), Vec::new());
     for id in ids {
-        let problem = catalog.verify(&id).err().map(|error| Chain(&error).to_string());
+        let problem = match catalog.verify(&id) {
+            Ok(manifest) => verify_prepared(context, &manifest).inspect(|_| spoilt.push(id.to_string())),
+            Err(error) => {
+                broken.push(id.to_string());
+                Some(Chain(&error).to_string())
+            }
+        };
         if context.output == Output::Text {
             let style = if problem.is_none() { Tone::Good } else { Tone::Bad }.style();
             anstream::println!("{id}  {style}{}{style:#}", problem.as_deref().unwrap_or("whole"));
         }
         results.push(json!({"id": id, "whole": problem.is_none(), "error": problem}));
-        broken.extend(problem.map(|_| id.to_string()));
     }
     if context.output == Output::Json {
         print_json(&results.into())?;
     }
-    if broken.is_empty() {
-        return Ok(());
+    ensure!(
+        broken.is_empty(),
+        "damaged: {}; take them anew (`snapshot create`) and remove them",
+        broken.join(", ")
+    );
+    ensure!(spoilt.is_empty(), "damaged as prepared: {}; look at the disk", spoilt.join(", "));
+    Ok(())
+}
+
+/// What is wrong with what was prepared of a snapshot, with what to do.
+fn verify_prepared(context: &Context, manifest: &Manifest) -> Option<String> {
+    let state_dir = &context.config.state_dir;
+    match prepare::verify(state_dir, manifest) {
+        Ok(None) => None,
+        Ok(Some(file)) => {
+            Some(format!("{} is damaged: restart the daemon, which puts it right", file.display()))
+        }
+        Err(error) => {
+            Some(format!("what is prepared of it in {} cannot be read: {error}", state_dir.display()))
+        }
     }
-    anyhow::bail!("damaged: {}; take them anew (`snapshot create`) and remove them", broken.join(", "))
 }
 
 async fn prune(context: &Context, catalog: &Catalog, keep: usize) -> anyhow::Result<()> {

@@ -56,6 +56,8 @@ pub(super) struct Facts {
     pub(super) state: Tried<StateDir>,
     /// Bytes of memory.
     pub(super) memory: u64,
+    /// Files that a process may have open; none when there is no bound.
+    pub(super) files: Option<u64>,
     /// A bridge and a veth pair, made in a namespace of their own.
     pub(super) network: Tried,
     /// What is on the host under BRIDGE_NAME.

@@ -8,6 +8,7 @@ use super::facts::{Answer, Bridge, Facts, Listen, StateDir};
 use super::trial::without_harmless;
 use super::{Finding, Status, cgroups, docker, doors, nats, packages, router, way_out};
 use crate::config::{Config, Subnet};
+use crate::connections;
 
 /// cgroup.kill came with it (cgroup-v2.rst).
 const KERNEL_LEAST: (u32, u32) = (5, 14);
@@ -84,6 +85,7 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     ];
     let rest = [
         memory(facts, config),
+        Some(files(facts, config)),
         network(facts),
         Some(bridge(facts, config)),
         Some(nftables(facts)),
@@ -363,6 +365,20 @@ fn memory(facts: &Facts, config: &Config) -> Option<Finding> {
     } else {
         ok("memory", format!("{}: room for {wanted} instances", gib(facts.memory)))
     })
+}
+
+fn files(facts: &Facts, config: &Config) -> Finding {
+    let (fitting, wanted) = (connections::that_fit(facts.files), config.edges.max_connections);
+    if fitting < wanted {
+        let most = facts.files.unwrap_or_default();
+        return warn(
+            "files",
+            format!("{most} open files at most: room for {fitting} connections; MAX_CONNECTIONS is {wanted}"),
+            "raise LimitNOFILE in the unit (systemctl edit demo-multiplexer), or ulimit -Hn where it is started \
+             by hand",
+        );
+    }
+    ok("files", format!("enough for {wanted} connections at once"))
 }
 
 fn network(facts: &Facts) -> Option<Finding> {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, statfs, statvfs};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
@@ -98,6 +99,8 @@ pub(super) async fn probe(config: &Config) -> Facts {
         runtime,
         state: root.then(|| state_dir(&config.state_dir)),
         memory: kilobytes(&read("/proc/meminfo"), "MemTotal") * 1024,
+        // A daemon raises its own to what it may have.
+        files: getrlimit(Resource::Nofile).maximum,
         network,
         bridge: bridge(&config.bridge_name),
         routes,

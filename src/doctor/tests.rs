@@ -36,6 +36,7 @@ fn fit() -> Facts {
         })),
         state: Some(Ok(StateDir { kind: "XFS".into(), overlay: Ok(()), reflink: Ok(()), free: 40 << 30 })),
         memory: 16 << 30,
+        files: Some(524_288),
         network: Some(Ok(())),
         bridge: Bridge::Absent,
         routes: vec![route("eth0", "0.0.0.0", 0), route("eth0", "192.168.1.0", 24)],
@@ -223,6 +224,15 @@ fn a_port_with_a_daemon_behind_it_is_fine_and_any_other_use_fails() {
     assert_eq!(only(|facts| facts.listen = Listen::Taken).status, Status::Fail);
     let finding = only(|facts| facts.listen = Listen::Refused("Cannot assign requested address".into()));
     assert_eq!(finding.status, Status::Fail);
+}
+
+#[test]
+fn too_few_open_files_for_the_connections_wanted_is_said_with_what_to_raise() {
+    let finding = only(|facts| facts.files = Some(1024));
+    assert_eq!((finding.name, finding.status), ("files", Status::Warn));
+    assert!(finding.seen.contains("room for 384 connections; MAX_CONNECTIONS is 4096"), "{finding:?}");
+    assert!(finding.advice.is_some_and(|advice| advice.contains("LimitNOFILE")));
+    assert_eq!(found(|facts| facts.files = None), [], "no bound");
 }
 
 #[test]

@@ -9,11 +9,22 @@
 //! into which it could type.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::{ForkResult, chdir, chroot, fchdir, fork, setsid};
+use rustix::io::Errno;
+use rustix::process::{
+    DumpableBehavior, Pid, Signal, WaitOptions, WaitStatus, set_dumpable_behavior,
+    set_parent_process_death_signal, waitpid,
+};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
+    set_capabilities, set_no_new_privs,
+};
 
 use super::seccomp;
 
@@ -21,23 +32,6 @@ use super::seccomp;
 /// until then; a pid namespace holds from the next fork on. A restored shop's
 /// monotonic clock goes on from the checkpoint, in a time namespace.
 const NAMESPACES: &[&str] = &["cgroup", "ipc", "uts", "net", "time", "pid", "mnt"];
-
-/// Version 3 of the capability structures: two 32-bit words a set (capget(2)).
-const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-
-#[repr(C)]
-struct CapabilityHeader {
-    version: u32,
-    pid: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct CapabilityWord {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
 
 /// Has `command` run inside the instance whose first process is `pid`.
 ///
@@ -62,95 +56,73 @@ pub fn prepare(command: &mut Command, pid: i32) -> io::Result<()> {
     let capabilities = bound_of(pid)?;
     let filters = seccomp::of(pid)?;
     let enter = move || {
-        // SAFETY: between fork and exec only system calls on descriptors that
-        // the closure owns; none allocates, the arguments live long enough.
-        unsafe {
-            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-            // Until the exec.
-            check(libc::prctl(libc::PR_SET_DUMPABLE, 0))?;
-            if libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1 {
-                return Err(io::Error::last_os_error());
-            }
-            for namespace in &namespaces {
-                check(libc::setns(namespace.as_raw_fd(), 0))?;
-            }
-            chroot(root.as_raw_fd())?;
-            stand_aside()?;
-            check(libc::setsid())?;
-            give_up(capabilities)?;
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // Until the exec.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+        (&cgroup).write_all(b"0")?;
+        for namespace in &namespaces {
+            setns(namespace, CloneFlags::empty())?;
         }
+        fchdir(&root)?;
+        chroot(c".")?;
+        chdir(c"/")?;
+        stand_aside()?;
+        setsid()?;
+        give_up(capabilities)?;
         for filter in &filters {
             seccomp::put_on(filter)?;
         }
         Ok(())
     };
-    // SAFETY: `enter` keeps to what is allowed after a fork, see there.
+    // SAFETY: between fork and exec `enter` makes only system calls on descriptors
+    // and values that it owns; none allocates, and none takes a lock.
     unsafe { command.pre_exec(enter) };
     Ok(())
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-unsafe fn chroot(root: RawFd) -> io::Result<()> {
-    // SAFETY: plain system calls on an open descriptor and static strings.
-    unsafe {
-        check(libc::fchdir(root))?;
-        check(libc::chroot(c".".as_ptr()))?;
-        check(libc::chdir(c"/".as_ptr()))
-    }
-}
-
 /// Forks, so that the child is inside the pid namespace. The parent becomes
 /// what waits for it and never returns.
-unsafe fn stand_aside() -> io::Result<()> {
-    // SAFETY: this process has one thread; the parent branch only waits and
-    // ends without running anything of the program's.
-    unsafe {
-        let child = libc::fork();
-        check(child)?;
-        if child == 0 {
-            // Whoever waits outside is gone: so is the command.
-            return check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL));
-        }
-        let mut status = 0;
-        while libc::waitpid(child, &raw mut status, 0) < 0 {
-            if *libc::__errno_location() != libc::EINTR {
-                libc::_exit(126);
+fn stand_aside() -> io::Result<()> {
+    // SAFETY: this process has one thread, the one that was forked to become the
+    // command; neither branch uses anything of the program's but system calls.
+    let child = match unsafe { fork() }? {
+        // Whoever waits outside is gone: so is the command.
+        ForkResult::Child => return Ok(set_parent_process_death_signal(Some(Signal::KILL))?),
+        ForkResult::Parent { child } => child,
+    };
+    let child = Pid::from_raw(child.as_raw());
+    let code = loop {
+        match waitpid(child, WaitOptions::empty()) {
+            Ok(status) => {
+                let status = status.map(|(_, status)| status);
+                let signalled = || Some(128 + status?.terminating_signal()?);
+                // Neither: it only stopped.
+                if let Some(code) = status.and_then(WaitStatus::exit_status).or_else(signalled) {
+                    break code;
+                }
             }
+            Err(Errno::INTR) => {}
+            Err(_) => break 126,
         }
-        let signalled = 128 + libc::WTERMSIG(status);
-        libc::_exit(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { signalled })
-    }
+    };
+    // SAFETY: it ends at once, without running anything of the program's.
+    unsafe { libc::_exit(code) }
 }
 
 /// Keeps these capabilities and no way to get others.
-unsafe fn give_up(keep: u64) -> io::Result<()> {
-    let low = u32::try_from(keep & u64::from(u32::MAX)).unwrap_or_default();
-    let high = u32::try_from(keep >> 32).unwrap_or_default();
-    let word = |bits| CapabilityWord { effective: bits, permitted: bits, inheritable: 0 };
-    let header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
-    let words = [word(low), word(high)];
-    // SAFETY: plain system calls; both structures have the kernel's layout and
-    // live until the call has returned.
-    unsafe {
-        for capability in 0..64 {
-            if keep & (1 << capability) == 0 {
-                // EINVAL: beyond the last one that the kernel knows.
-                let dropped = check(libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0));
-                match dropped {
-                    Err(error) if error.raw_os_error() != Some(libc::EINVAL) => return Err(error),
-                    _ => {}
-                }
-            }
+fn give_up(keep: u64) -> io::Result<()> {
+    for capability in (0..64).map(|bit| 1 << bit).filter(|bit| keep & bit == 0) {
+        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(capability)) {
+            // Beyond the last one that the kernel knows.
+            Ok(()) | Err(Errno::INVAL) => {}
+            Err(error) => return Err(error.into()),
         }
-        check(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))?;
-        if libc::syscall(libc::SYS_capset, &raw const header, words.as_ptr()) < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     }
+    clear_ambient_capability_set()?;
+    let keep = CapabilitySet::from_bits_retain(keep);
+    let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
+    set_capabilities(None, sets)?;
+    Ok(set_no_new_privs(true)?)
 }
 
 /// The capabilities that a process can have at most.

@@ -8,6 +8,7 @@
 pub mod cgroup;
 pub mod claim;
 pub mod devices;
+pub mod digests;
 mod disk;
 pub mod enter;
 pub mod facts;

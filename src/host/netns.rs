@@ -75,8 +75,8 @@ pub(super) async fn in_thread<T: Send + 'static>(
 }
 
 pub(super) fn make_namespace() -> Result<OwnedFd, NetError> {
-    // SAFETY: only this thread's namespace changes, and the thread ends after this.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+    // Only this thread's changes, and the thread ends after this.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
         .map_err(|error| step("make a network namespace")(error.into()))?;
     without_ipv6()?;
     std::fs::File::open("/proc/thread-self/ns/net")

@@ -218,9 +218,8 @@ async fn kill(known: Known) -> io::Result<()> {
 fn detach(of: &str, at: &Path) -> io::Result<()> {
     if of != "self" {
         let namespace = File::open(format!("/proc/{of}/ns/mnt"))?;
-        // A thread that shares its working directory cannot change its mounts.
-        // SAFETY: only this thread's, which ends after this.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?;
+        // A thread that shares its working directory cannot change its mounts. This one ends after this.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
         let kind = Some(rustix::thread::LinkNameSpaceType::Mount);
         rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?;
     }

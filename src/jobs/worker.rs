@@ -241,8 +241,10 @@ impl Worker {
         Ok(Some(Place { worker: self, golden: golden.clone() }))
     }
 
+    /// How many are to be ready: none of one that was withdrawn.
     fn wanted(&self, golden: &GoldenName) -> usize {
-        self.lifecycle.aim().target(golden, self.target.ready)
+        let served = self.lifecycle.golden(golden).is_some();
+        if served { self.lifecycle.aim().target(golden, self.target.ready) } else { 0 }
     }
 
     fn lock_making(&self) -> std::sync::MutexGuard<'_, HashMap<GoldenName, usize>> {

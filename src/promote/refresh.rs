@@ -19,6 +19,7 @@
 //! promotes it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -31,6 +32,11 @@ use crate::provision::errors::MakeError;
 use crate::provision::gate::Rank;
 use crate::provision::{GoldenRuntime, Lifecycle, Order};
 use crate::restore::{FirstPage, Make, Served, Switch};
+
+/// How often, and how long apart, it is looked for shops of a withdrawn golden that are
+/// still in the making: a restore takes tenths of a second, some seconds under load.
+const WITHDRAW_ROUNDS: u32 = 100;
+const WITHDRAW_PAUSE: Duration = Duration::from_millis(100);
 
 /// The snapshot is not served; what was served before still is.
 #[derive(Debug, thiserror::Error)]
@@ -229,10 +235,19 @@ pub(super) async fn withdraw(
     workshop.withdraw(golden, &engines).await?;
     lifecycle.serve_no_more(golden);
     lifecycle.aim().forget(golden);
-    for spare in ready_of(lifecycle, golden).await {
-        let still_ready = |present: &Instance| present.state == State::Ready;
-        if let Err(error) = lifecycle.end(spare, State::Expired, still_ready).await {
-            tracing::warn!(error = %Chain(&error), "ready shop of a withdrawn golden not taken down yet");
+    // One may be in the making, and is ready in a moment; the reaper ends what comes later.
+    for round in 0..WITHDRAW_ROUNDS {
+        if round > 0 {
+            tokio::time::sleep(WITHDRAW_PAUSE).await;
+        }
+        for spare in own_in(lifecycle, golden, State::Ready).await {
+            let still_ready = |present: &Instance| present.state == State::Ready;
+            if let Err(error) = lifecycle.end(spare, State::Expired, still_ready).await {
+                tracing::warn!(error = %Chain(&error), "ready shop of a withdrawn golden not taken down yet");
+            }
+        }
+        if own_in(lifecycle, golden, State::Warming).await.is_empty() {
+            break;
         }
     }
     for engine in engines {
@@ -276,7 +291,7 @@ async fn replace(
     // The canary is the first new one: an old one may go for it.
     let mut made = 1;
     loop {
-        let ready = ready_of(lifecycle, golden).await;
+        let ready = own_in(lifecycle, golden, State::Ready).await;
         let Some(old) = ready.iter().find(|instance| instance.snapshot.as_ref() != Some(id)) else {
             return 0;
         };
@@ -303,13 +318,14 @@ async fn replace(
     }
 }
 
-async fn ready_of(lifecycle: &Lifecycle, golden: &GoldenName) -> Vec<Instance> {
+/// This node's shops of a golden in that state, the oldest first.
+async fn own_in(lifecycle: &Lifecycle, golden: &GoldenName, state: State) -> Vec<Instance> {
     let own = lifecycle.store().own().await;
-    let mut ready = own.unwrap_or_else(|error| {
+    let mut found = own.unwrap_or_else(|error| {
         tracing::warn!(error = %Chain(&error), "ready shops of the former snapshot stay");
         Vec::new()
     });
-    ready.retain(|instance| instance.golden == *golden && instance.state == State::Ready);
-    ready.sort_by_key(|instance| instance.created_at);
-    ready
+    found.retain(|instance| instance.golden == *golden && instance.state == state);
+    found.sort_by_key(|instance| instance.created_at);
+    found
 }

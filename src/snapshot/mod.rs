@@ -17,13 +17,14 @@
 //! Before use it is *prepared* once ([`prepare`]):
 //!
 //! ```text
-//! STATE_DIR/images/<image id>/rootfs      the image, flattened; shared by its snapshots
+//! STATE_DIR/images/<image id>/rootfs      the image, flattened ([`flatten`]); shared by its snapshots
 //! STATE_DIR/prepared/<snapshot id>/
 //!   upper/                                files.tar.zst, unpacked
 //!   upper/.memory/                        what clones map instead of copying it ([`mapped`])
 //!   images/                               memory.tar.zst, unpacked, the rest of it
 //!   database.sql                          database.tar.zst, unpacked
 //!   manifest.json                         last: what has it is whole
+//! both: digests, checked                  whether a disk has changed it since ([`intact`])
 //! ```
 //!
 //! Which one is served, where an operator has said so: [`served`]. How others get it: [`depot`].
@@ -35,6 +36,8 @@ pub mod archive;
 pub mod catalog;
 pub mod compat;
 pub mod depot;
+mod flatten;
+mod intact;
 pub mod manifest;
 mod mapped;
 mod names;

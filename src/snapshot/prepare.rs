@@ -1,24 +1,25 @@
 //! Making a snapshot ready to be restored: unpacked once, used by every clone.
 //!
-//! Steps: check the host, flatten the image, verify and unpack the archives,
-//! move memory to where clones map it, write the manifest. Each directory appears by one rename; what begins with
-//! `.new-` is a former prepare's, removed by the next one. Called by `serve`
-//! and `bench` at start.
+//! Steps: check the host, flatten the image ([`flatten`]), verify and unpack the archives,
+//! move memory to where clones map it, write the manifest, record digests of all of it.
+//! Each directory appears by one rename; what begins with `.new-` is a former prepare's,
+//! removed by the next one. What is there already is looked at and mended ([`intact`]).
+//! Called by `serve` and `bench` at start, and before a snapshot is promoted.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Advice, SeekFrom};
-use tokio::process::Command;
 
 use super::archive::{self, ArchiveError};
 use super::catalog::{Catalog, CatalogError};
 use super::compat::{self, Incompatible};
+use super::flatten::{self, ROOTFS};
+use super::intact::{self, Ask, keep_whole};
 use super::manifest::{DATABASE_ARCHIVE, FILES_ARCHIVE, HostFacts, MEMORY_ARCHIVE, Manifest};
 use super::mapped::{self, Whose};
 use super::names;
@@ -41,6 +42,9 @@ pub const IMAGES: &str = "images";
 
 /// The database as SQL, alone in its archive.
 pub const DUMP: &str = "database.sql";
+
+/// Names of what is half made.
+const UNFINISHED: &str = ".new-";
 
 /// A snapshot could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +84,17 @@ pub enum PrepareError {
     /// The host's own facts.
     #[error("this host cannot be looked at")]
     Facts(#[from] FactsError),
+    /// The disk has changed it, and a fresh copy is another one.
+    #[error(
+        "{} is damaged and cannot be mended: when no shop runs, sleeps or is kept on it, remove {} and start again",
+        .path.display(), .tree.display()
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What it belongs to.
+        tree: PathBuf,
+    },
     /// The disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -93,13 +108,14 @@ impl PrepareError {
             Self::Incompatible { .. } | Self::Image { .. } => ErrorKind::Incompatible,
             Self::Catalog(error) => error.kind(),
             Self::Archive { source, .. } => source.kind(),
+            Self::Damaged { .. } => ErrorKind::Invalid,
             Self::Disk(error) => error.kind(),
             Self::Podman(_) | Self::Facts(_) => ErrorKind::Unavailable,
         }
     }
 }
 
-fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> PrepareError + 'a {
+pub(super) fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> PrepareError + 'a {
     move |source| DiskError::at(doing, path)(source).into()
 }
 
@@ -165,19 +181,25 @@ pub async fn prepare(
     let dir = parent.join(id.as_str());
     make_private(&parent).map_err(at("make", &parent))?;
     sweep(&parent)?;
-    let image = flatten_image(&manifest, state_dir).await?;
-    if !dir.join("manifest.json").is_file() {
-        let new = parent.join(format!(".new-{id}"));
-        failpoint::hit("prepare:before-unpack").map_err(at("unpack", &new))?;
-        let (archives, to, wanted) = (catalog.path(id), new.clone(), manifest.clone());
+    flatten::ensure(state_dir, &manifest).await?;
+    let unpack = async |new: &Path| {
+        failpoint::hit("prepare:before-unpack").map_err(at("unpack", new))?;
+        let (archives, to, wanted) = (catalog.path(id), new.to_owned(), manifest.clone());
         let unpacked = tokio::task::spawn_blocking(move || unpack(&archives, &wanted, &to));
-        let unpacked = unpacked.await.map_err(io::Error::other).map_err(at("unpack", &new))?;
+        unpacked.await.map_err(io::Error::other).map_err(at("unpack", new))?
+    };
+    if !dir.join("manifest.json").is_file() {
+        let new = parent.join(format!("{UNFINISHED}{id}"));
         let renamed = || failpoint::hit("prepare:before-rename").and_then(|()| std::fs::rename(&new, &dir));
-        if let Err(error) = unpacked.and_then(|()| renamed().map_err(at("rename", &new))) {
+        if let Err(error) = unpack(&new).await.and_then(|()| renamed().map_err(at("rename", &new))) {
             drop(std::fs::remove_dir_all(&new));
             return Err(error);
         }
     }
+    let tree = flatten::place(state_dir, &manifest);
+    keep_whole(&tree, Ask::Nothing, async |new| flatten::copy(&manifest, new).await).await?;
+    keep_whole(&dir, Ask::Files, unpack).await?;
+    let image = tree.join(ROOTFS);
     let source = restore_source(&manifest, &dir, image.clone(), deadline)?;
     let memory = dir.join("upper").join(mapped::DIR).join(manifest.id.as_str());
     let read = [source.images.clone(), memory];
@@ -207,7 +229,7 @@ pub fn stands_on(state_dir: &Path, id: &SnapshotId) -> Result<(Manifest, [PathBu
     let manifest = std::fs::read(&path).map_err(at("read", &path))?;
     let manifest =
         Manifest::parse(&manifest).map_err(|source| CatalogError::Manifest { id: id.clone(), source })?;
-    let image = state_dir.join("images").join(&manifest.image_id).join("rootfs");
+    let image = flatten::place(state_dir, &manifest).join(ROOTFS);
     Ok((manifest, [dir.join("upper"), image]))
 }
 
@@ -245,9 +267,9 @@ fn read_ahead(dir: &Path) -> io::Result<()> {
 }
 
 /// Removes what a prepare that died has left.
-fn sweep(parent: &Path) -> Result<(), PrepareError> {
+pub(super) fn sweep(parent: &Path) -> Result<(), PrepareError> {
     for entry in std::fs::read_dir(parent).map_err(at("read", parent))?.flatten() {
-        if entry.file_name().as_encoded_bytes().starts_with(b".new-") {
+        if entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
             std::fs::remove_dir_all(entry.path()).map_err(at("remove", &entry.path()))?;
         }
     }
@@ -278,64 +300,52 @@ fn unpack(archives: &Path, manifest: &Manifest, to: &Path) -> Result<(), Prepare
     tracing::debug!(private = mapped.private, shared = mapped.shared, "pages that clones map");
     let path = to.join("manifest.json");
     std::fs::write(&path, manifest.to_bytes()).map_err(at("write", &path))?;
-    sync(to)
+    intact::record(to).map_err(at("digest", to))?;
+    sync(to).map_err(at("sync", to))
 }
 
 /// Has all files of a file system on the disk: a directory that appears by a
 /// rename is whole after a power cut, too.
-fn sync(dir: &Path) -> Result<(), PrepareError> {
-    let synced = std::fs::File::open(dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
-    synced.map_err(at("sync", dir))
+pub(super) fn sync(dir: &Path) -> io::Result<()> {
+    std::fs::File::open(dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?))
 }
 
-/// Copies the image's root once, by reflink where the file system can: clones
-/// must not depend on what somebody removes from Podman.
-async fn flatten_image(manifest: &Manifest, state_dir: &Path) -> Result<PathBuf, PrepareError> {
-    let parent = state_dir.join("images");
-    make_private(&parent).map_err(at("make", &parent))?;
-    sweep(&parent)?;
-    let rootfs = parent.join(&manifest.image_id).join("rootfs");
-    if rootfs.is_dir() {
-        return Ok(rootfs);
-    }
-    let image = &manifest.image_id;
-    if cli::image_id(image).await?.is_none() {
-        return Err(PrepareError::Image { id: manifest.id.clone(), image: image.clone() });
-    }
-    let new = parent.join(format!(".new-{image}"));
-    make_private(&new).map_err(at("make", &new))?;
-    let mounted = cli::podman(&["image", "mount", image]).await?;
-    let copied = Command::new("cp")
-        .args(["--archive", "--reflink=auto", "--one-file-system", "--"])
-        .arg(&mounted)
-        .arg(new.join("rootfs"))
-        .stdin(Stdio::null())
-        .output()
-        .await;
-    let unmounted = cli::podman(&["image", "unmount", image]).await;
-    let copied = copied.and_then(|output| match output.status.success() {
-        true => Ok(()),
-        false => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
-    });
-    let synced = match copied {
-        Ok(()) => {
-            let dir = new.clone();
-            tokio::task::spawn_blocking(move || sync(&dir))
-                .await
-                .map_err(io::Error::other)
-                .map_err(at("sync", &new))
+/// Does what blocks beside the runtime.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten()
+}
+
+/// Whether what was prepared of a snapshot is as it was made, by what was found last where
+/// that is good; for a shop that stands on it, whichever is served. Blocks.
+///
+/// # Errors
+/// When it is not, or not there any more.
+pub fn is_whole(state_dir: &Path, id: &SnapshotId) -> io::Result<()> {
+    let (manifest, _) = stands_on(state_dir, id).map_err(io::Error::other)?;
+    for tree in [dir_of(state_dir, id), flatten::place(state_dir, &manifest)] {
+        if let Some(name) = intact::damaged(&tree, Ask::Nothing)?.first() {
+            let damaged = format!("{} is damaged", tree.join(name).display());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, damaged));
         }
-        Err(error) => Ok(Err(at("copy the image to", &new)(error))),
-    };
-    let moved = synced
-        .and_then(|synced| synced)
-        .and_then(|()| std::fs::rename(&new, parent.join(image)).map_err(at("rename", &new)));
-    if let Err(error) = moved {
-        drop(std::fs::remove_dir_all(&new));
-        return Err(error);
     }
-    unmounted?;
-    Ok(rootfs)
+    Ok(())
+}
+
+/// Reads all that was prepared of a snapshot, whenever this was last done; answers a file
+/// that is not as it was made. Blocks.
+///
+/// # Errors
+/// When it cannot be read; what is not prepared is fine.
+pub fn verify(state_dir: &Path, manifest: &Manifest) -> io::Result<Option<PathBuf>> {
+    let mut first = None;
+    // Both, so that the next start mends both.
+    for tree in [dir_of(state_dir, &manifest.id), flatten::place(state_dir, manifest)] {
+        let damaged = intact::damaged_in_full(&tree)?;
+        first = first.or_else(|| damaged.first().map(|name| tree.join(name)));
+    }
+    Ok(first)
 }
 
 fn restore_source(

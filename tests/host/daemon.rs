@@ -151,7 +151,7 @@ impl Daemon<'_> {
         let begun = self.post(&format!("/api/v1/saved/{id}/publish"), &body).await;
         assert_eq!(begun.status, 202, "{}", begun.text());
         let task = format!("/api/v1/tasks/{}", begun.json()["number"]);
-        eventually("it is published", 300, async || {
+        eventually("it is published", 900, async || {
             let task = self.get(&task).await.json();
             if task["state"] == "running" { Err(task.to_string()) } else { Ok(task) }
         })

@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 
 use super::PROGRAM;
 use super::mariadb::{Kind, MariaDb};
-use super::place::{lock_file, tests_dir};
+use super::place::{Place, lock_file, tests_dir};
 
 /// The golden's name.
 pub(crate) const NAME: &str = "wordpress";
@@ -181,6 +181,45 @@ pub(crate) fn lend_prepared(state_dir: &Path) {
         std::fs::create_dir_all(shared("state").join(kind)).unwrap();
         std::os::unix::fs::symlink(shared("state").join(kind), state_dir.join(kind)).unwrap();
     }
+}
+
+/// The folder of a golden that is up in a moment, for what is true of each one's making:
+/// nginx alone, on the image of the other one, started by that entry point.
+pub(crate) async fn nginx_alone(place: &Place, name: &str, entry_point: &[&str]) -> PathBuf {
+    let image = place.cli(&["golden", "build", "--json"]).await.json();
+    let folder = place.dir.join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    let image = image["name"].as_str().unwrap();
+    std::fs::write(folder.join("Containerfile"), format!("FROM {image}\nENTRYPOINT {entry_point:?}\n"))
+        .unwrap();
+    let recipe = r#"
+        title = "nginx alone"
+        version = "1"
+        [run]
+        port = 80
+        memory_max = "64M"
+        pids_max = 16
+        cpu_max = 1.0
+        capabilities = ["CHOWN", "DAC_OVERRIDE", "NET_BIND_SERVICE", "SETGID", "SETUID"]
+        [ready]
+        path = "/"
+        contains = "nginx"
+        timeout_seconds = 20
+        [admin]
+        path = "/"
+        login_path = "/"
+    "#;
+    std::fs::write(folder.join("golden.toml"), format!("name = \"{name}\"\n{recipe}")).unwrap();
+    folder
+}
+
+/// One that can be frozen: its folder, and the name of its container, which is no other
+/// place's.
+pub(crate) async fn small(place: &Place) -> (String, String) {
+    let name = format!("small-{}", place.lane());
+    let start = "exec tini -- nginx -g 'daemon off; error_log stderr;' </dev/null >/dev/null 2>&1";
+    let folder = nginx_alone(place, &name, &["sh", "-c", start]).await;
+    (folder.display().to_string(), format!("dm-golden-{name}"))
 }
 
 /// Held while a daemon starts on what is lent: the first one prepares it.

@@ -461,19 +461,7 @@ impl ContainerEngine for CriuEngine {
     }
 
     async fn thaw(&self, slot: &InstanceId, from: &InstanceId) -> Result<Launched, LaunchError> {
-        match self.of_frozen(from) {
-            Ok(driver) => driver.launch(slot).await,
-            Err(error) => {
-                self.slots.unused(slot);
-                Err(LaunchError {
-                    id: slot.clone(),
-                    phase: Phase::Slot,
-                    kind: kind_of_io(&error),
-                    source: Box::new(io_at("find what was frozen")(error)),
-                    cleanup: Vec::new(),
-                })
-            }
-        }
+        self.thaw_now(slot, from).await
     }
 
     async fn forget(&self, id: &InstanceId) -> io::Result<()> {

@@ -11,12 +11,15 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io::{self, Write as _};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use rustix::io::{FdFlags, fcntl_setfd};
 use tokio::process::{Child, Command};
 
 /// A file system mounted for the clone.
@@ -27,7 +30,7 @@ pub(super) struct Mount {
     kind: &'static CStr,
     target: CString,
     options: CString,
-    flags: libc::c_ulong,
+    flags: MsFlags,
 }
 
 impl Mount {
@@ -51,7 +54,7 @@ impl Mount {
             kind: c"overlay",
             target: CString::new(target.as_os_str().as_bytes())?,
             options: CString::new(options)?,
-            flags: libc::MS_NODEV,
+            flags: MsFlags::MS_NODEV,
         })
     }
 
@@ -62,7 +65,7 @@ impl Mount {
             kind: c"tmpfs",
             target: CString::new(target.as_os_str().as_bytes())?,
             options: c"size=64m,mode=1777".to_owned(),
-            flags: libc::MS_NODEV | libc::MS_NOSUID | libc::MS_NOEXEC,
+            flags: MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
         })
     }
 
@@ -73,28 +76,18 @@ impl Mount {
             kind: c"none",
             target: CString::new(target.as_os_str().as_bytes())?,
             options: c"".to_owned(),
-            flags: libc::MS_BIND,
+            flags: MsFlags::MS_BIND,
         })
     }
 
     fn mount(&self) -> io::Result<()> {
-        let mount = |flags| {
-            // SAFETY: all pointers are to NUL-terminated strings that outlive the call.
-            check(unsafe {
-                libc::mount(
-                    self.source.as_ptr(),
-                    self.target.as_ptr(),
-                    self.kind.as_ptr(),
-                    flags,
-                    self.options.as_ptr().cast(),
-                )
-            })
-        };
-        mount(self.flags)?;
-        if self.flags & libc::MS_BIND != 0 {
+        let [source, target, options] = [&self.source, &self.target, &self.options].map(CString::as_c_str);
+        mount(Some(source), target, Some(self.kind), self.flags, Some(options))?;
+        if self.flags.contains(MsFlags::MS_BIND) {
             // The flags of a bind are set by a second call (mount(2)).
-            let read_only = libc::MS_RDONLY | libc::MS_NODEV | libc::MS_NOSUID | libc::MS_NOEXEC;
-            mount(self.flags | libc::MS_REMOUNT | read_only)?;
+            let read_only = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+            let flags = self.flags | MsFlags::MS_REMOUNT | read_only;
+            mount(Some(source), target, Some(self.kind), flags, Some(options))?;
         }
         Ok(())
     }
@@ -112,10 +105,6 @@ fn plain(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes.to_vec())
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 /// Where a `criu swrk` is started.
 #[derive(Debug)]
 pub(super) struct Place<'a> {
@@ -131,7 +120,7 @@ pub(super) struct Place<'a> {
     pub(super) stderr: File,
 }
 
-/// Starts `criu swrk`.
+/// Starts `criu swrk` in a clone's place.
 pub(super) fn swrk(place: Place<'_>) -> io::Result<Child> {
     let procs = File::options().write(true).open(place.cgroup.join("cgroup.procs"))?;
     let socket = place.socket.as_raw_fd();
@@ -145,33 +134,33 @@ pub(super) fn swrk(place: Place<'_>) -> io::Result<Child> {
         .kill_on_drop(true);
     let (inherit, mounts) = (place.inherit, place.mounts);
     let enter = move || -> io::Result<()> {
-        // SAFETY: between fork and exec only system calls on descriptors and
-        // strings made before the fork; none allocates.
-        unsafe {
-            if libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1 {
-                return Err(io::Error::last_os_error());
-            }
-            check(libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP))?;
-            let no_name = std::ptr::null();
-            check(libc::mount(
-                no_name,
-                c"/".as_ptr(),
-                no_name,
-                libc::MS_REC | libc::MS_PRIVATE,
-                no_name.cast(),
-            ))?;
-            for mount in &mounts {
-                mount.mount()?;
-            }
-            for descriptor in inherit.iter().copied().chain([socket]) {
-                check(libc::fcntl(descriptor, libc::F_SETFD, 0))?;
-            }
+        (&procs).write_all(b"0")?;
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP)?;
+        let none = None::<&CStr>;
+        mount(none, c"/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        for mount in &mounts {
+            mount.mount()?;
+        }
+        for descriptor in inherit.iter().copied().chain([socket]) {
+            // SAFETY: they were open before the fork, and nothing has closed them since.
+            let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
+            fcntl_setfd(descriptor, FdFlags::empty())?;
         }
         Ok(())
     };
-    // SAFETY: `enter` keeps to what is allowed after a fork, see there.
+    // SAFETY: between fork and exec `enter` makes only system calls on descriptors and
+    // strings made before the fork; none allocates, and none takes a lock.
     unsafe { command.pre_exec(enter) };
     command.spawn()
     // `place.socket` closes here: CRIU's end is then CRIU's alone, and its
     // death is seen as the end of the socket.
+}
+
+/// Starts `criu swrk` as the host sees things. The server's end of the socket is its
+/// standard input, so nothing has to be done between fork and exec.
+pub(super) fn bare(server: OwnedFd) -> io::Result<Child> {
+    let mut command = Command::new("criu");
+    command.arg("swrk").arg("0").stdin(server).stdout(Stdio::null()).stderr(Stdio::null());
+    command.kill_on_drop(true).spawn()
+    // The command's own copy closes here: CRIU's end is CRIU's alone.
 }

@@ -43,7 +43,7 @@ use super::Nudge;
 use crate::error::Chain;
 use crate::id::InstanceId;
 use crate::instance::trace::{Depth, Owner};
-use crate::instance::{Container, Instance};
+use crate::instance::{Container, Instance, State};
 use crate::jobs::dispatch::Dispatch;
 use crate::jobs::{Job, Why};
 use crate::metrics;
@@ -194,6 +194,12 @@ impl Reaper {
         }
         let all = store.own().await?;
         all.iter().for_each(|instance| self.lifecycle.seen(instance));
+        // Made when its golden was withdrawn already.
+        for spare in all.iter().filter(|instance| instance.state == State::Ready) {
+            if self.lifecycle.golden(&spare.golden).is_none() {
+                self.jobs.ask(&Job::reap(spare, Why::Surplus)).await;
+            }
+        }
         self.write_lost_again(&all).await;
         let known: HashSet<&InstanceId> = all.iter().map(|instance| &instance.id).collect();
         self.watchers.retain(|id, watcher| {
