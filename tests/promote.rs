@@ -7,7 +7,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Answer, Daemon, Host};
+use common::{Daemon, Host};
 use demo_multiplexer::engine::Phase;
 use demo_multiplexer::error::ErrorKind;
 use demo_multiplexer::instance::EngineKind;
@@ -45,19 +45,8 @@ impl World {
         found.unwrap_or_else(|| panic!("no {id}: {all}")).clone()
     }
 
-    /// The task that an answer says was begun, when it has ended.
-    async fn ended(&self, begun: &Answer) -> Value {
-        assert_eq!(begun.status, 202, "{}", begun.text());
-        let path = begun.headers["location"].to_str().unwrap();
-        eventually("the task ends", async || {
-            let task = self.daemon.get(path).await.json();
-            (task["state"] != "running").then_some(task)
-        })
-        .await
-    }
-
     async fn promote(&self, id: &str) -> Value {
-        self.ended(&self.daemon.post(&format!("{SNAPSHOTS}/{id}/promote"), "").await).await
+        self.daemon.ended(&self.daemon.post(&format!("{SNAPSHOTS}/{id}/promote"), "").await).await
     }
 
     /// Snapshots of the ready instances, sorted.
@@ -167,7 +156,7 @@ async fn one_task_runs_at_a_time_and_tells_how_far_it_is() {
     let told = world.daemon.post(&format!("{SNAPSHOTS}/{OLD}/verify"), "").await.problem(409);
     assert!(told.contains("create of shop is under way"), "{told}");
     world.workshop.let_go();
-    let task = world.ended(&begun).await;
+    let task = world.daemon.ended(&begun).await;
     let made = task["result"].as_str().unwrap().to_owned();
     assert_eq!(world.snapshot(&made).await["served"], false, "it is served when it is promoted");
     assert_eq!(world.daemon.get("/api/v1/tasks").await.json()["tasks"][0]["number"], task["number"]);
@@ -179,8 +168,9 @@ async fn one_task_runs_at_a_time_and_tells_how_far_it_is() {
 #[tokio::test]
 async fn verifying_tells_a_damaged_snapshot_and_it_is_not_served() {
     let world = World::start(&[]).await;
-    let verify =
-        async |id: &str| world.ended(&world.daemon.post(&format!("{SNAPSHOTS}/{id}/verify"), "").await).await;
+    let verify = async |id: &str| {
+        world.daemon.ended(&world.daemon.post(&format!("{SNAPSHOTS}/{id}/verify"), "").await).await
+    };
     assert_eq!(verify(NEW).await["result"], "whole");
     world.workshop.damage(NEW);
     assert!(verify(NEW).await["error"].as_str().unwrap().contains("damaged"));
@@ -199,12 +189,13 @@ async fn what_is_in_use_is_neither_removed_nor_pruned() {
     assert_eq!(world.promote(NEW).await["state"], "done");
     let told = world.daemon.delete(&format!("{SNAPSHOTS}/{OLD}")).await.problem(409);
     assert!(told.contains("1 instances run on its files"), "{told}");
-    let pruned = world.ended(&world.daemon.post(&format!("{SNAPSHOTS}/prune"), r#"{"keep": 1}"#).await).await;
+    let pruned =
+        world.daemon.ended(&world.daemon.post(&format!("{SNAPSHOTS}/prune"), r#"{"keep": 1}"#).await).await;
     assert_eq!(pruned["result"], "nothing to remove", "{pruned}");
     world.daemon.post(&format!("{SNAPSHOTS}/prune"), r#"{"keep": 0}"#).await.problem(400);
     world.workshop.add("shop-0-dddd", "shop", &world.host.restore);
     let removed = world.daemon.delete(&format!("{SNAPSHOTS}/shop-0-dddd")).await;
-    assert_eq!(world.ended(&removed).await["result"], "removed");
+    assert_eq!(world.daemon.ended(&removed).await["result"], "removed");
     world.daemon.stop().await;
 }
 

@@ -18,7 +18,7 @@ use demo_multiplexer::promote::Workshop;
 use demo_multiplexer::provision::GoldenRuntime;
 use demo_multiplexer::shutdown::Phase;
 use demo_multiplexer::testing::workshop::ScriptedWorkshop;
-use demo_multiplexer::testing::{Script, runtime, runtime_of};
+use demo_multiplexer::testing::{Script, eventually, runtime, runtime_of};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -162,6 +162,17 @@ impl Daemon {
 
     pub(crate) async fn acquire(&self) -> Answer {
         self.post("/api/v1/demo/acquire", "").await
+    }
+
+    /// The task that an answer says was begun, when it has ended.
+    pub(crate) async fn ended(&self, begun: &Answer) -> Value {
+        assert_eq!(begun.status, 202, "{}", begun.text());
+        let path = begun.headers["location"].to_str().unwrap();
+        eventually("the task ends", async || {
+            let task = self.get(path).await.json();
+            (task["state"] != "running").then_some(task)
+        })
+        .await
     }
 
     pub(crate) async fn send(

@@ -59,14 +59,7 @@ impl Node {
     }
 
     async fn promote(&self, id: &str) -> Value {
-        let begun = self.daemon.post(&format!("{SNAPSHOTS}/{id}/promote"), "").await;
-        assert_eq!(begun.status, 202, "{}", begun.text());
-        let path = begun.headers["location"].to_str().unwrap();
-        eventually("the task ends", async || {
-            let task = self.daemon.get(path).await.json();
-            (task["state"] != "running").then_some(task)
-        })
-        .await
+        self.daemon.ended(&self.daemon.post(&format!("{SNAPSHOTS}/{id}/promote"), "").await).await
     }
 
     /// Waits until it serves that one, and its pool is of it.
