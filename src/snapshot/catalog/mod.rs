@@ -351,7 +351,12 @@ impl Catalog {
     pub fn remove(&self, id: &SnapshotId) -> Result<(), CatalogError> {
         let path = self.path(id);
         let hidden = self.dir.join(format!(".new-gone-{id}"));
-        std::fs::rename(&path, &hidden).map_err(at("remove", &path))?;
+        match std::fs::rename(&path, &hidden) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(CatalogError::Unknown { id: id.clone() });
+            }
+            renamed => renamed.map_err(at("remove", &path))?,
+        }
         std::fs::remove_dir_all(&hidden).map_err(at("remove", &hidden))
     }
 }

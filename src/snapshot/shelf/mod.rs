@@ -415,15 +415,16 @@ impl Shelf {
         Ok(())
     }
 
-    /// Directories that the kept shops of that daemon stand on, once they are opened.
+    /// Directories that each kept shop of that daemon stands on, once it is opened.
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn lowers(state_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    pub fn lowers(state_dir: &Path) -> io::Result<Vec<(InstanceId, [PathBuf; 2])>> {
         let kept = entries(&dir_of(state_dir))?.into_iter().filter_map(|entry| entry.saved.ok());
         // One that is not there any more holds nothing back.
-        let found = kept.filter_map(|saved| prepare::stands_on(state_dir, &saved.snapshot).ok());
-        Ok(found.flat_map(|(_, lowers)| lowers).collect())
+        let stands_on =
+            |saved: Saved| Some((saved.id, prepare::stands_on(state_dir, &saved.snapshot).ok()?.1));
+        Ok(kept.filter_map(stands_on).collect())
     }
 }
 

@@ -195,7 +195,11 @@ fn what_a_kept_shop_stands_on_is_held_until_it_is_removed() {
     std::fs::write(prepared.join("manifest.json"), manifest.to_bytes()).unwrap();
     let mut shop = shop();
     shop.snapshot = Some(manifest.id.clone());
-    let lowers = || std::collections::BTreeSet::from_iter(Shelf::lowers(world.dir.path()).unwrap());
+    let lowers = || {
+        std::collections::BTreeSet::from_iter(
+            Shelf::lowers(world.dir.path()).unwrap().into_iter().flat_map(|(_, dirs)| dirs),
+        )
+    };
     assert!(lowers().is_empty());
     world.put(&shop, "the key").unwrap();
     assert_eq!(prepare::in_use(world.dir.path(), &lowers()), [manifest.id]);
