@@ -217,8 +217,35 @@ impl Workshop for HostWorkshop {
         Ok(())
     }
 
-    fn looks_every(&self) -> Option<Duration> {
-        courier::is_shared(&self.config).then_some(LOOK_EVERY)
+    fn looks_every(&self) -> Duration {
+        LOOK_EVERY
+    }
+
+    fn is_shared(&self) -> bool {
+        courier::is_shared(&self.config)
+    }
+
+    async fn first(&self, golden: &GoldenName) -> Result<Option<SnapshotId>, WorkshopError> {
+        let catalog = self.catalog()?;
+        // Said wrongly, it says nothing; the start has told.
+        let choice = Choice::read(&self.config.snapshot_dir).unwrap_or_default();
+        let here = catalog.chosen_by(&choice, golden, self.config.database_mode());
+        match here.map_err(at("read the catalogue", CatalogError::kind))? {
+            Some(manifest) => Ok(Some(manifest.id)),
+            None if self.is_shared() => {
+                let wanted = courier::wanted(&self.config, &catalog, golden).await;
+                let wanted = wanted.map_err(at("find out what other nodes have", CourierError::kind))?;
+                Ok(wanted.filter(|id| choice.refused(id).is_none()))
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn begin(&self, id: &SnapshotId, engine: &Arc<dyn ContainerEngine>) {
+        self.host.engines.add([Arc::clone(engine)]);
+        // Its sizes are shown, if it can still be read.
+        let manifest = self.catalog().ok().and_then(|catalog| catalog.manifest(id).ok());
+        manifest.iter().for_each(assemble::tell_size);
     }
 
     async fn shared(&self, golden: &GoldenName) -> Result<Option<Shared>, WorkshopError> {

@@ -73,6 +73,7 @@ impl TaskRow {
             Kind::Verify => t.task_verify,
             Kind::Promote => t.task_promote,
             Kind::Follow => t.task_follow,
+            Kind::Begin => t.task_begin,
             Kind::Publish => t.task_publish,
             Kind::Withdraw => t.task_withdraw,
             Kind::Prune => t.task_prune,

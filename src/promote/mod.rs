@@ -355,7 +355,7 @@ impl Desk {
                 let done = done.map_err(|error| DeskError::Refresh(Box::new(error)))?;
                 Ok(self.share(workshop, Shared { snapshot: id, promoted_at: at }, done).await)
             }
-            Order::Follow(golden) => self.do_follow(&golden, workshop).await,
+            Order::Follow(golden) | Order::Begin(golden) => self.do_follow(&golden, workshop).await,
             Order::Publish(wanted) => {
                 let id = workshop.publish(&wanted, &say).await?;
                 let served = refresh::introduce(&self.0.lifecycle, workshop, &id, wanted.pool, &say).await;
@@ -392,6 +392,7 @@ enum Order {
     Verify(SnapshotId),
     Promote(SnapshotId),
     Follow(GoldenName),
+    Begin(GoldenName),
     Publish(Publication),
     Withdraw(GoldenName),
     Prune(usize),
@@ -405,6 +406,7 @@ impl Order {
             Self::Verify(_) => Kind::Verify,
             Self::Promote(_) => Kind::Promote,
             Self::Follow(_) => Kind::Follow,
+            Self::Begin(_) => Kind::Begin,
             Self::Publish(_) => Kind::Publish,
             Self::Withdraw(_) => Kind::Withdraw,
             Self::Prune(_) => Kind::Prune,
@@ -414,7 +416,9 @@ impl Order {
 
     fn subject(&self) -> String {
         match self {
-            Self::Create(golden) | Self::Follow(golden) | Self::Withdraw(golden) => golden.to_string(),
+            Self::Create(golden) | Self::Follow(golden) | Self::Begin(golden) | Self::Withdraw(golden) => {
+                golden.to_string()
+            }
             Self::Publish(wanted) => wanted.golden.to_string(),
             Self::Verify(id) | Self::Promote(id) | Self::Remove(id) => id.to_string(),
             Self::Prune(keep) => format!("all but {keep}"),
