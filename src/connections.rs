@@ -26,6 +26,14 @@ pub fn that_fit(files: Option<u64>) -> usize {
     files.map_or(usize::MAX, |files| usize::try_from(files / 8 * 3).unwrap_or(usize::MAX))
 }
 
+/// How many of so many connections may be status streams, which stay: five eighths, so
+/// that whoever watches does not shut out whoever wants a page.
+#[must_use]
+pub const fn for_streams(connections: usize) -> usize {
+    let streams = connections / 8 * 5;
+    if streams == 0 { 1 } else { streams }
+}
+
 /// The open connections of one listener.
 #[derive(Debug)]
 pub struct Connections {
@@ -107,6 +115,19 @@ mod tests {
 
     fn address(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn ten_thousand_streams_fit_in_the_connections_and_those_in_the_files_of_the_service() {
+        let unit = include_str!("../systemd/demo-multiplexer.service");
+        let files = unit.lines().find_map(|line| line.strip_prefix("LimitNOFILE=")).unwrap();
+        let files: u64 = files.split(':').next().unwrap().parse().unwrap();
+        let settings = crate::config::SETTINGS;
+        let default = settings.iter().find(|setting| setting.name == "MAX_CONNECTIONS").unwrap().default;
+        let connections: usize = default.parse().unwrap();
+        assert!(that_fit(Some(files)) >= connections, "{files} files, {connections} connections");
+        assert!(for_streams(connections) >= 10_000 && for_streams(connections) < connections);
+        assert_eq!((for_streams(16), for_streams(3)), (10, 1));
     }
 
     #[test]
