@@ -16,7 +16,7 @@ use crate::web::cookie::Key;
 /// How many status streams there may be at once.
 pub(crate) fn streams(config: &Config) -> usize {
     let connections = config.edges.max_connections.min(connections_that_fit());
-    config.edges.max_streams.unwrap_or(connections::for_streams(connections))
+    config.edges.max_streams.unwrap_or_else(|| connections::for_streams(connections))
 }
 
 /// The bounds of one listener; each has its own places, so that visitors do not
