@@ -203,6 +203,7 @@ fn origin(text: &str) -> Option<HeaderValue> {
 mod tests {
     use super::*;
     use crate::config::{Config, SETTINGS, Values};
+    use crate::connections;
 
     fn check(changes: &[(&str, &str)]) -> Result<EdgeSettings, String> {
         let mut values: Values =
@@ -223,6 +224,19 @@ mod tests {
             let refused = most(&[("SSE_MAX_CLIENTS", wrong)]).unwrap_err();
             assert!(refused.contains("SSE_MAX_CLIENTS"), "{refused}");
         }
+    }
+
+    #[test]
+    fn ten_thousand_streams_fit_in_the_connections_and_those_in_the_files_of_the_service() {
+        let unit = include_str!("../../systemd/demo-multiplexer.service");
+        let files = unit.lines().find_map(|line| line.strip_prefix("LimitNOFILE=")).unwrap();
+        let files: u64 = files.split(':').next().unwrap().parse().unwrap();
+        let connections = check(&[]).unwrap().max_connections;
+        assert!(
+            connections::that_fit(Some(files)) >= connections,
+            "{files} files, {connections} connections"
+        );
+        assert!(connections::for_streams(connections) >= 10_000);
     }
 
     #[test]
