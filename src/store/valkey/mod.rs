@@ -16,7 +16,9 @@
 //! the server answers again, unless its client gave a key to come back with.
 //!
 //! Durability is the server's: with `appendonly yes` what was answered survives
-//! the death of its process.
+//! the death of its process, but for what it answered in the last two seconds while
+//! its disk was busy (`appendfsync always`: that, too). What a daemon knows of its
+//! own is written again then ([`crate::provision`]).
 
 mod keys;
 mod link;
