@@ -228,7 +228,7 @@ impl App {
             starts: config.restore_concurrency,
             cold_start: config.cold_start,
         };
-        let status = StatusHub::new(Arc::clone(&provisioner), config.sse_max_clients);
+        let status = StatusHub::new(Arc::clone(&provisioner), open_edges::streams(&config));
         let jobs = Jobs::open(&config, &lifecycle, target, refill.clone()).await.map_err(AppError::Nats)?;
         let webhooks = config.webhooks.as_ref();
         let webhooks = webhooks.map(|it| Webhooks::open(it, &config.state_dir, &config.node)).transpose();

@@ -26,6 +26,14 @@ pub fn that_fit(files: Option<u64>) -> usize {
     files.map_or(usize::MAX, |files| usize::try_from(files / 8 * 3).unwrap_or(usize::MAX))
 }
 
+/// How many of so many connections may be status streams, which stay: five eighths, so
+/// that whoever watches does not shut out whoever wants a page.
+#[must_use]
+pub const fn for_streams(connections: usize) -> usize {
+    let streams = connections / 8 * 5;
+    if streams == 0 { 1 } else { streams }
+}
+
 /// The open connections of one listener.
 #[derive(Debug)]
 pub struct Connections {
@@ -107,6 +115,14 @@ mod tests {
 
     fn address(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn streams_leave_connections_for_pages() {
+        for connections in [16, 384, 16_384] {
+            assert!((1..connections).contains(&for_streams(connections)), "{connections}");
+        }
+        assert_eq!(for_streams(1), 1);
     }
 
     #[test]

@@ -13,6 +13,12 @@ use crate::proxy::PublicFace;
 use crate::web::Site;
 use crate::web::cookie::Key;
 
+/// How many status streams there may be at once.
+pub(crate) fn streams(config: &Config) -> usize {
+    let connections = config.edges.max_connections.min(connections_that_fit());
+    config.edges.max_streams.unwrap_or_else(|| connections::for_streams(connections))
+}
+
 /// The bounds of one listener; each has its own places, so that visitors do not
 /// shut the operator out. Requests under way have `drain` at the end.
 pub(crate) fn bounds(config: &Config, drain: Duration) -> Bounds {

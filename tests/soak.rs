@@ -24,6 +24,9 @@ const CYCLES: usize = 200;
 /// How many are there at once: as many as a small host has cores.
 const AT_ONCE: usize = 2;
 
+/// After so many the counts are printed: a soak that is ended early, or fails, says how they went.
+const PORTION: usize = 200;
+
 /// What may be added to a count after the warm-up, in its own unit.
 const SLACK: &[(&str, usize)] = &[
     // The allocator keeps what a burst needed; 0.2 MiB were seen after 100 visitors. A record that were kept for each of
@@ -48,10 +51,17 @@ async fn nothing_grows_while_visitors_come_look_and_leave() {
     let warm_up = cycles.div_ceil(3);
     visit(&daemon, warm_up).await;
     settle(&place, &daemon).await;
+    println!("{warm_up} visitors: {:?}", count(&place, &daemon));
     // What instances are made of, as it was at first; the rest as it is now.
     let before = Census::from_iter(count(&place, &daemon).into_iter().chain(first));
-    visit(&daemon, cycles - warm_up).await;
-    settle(&place, &daemon).await;
+    let mut come = warm_up;
+    while come < cycles {
+        let portion = PORTION.min(cycles - come);
+        visit(&daemon, portion).await;
+        settle(&place, &daemon).await;
+        come += portion;
+        println!("{come} visitors: {:?}", count(&place, &daemon));
+    }
     let seen = eventually("no count is above that of before", 30, async || {
         let now = count(&place, &daemon);
         same(&grown(&before, &now), &Vec::new()).map(|()| now)

@@ -61,6 +61,8 @@ pub struct EdgeSettings {
     pub embed_origins: Origins,
     /// Connections at once on each listener.
     pub max_connections: usize,
+    /// Status streams at once; none leaves it to how many connections there may be.
+    pub max_streams: Option<usize>,
     /// The largest request body for a shop.
     pub shop_body_max: u64,
     /// How long a shop may take until its answer begins.
@@ -107,6 +109,8 @@ impl EdgeSettings {
                     .into(),
             );
         }
+        let max_connections = read.number("MAX_CONNECTIONS", 16..=1_000_000);
+        let max_streams = max_streams(read, max_connections);
         Self {
             admin_listen,
             admin_auth_header: auth_header(read),
@@ -114,13 +118,30 @@ impl EdgeSettings {
             acquire,
             cors_origins,
             embed_origins,
-            max_connections: read.number("MAX_CONNECTIONS", 16..=1_000_000),
+            max_connections,
+            max_streams,
             shop_body_max: size(read, "SHOP_BODY_MAX"),
             shop_timeout: read.duration("SHOP_TIMEOUT").unsigned_abs(),
             banner: read.choice("BANNER", &[("off", Banner::Off), ("on", Banner::On)]),
             landing,
         }
     }
+}
+
+/// Each stream is a connection: more of them than connections were a promise that cannot
+/// be kept.
+fn max_streams(read: &mut Reader<'_>, max_connections: usize) -> Option<usize> {
+    if read.text("SSE_MAX_CLIENTS") == "auto" {
+        return None;
+    }
+    let streams = read.number("SSE_MAX_CLIENTS", 1..=1_000_000);
+    if streams > max_connections {
+        read.problems.push(format!(
+            "SSE_MAX_CLIENTS={streams} with MAX_CONNECTIONS={max_connections}: each stream is a connection; \
+             raise MAX_CONNECTIONS, or take auto"
+        ));
+    }
+    Some(streams)
 }
 
 /// A header of its own: one that means something else would name whoever sends it.
@@ -182,12 +203,40 @@ fn origin(text: &str) -> Option<HeaderValue> {
 mod tests {
     use super::*;
     use crate::config::{Config, SETTINGS, Values};
+    use crate::connections;
 
     fn check(changes: &[(&str, &str)]) -> Result<EdgeSettings, String> {
         let mut values: Values =
             SETTINGS.iter().map(|setting| (setting.name.to_owned(), setting.default.to_owned())).collect();
         values.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         Config::check(&values).map(|config| config.edges).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn there_are_no_more_status_streams_than_connections() {
+        let most = |changes: &[(&str, &str)]| check(changes).map(|it| (it.max_streams, it.max_connections));
+        assert_eq!(most(&[]), Ok((None, 16_384)));
+        let both = [("SSE_MAX_CLIENTS", "4096"), ("MAX_CONNECTIONS", "4096")];
+        assert_eq!(most(&both), Ok((Some(4096), 4096)));
+        let refused = most(&[("SSE_MAX_CLIENTS", "4097"), both[1]]).unwrap_err();
+        assert!(refused.contains("SSE_MAX_CLIENTS=4097 with MAX_CONNECTIONS=4096"), "{refused}");
+        for wrong in ["0", "many", ""] {
+            let refused = most(&[("SSE_MAX_CLIENTS", wrong)]).unwrap_err();
+            assert!(refused.contains("SSE_MAX_CLIENTS"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn ten_thousand_streams_fit_in_the_connections_and_those_in_the_files_of_the_service() {
+        let unit = include_str!("../../systemd/demo-multiplexer.service");
+        let files = unit.lines().find_map(|line| line.strip_prefix("LimitNOFILE=")).unwrap();
+        let files: u64 = files.split(':').next().unwrap().parse().unwrap();
+        let connections = check(&[]).unwrap().max_connections;
+        assert!(
+            connections::that_fit(Some(files)) >= connections,
+            "{files} files, {connections} connections"
+        );
+        assert!(connections::for_streams(connections) >= 10_000);
     }
 
     #[test]

@@ -142,8 +142,6 @@ pub struct Config {
     pub saved_keep: SignedDuration,
     /// The collector that traces are sent to.
     pub otlp_url: Option<String>,
-    /// How many status streams are open at once at most.
-    pub sse_max_clients: usize,
 }
 
 /// What is wrong with the settings, all of it.
@@ -336,7 +334,6 @@ impl Config {
             saved_keep,
             max_ttl,
             otlp_url: read.http_url("OTLP_URL"),
-            sse_max_clients: read.number("SSE_MAX_CLIENTS", 1..=1_000_000),
         };
         if read.problems.is_empty() { Ok(config) } else { Err(ConfigError { problems: read.problems }) }
     }

@@ -105,7 +105,7 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting(
         "MAX_CONNECTIONS",
-        "4096",
+        "16384",
         "Connections at once on each address listened on; one client has an eighth of them at most",
     ),
     setting("SHOP_BODY_MAX", "64M", "The largest request body that is passed on to a shop"),
@@ -238,8 +238,8 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting(
         "SSE_MAX_CLIENTS",
-        "10000",
-        "Status streams that are open at once at most; further ones get a 503",
+        "auto",
+        "Status streams that are open at once at most, each of which is a connection; further ones get a 503; auto: five eighths of MAX_CONNECTIONS, or of those that the open files suffice for",
     ),
     setting("LOG_LEVEL", "info", "What is logged, in the form of tracing's EnvFilter"),
     setting(

@@ -230,7 +230,7 @@ fn a_port_with_a_daemon_behind_it_is_fine_and_any_other_use_fails() {
 fn too_few_open_files_for_the_connections_wanted_is_said_with_what_to_raise() {
     let finding = only(|facts| facts.files = Some(1024));
     assert_eq!((finding.name, finding.status), ("files", Status::Warn));
-    assert!(finding.seen.contains("room for 384 connections; MAX_CONNECTIONS is 4096"), "{finding:?}");
+    assert!(finding.seen.contains("room for 384 connections; MAX_CONNECTIONS is 16384"), "{finding:?}");
     assert!(finding.advice.is_some_and(|advice| advice.contains("LimitNOFILE")));
     assert_eq!(found(|facts| facts.files = None), [], "no bound");
 }

@@ -266,6 +266,9 @@ impl Worker {
         if !holds(&present) || (why == Why::Surplus && !self.is_surplus(&present).await) {
             return Outcome::Unneeded;
         }
+        if !present.state.is_final() && self.lifecycle.is_behind(&present) {
+            return Outcome::Later(backoff::pause_after(attempt - 1));
+        }
         if self.lifecycle.doing(id) == Some(Doing::Making) {
             // Written down as ready a moment ago, its maker is about to let go of it. A job that was unneeded would
             // not be asked for again soon.

@@ -17,7 +17,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::change::ChangeError;
 use crate::id::InstanceId;
-use crate::instance::Instance;
+use crate::instance::{Instance, State};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What is being done with an instance.
@@ -197,13 +197,49 @@ impl Ledger {
     }
 
     /// Notes a record that the store has, if it is the latest of an instance
-    /// held here.
-    pub(super) fn note(&self, record: &Instance) {
-        if let Some(held) = self.lock().get_mut(&record.id)
-            && held.known.as_ref().is_none_or(|known| known.generation < record.generation)
-        {
-            held.known = Some(record.clone());
-        }
+    /// held here; answers whether it is.
+    pub(super) fn note(&self, record: &Instance) -> bool {
+        let mut held = self.lock();
+        let of = held.get_mut(&record.id);
+        let of = of.filter(|of| of.known.as_ref().is_none_or(|known| known.generation < record.generation));
+        of.is_some_and(|of| {
+            of.known = Some(record.clone());
+            true
+        })
+    }
+
+    /// Notes a claim, if the instance is there and was nobody's before.
+    pub(super) fn try_take(&self, claimed: &Instance) -> bool {
+        let mut held = self.lock();
+        let of = held.get_mut(&claimed.id).filter(|of| matches!(of.doing, Doing::Making | Doing::Living));
+        let is_news = |known: &Instance| {
+            let the_same = known.generation == claimed.generation && known.assigned_at == claimed.assigned_at;
+            the_same || known.generation < claimed.generation
+        };
+        let of = of.filter(|of| of.known.as_ref().is_none_or(is_news));
+        of.is_some_and(|of| {
+            of.known = Some(claimed.clone());
+            true
+        })
+    }
+
+    /// Gives up an instance of which it is not known whether the store took it; not
+    /// when it did, and somebody has it since: then it lives.
+    pub(super) fn try_give_up(&self, record: &Instance) -> bool {
+        let mut held = self.lock();
+        let of = held.entry(record.id.clone()).or_insert_with(|| Held::new(Doing::Unwanted));
+        let is_somebodys =
+            |known: &Instance| known.state == State::Assigned && known.assigned_at != record.assigned_at;
+        let given_up = !of.known.as_ref().is_some_and(is_somebodys);
+        of.doing = if given_up { Doing::Unwanted } else { Doing::Living };
+        given_up
+    }
+
+    /// Whether a later record is known of one that lives: the store has lost a change,
+    /// or this one was read a moment ago.
+    pub(super) fn knows_later(&self, record: &Instance) -> bool {
+        let later = |held: &Held| held.known.as_ref().is_some_and(|it| it.generation > record.generation);
+        self.lock().get(&record.id).is_some_and(|held| held.doing != Doing::Unwanted && later(held))
     }
 
     /// The latest known record of an instance that is held here.

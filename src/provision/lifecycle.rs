@@ -207,14 +207,16 @@ impl Lifecycle {
         match stored {
             Ok(record) => {
                 self.ledger.lives(&id);
-                self.ledger.note(&record);
-                self.events.changed(&record);
+                // Else a client has it already, which was told.
+                if self.ledger.note(&record) {
+                    self.events.changed(&record);
+                }
                 // So that its end is watched from now on.
                 self.reap.now();
                 Ok(record)
             }
             Err(error) => {
-                self.throw_away(record).await;
+                self.not_finished(record).await;
                 Err(MakeError::Store(error))
             }
         }
@@ -232,22 +234,9 @@ impl Lifecycle {
         MakeError::Launch(error)
     }
 
-    /// Writes the record of a finished instance. Nobody but this daemon removes
-    /// it: one that is not there was lost, and is written again.
-    async fn finish(&self, record: &Instance) -> Result<Instance, StoreError> {
-        match self.store.update(record.clone()).await {
-            Err(StoreError::Unknown { .. }) => {
-                let mut again = record.clone();
-                again.generation += 1;
-                self.store.write_again(again.clone()).await.map(|()| again)
-            }
-            answered => answered,
-        }
-    }
-
     /// Takes down what was made and cannot be used; the reaper comes again if
     /// that fails.
-    async fn throw_away(&self, record: Instance) {
+    pub(super) async fn throw_away(&self, record: Instance) {
         let id = record.id.clone();
         let ended = match self.mark(record.clone(), State::Failed, |_| true).await {
             Ok(Some(record)) => self.take_down(record).await,

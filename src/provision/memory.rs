@@ -87,27 +87,58 @@ impl Lifecycle {
         if !self.is_own(claimed) {
             return false;
         }
-        let there = matches!(self.ledger.doing(&claimed.id), Some(Doing::Making | Doing::Living));
-        let known = self.ledger.known(&claimed.id);
-        let is_news = known.as_ref().is_none_or(|known| {
-            let the_same = known.generation == claimed.generation && known.assigned_at == claimed.assigned_at;
-            the_same || known.generation < claimed.generation
-        });
-        if there && is_news {
-            self.ledger.note(claimed);
+        if self.ledger.try_take(claimed) {
             return false;
         }
+        let known = self.ledger.known(&claimed.id);
         tracing::warn!(instance_id = %claimed.id, "the store offers an instance again that was somebody's");
         if let Some(mut again) = known {
             again.generation = again.generation.max(claimed.generation) + 1;
             match self.store.write_again(again.clone()).await {
-                Ok(()) => self.ledger.note(&again),
+                Ok(()) => {
+                    self.ledger.note(&again);
+                }
                 Err(error) => {
                     tracing::warn!(instance_id = %claimed.id, error = %Chain(&error), "its record is not mended");
                 }
             }
         }
         true
+    }
+
+    /// Whether the store says of an instance what it was before, and this daemon knows
+    /// better: nothing follows from such a record, but that it is written again.
+    #[must_use]
+    pub fn is_behind(&self, record: &Instance) -> bool {
+        self.is_own(record) && self.ledger.knows_later(record)
+    }
+
+    /// Writes the record of a finished instance. Nobody but this daemon removes
+    /// it: one that is not there was lost, and is written again. A server that dies
+    /// may keep it and not its answer, so that another client has the instance when it
+    /// is written a second time: that is no failure.
+    pub(super) async fn finish(&self, record: &Instance) -> Result<Instance, StoreError> {
+        let next = Instance { generation: record.generation + 1, ..record.clone() };
+        match self.store.update(record.clone()).await {
+            Err(StoreError::Unknown { .. }) => self.store.write_again(next.clone()).await.map(|()| next),
+            Err(StoreError::Stale { id, expected, found }) if found > next.generation => {
+                let present = self.store.get(&id).await?;
+                let lives = present.is_some_and(|present| !present.state.is_final());
+                if lives { Ok(next) } else { Err(StoreError::Stale { id, expected, found }) }
+            }
+            answered => answered,
+        }
+    }
+
+    /// The record of a finished instance could not be written, or nobody knows whether
+    /// it was.
+    pub(super) async fn not_finished(&self, record: Instance) {
+        if self.ledger.try_give_up(&record) {
+            self.throw_away(record).await;
+        } else {
+            // It was, and a client has claimed it.
+            self.reap.now();
+        }
     }
 
     /// Has the reaper take down an instance that nobody got, whatever its record

@@ -1,5 +1,7 @@
 //! Acquire, lease and life cycle on a scripted engine and the real store.
 
+mod claimed;
+
 use std::collections::HashSet;
 
 use jiff::Timestamp;

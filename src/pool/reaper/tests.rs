@@ -1,5 +1,7 @@
 //! Reaper, reconciler and adoption on a scripted engine and the real store.
 
+mod behind;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 

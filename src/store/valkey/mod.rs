@@ -16,7 +16,9 @@
 //! the server answers again, unless its client gave a key to come back with.
 //!
 //! Durability is the server's: with `appendonly yes` what was answered survives
-//! the death of its process.
+//! the death of its process, but for what it answered in the last two seconds while
+//! its disk was busy (`appendfsync always`: that, too). What a daemon knows of its
+//! own is written again then ([`crate::provision`]).
 
 mod keys;
 mod link;
@@ -60,6 +62,7 @@ struct Scripts {
     held: Script,
     disown: Script,
     remove: Script,
+    has_ended: Script,
     write_again: Script,
     list: Script,
     own: Script,
@@ -92,6 +95,7 @@ impl Scripts {
             held: script!("held.lua"),
             disown: script!("disown.lua"),
             remove: script!("remove.lua"),
+            has_ended: script!("has_ended.lua"),
             write_again: script!("write_again.lua"),
             list: script!("list.lua"),
             own: script!("own.lua"),
@@ -271,6 +275,11 @@ impl Store for ValkeyStore {
 
     async fn remove(&self, id: &InstanceId) -> Result<(), StoreError> {
         self.link.call("forgetting an instance", &self.scripts.remove, &[id.as_str()]).await.map(drop)
+    }
+
+    async fn has_ended(&self, id: &InstanceId) -> Result<bool, StoreError> {
+        let doing = "looking for an instance that has ended";
+        Ok(!self.link.call(doing, &self.scripts.has_ended, &[id.as_str()]).await?.is_empty())
     }
 
     async fn write_again(&self, instance: Instance) -> Result<(), StoreError> {
