@@ -158,7 +158,7 @@ pub async fn newest(
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::info!(snapshot_id = %id, error = %Chain(&error), "snapshot in NATS passed over")
+                tracing::debug!(snapshot_id = %id, error = %Chain(&error), "snapshot in NATS passed over")
             }
         }
     }
@@ -230,8 +230,11 @@ pub async fn removed(config: &Config, ids: &[SnapshotId]) {
     }
 }
 
-/// What the other nodes serve of a golden, else the newest one.
-async fn wanted(
+/// What the other nodes serve of a golden, else the newest one that they have sent.
+///
+/// # Errors
+/// [`CourierError`]
+pub async fn wanted(
     config: &Config,
     catalog: &Catalog,
     golden: &GoldenName,
@@ -242,7 +245,8 @@ async fn wanted(
             Ok(manifest) if manifest.database == config.database_mode() => return Ok(Some(id)),
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(snapshot_id = %id, error = %Chain(&error), "what other nodes serve cannot be fetched");
+                // Asked again and again for a golden that is only booted.
+                tracing::debug!(snapshot_id = %id, error = %Chain(&error), "what other nodes serve cannot be fetched");
             }
         }
     }
@@ -264,7 +268,9 @@ pub async fn fetch_missing(config: &Config, catalog: &Catalog, golden: &GoldenNa
         Ok(Some((id, moved))) => {
             tracing::info!(golden = %golden, snapshot_id = %id, bytes = moved.bytes, "snapshot fetched from another node");
         }
-        Ok(None) => tracing::info!(golden = %golden, "no other node has sent a snapshot"),
+        Ok(None) => {
+            tracing::info!(golden = %golden, "no other node has sent a snapshot that is trusted here")
+        }
         Err(error) => tracing::warn!(golden = %golden, error = %Chain(&error), "snapshot not fetched"),
     }
 }

@@ -28,6 +28,18 @@ const INSTANCE_ID_LEN: usize = 12;
 /// The longest golden or snapshot label: a directory and image name component.
 const LABEL_MAX: usize = 64;
 
+/// How many names a message tells.
+const FEW: usize = 3;
+
+/// Some names for a message, and how many more there are.
+pub fn few(names: &[impl fmt::Display]) -> String {
+    let told: Vec<String> = names.iter().take(FEW).map(ToString::to_string).collect();
+    match names.len().saturating_sub(FEW) {
+        0 => told.join(", "),
+        more => format!("{} and {more} more", told.join(", ")),
+    }
+}
+
 macro_rules! text_newtype {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $rule:literal, $valid:expr) => {
         $(#[$doc])*

@@ -5,8 +5,6 @@
 //! names do, beside a daemon that restores meanwhile: what is served, prepared
 //! or run on is left alone.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,12 +17,10 @@ use crate::config::{Config, Values};
 use crate::courier::{self, CourierError};
 use crate::database::{DatabaseError, Template};
 use crate::engine::ContainerEngine;
-use crate::engine::criu::freeze::FrozenDir;
 use crate::error::{Chain, ErrorKind, kind_of_io};
 use crate::golden::build::{self, Build};
 use crate::golden::images::Images;
 use crate::golden::recipe::Recipe;
-use crate::host::mounts;
 use crate::id::{GoldenName, SnapshotId};
 use crate::promote::{Listed, Loaded, Publication, Say, Shared, Workshop, WorkshopError};
 use crate::provision::{GoldenAbout, Keeping};
@@ -32,12 +28,14 @@ use crate::snapshot::catalog::{Catalog, CatalogError, Entry};
 use crate::snapshot::manifest::{Archive, Manifest};
 use crate::snapshot::prepare::{self, PrepareError};
 use crate::snapshot::served::{Choice, ChoiceError};
-use crate::snapshot::shelf::{Shelf, ShelfError};
+use crate::snapshot::shelf::ShelfError;
 use crate::template::images::ImagesError;
 use crate::template::{self, TemplateError};
+use crate::uses::Uses;
 
-/// How often it is looked what other nodes serve: a few small requests to NATS. What was
-/// promoted is to be served everywhere while the operator still looks.
+/// How often it is looked what other nodes serve, a few small requests to NATS, and whether
+/// a golden that is only booted has a snapshot by now. It is to be served while the operator
+/// who promoted or took it still looks.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// The workshop.
@@ -96,19 +94,14 @@ impl HostWorkshop {
 
     /// Forgets what was said and made of snapshots that are gone; what instances run on
     /// stays.
-    async fn forget(
-        &self,
-        catalog: &Catalog,
-        gone: &[SnapshotId],
-        lowers: &BTreeSet<PathBuf>,
-    ) -> Result<(), WorkshopError> {
+    async fn forget(&self, catalog: &Catalog, gone: &[SnapshotId], uses: &Uses) -> Result<(), WorkshopError> {
         let ids = gone.to_vec();
         self.choose(move |choice| ids.iter().for_each(|id| choice.forget(id))).await?;
         courier::removed(&self.config, gone).await;
         let kept: Vec<Manifest> =
             listed(catalog)?.into_iter().filter_map(|entry| entry.manifest.ok()).collect();
         let state_dir = &self.config.state_dir;
-        let forgotten = prepare::forget(state_dir, &kept.iter().collect::<Vec<_>>(), lowers);
+        let forgotten = prepare::forget(state_dir, &kept.iter().collect::<Vec<_>>(), uses.lowers());
         forgotten.map_err(at("remove what was prepared", PrepareError::kind))?;
         if let Some(server) = &self.host.database {
             let ids: Vec<&SnapshotId> = kept.iter().map(|manifest| &manifest.id).collect();
@@ -123,14 +116,9 @@ impl HostWorkshop {
         forgotten.map_err(at("remove images that no snapshot needs", ImagesError::kind))
     }
 
-    fn lowers(&self) -> Result<BTreeSet<PathBuf>, WorkshopError> {
-        let see = "see what instances run on";
-        let mut lowers = mounts::lowers_in_use(self.host.slots.cgroups()).map_err(unavailable(see))?;
-        // So do those that sleep or are kept, once they run again.
-        let state_dir = &self.config.state_dir;
-        lowers.extend(FrozenDir::lowers(state_dir).map_err(unavailable(see))?);
-        lowers.extend(Shelf::lowers(state_dir).map_err(unavailable(see))?);
-        Ok(lowers)
+    fn uses(&self) -> Result<Uses, WorkshopError> {
+        let uses = Uses::find(self.host.slots.cgroups(), &self.config.state_dir);
+        uses.map_err(unavailable("see what instances run on"))
     }
 }
 
@@ -229,8 +217,35 @@ impl Workshop for HostWorkshop {
         Ok(())
     }
 
-    fn looks_every(&self) -> Option<Duration> {
-        courier::is_shared(&self.config).then_some(LOOK_EVERY)
+    fn looks_every(&self) -> Duration {
+        LOOK_EVERY
+    }
+
+    fn is_shared(&self) -> bool {
+        courier::is_shared(&self.config)
+    }
+
+    async fn first(&self, golden: &GoldenName) -> Result<Option<SnapshotId>, WorkshopError> {
+        let catalog = self.catalog()?;
+        // Said wrongly, it says nothing; the start has told.
+        let choice = Choice::read(&self.config.snapshot_dir).unwrap_or_default();
+        let here = catalog.chosen_by(&choice, golden, self.config.database_mode());
+        match here.map_err(at("read the catalogue", CatalogError::kind))? {
+            Some(manifest) => Ok(Some(manifest.id)),
+            None if self.is_shared() => {
+                let wanted = courier::wanted(&self.config, &catalog, golden).await;
+                let wanted = wanted.map_err(at("find out what other nodes have", CourierError::kind))?;
+                Ok(wanted.filter(|id| choice.refused(id).is_none()))
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn begin(&self, id: &SnapshotId, engine: &Arc<dyn ContainerEngine>) {
+        self.host.engines.add([Arc::clone(engine)]);
+        // Its sizes are shown, if it can still be read.
+        let manifest = self.catalog().ok().and_then(|catalog| catalog.manifest(id).ok());
+        manifest.iter().for_each(assemble::tell_size);
     }
 
     async fn shared(&self, golden: &GoldenName) -> Result<Option<Shared>, WorkshopError> {
@@ -329,14 +344,14 @@ impl Workshop for HostWorkshop {
 
     async fn remove(&self, id: &SnapshotId, in_use: &[SnapshotId]) -> Result<(), WorkshopError> {
         let doing = || format!("remove snapshot {id}");
-        let lowers = self.lowers()?;
-        if in_use.contains(id) || prepare::in_use(&self.config.state_dir, &lowers).contains(id) {
-            let source = "shops are made of it, run on its files, sleep or are kept on them".into();
-            return Err(WorkshopError { doing: doing(), kind: ErrorKind::Conflict, source });
+        let uses = self.uses()?;
+        let by = in_use.contains(id).then(|| "shops are made of it, or come from it".to_owned());
+        if let Some(by) = uses.by(id).or(by) {
+            return Err(WorkshopError { doing: doing(), kind: ErrorKind::Conflict, source: by.into() });
         }
         let catalog = self.catalog()?;
         catalog.remove(id).map_err(at(doing(), CatalogError::kind))?;
-        self.forget(&catalog, std::slice::from_ref(id), &lowers).await
+        self.forget(&catalog, std::slice::from_ref(id), &uses).await
     }
 
     async fn clear(
@@ -345,9 +360,9 @@ impl Workshop for HostWorkshop {
         in_use: &[SnapshotId],
     ) -> Result<Vec<SnapshotId>, WorkshopError> {
         let catalog = self.catalog()?;
-        let lowers = self.lowers()?;
+        let uses = self.uses()?;
         let mut kept: Vec<SnapshotId> = in_use.to_vec();
-        kept.extend(prepare::in_use(&self.config.state_dir, &lowers));
+        kept.extend(uses.snapshots().cloned());
         let mut removed = Vec::new();
         for Entry { id, manifest } in listed(&catalog)? {
             if manifest.is_ok_and(|manifest| manifest.recipe.name == *golden) && !kept.contains(&id) {
@@ -355,18 +370,18 @@ impl Workshop for HostWorkshop {
                 removed.push(id);
             }
         }
-        self.forget(&catalog, &removed, &lowers).await?;
+        self.forget(&catalog, &removed, &uses).await?;
         Ok(removed)
     }
 
     async fn prune(&self, keep: usize, in_use: &[SnapshotId]) -> Result<Vec<SnapshotId>, WorkshopError> {
         let catalog = self.catalog()?;
-        let lowers = self.lowers()?;
+        let uses = self.uses()?;
         let mut kept: Vec<SnapshotId> = in_use.to_vec();
-        kept.extend(prepare::in_use(&self.config.state_dir, &lowers));
+        kept.extend(uses.snapshots().cloned());
         let removed = catalog.prune(keep, &kept);
         let removed = removed.map_err(at("remove old snapshots", CatalogError::kind))?;
-        self.forget(&catalog, &removed, &lowers).await?;
+        self.forget(&catalog, &removed, &uses).await?;
         Ok(removed)
     }
 }

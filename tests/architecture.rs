@@ -75,6 +75,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("assemble", 4),
     ("workshop", 4),
     ("courier", 4),
+    ("uses", 4),
     ("open_store", 4),
     ("open_edges", 4),
     ("open_jobs", 4),

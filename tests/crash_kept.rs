@@ -47,6 +47,22 @@ async fn nothing_half_done_is_left(trial: &Trial, shop: &Shop, after: &str) {
     .await;
 }
 
+/// Whoever asked goes away before the shop is kept. The former key opens it, below.
+async fn is_not_kept_for_nobody(trial: &Trial, daemon: &Daemon<'_>, shop: &Shop) {
+    const POINT: &str = "save:before-rename";
+    let record = trial.place.state_dir().join("saved").join(shop.id()).join("saved.json");
+    let (former, before) = (std::fs::read(&record).unwrap(), trial.times(POINT));
+    trial.arm(POINT, "wait");
+    tokio::select! {
+        reply = save(daemon, shop) => panic!("it was to wait: {:?}", reply.map(|reply| reply.status)),
+        () = trial.was_passed(POINT, before) => {}
+    }
+    trial.disarm();
+    nothing_half_done_is_left(trial, shop, "its visitor's going").await;
+    assert_eq!(std::fs::read(&record).unwrap(), former, "what was kept before still is");
+    is_mine(shop, "its visitor's going").await;
+}
+
 #[tokio::test]
 async fn a_daemon_killed_while_a_shop_is_kept_or_opened_loses_nothing_of_it() {
     let Some(trial) = Trial::begin("crash-kept").await else { return };
@@ -67,6 +83,7 @@ async fn a_daemon_killed_while_a_shop_is_kept_or_opened_loses_nothing_of_it() {
     }
     let kept = save(&daemon, &shop).await.unwrap();
     let key = kept.json()["key"].as_str().unwrap().to_owned();
+    is_not_kept_for_nobody(&trial, &daemon, &shop).await;
     for point in OPENING {
         let (after, before) = (format!("death at {point}"), trial.times(point));
         daemon.release(shop.id()).await;

@@ -183,12 +183,12 @@ async fn verifying_tells_a_damaged_snapshot_and_it_is_not_served() {
 #[tokio::test]
 async fn what_is_in_use_is_neither_removed_nor_pruned() {
     let world = World::start(&[]).await;
-    world.daemon.acquire().await.id();
+    let mine = world.daemon.acquire().await.id();
     let told = world.daemon.delete(&format!("{SNAPSHOTS}/{OLD}")).await.problem(409);
     assert!(told.contains("promote another one first"), "{told}");
     assert_eq!(world.promote(NEW).await["state"], "done");
     let told = world.daemon.delete(&format!("{SNAPSHOTS}/{OLD}")).await.problem(409);
-    assert!(told.contains("1 instances run on its files"), "{told}");
+    assert!(told.contains(&format!("{mine} runs on its files")), "{told}");
     let pruned =
         world.daemon.ended(&world.daemon.post(&format!("{SNAPSHOTS}/prune"), r#"{"keep": 1}"#).await).await;
     assert_eq!(pruned["result"], "nothing to remove", "{pruned}");
@@ -216,5 +216,99 @@ async fn snapshots_are_the_operators_and_a_daemon_may_have_none() {
     let daemon = host.start(&[]).await;
     let told = daemon.get(SNAPSHOTS).await.problem(409);
     assert!(told.contains("restores no snapshots"), "{told}");
+    daemon.stop().await;
+}
+
+/// The golden `shop` as the daemon shows it, and of what its ready ones are.
+async fn shop_of(daemon: &Daemon) -> (Value, Vec<Value>) {
+    let goldens = daemon.get("/api/v1/goldens").await.json();
+    let ready = daemon.get("/api/v1/demo?state=ready&golden=shop").await.json();
+    let ready = ready["instances"].as_array().unwrap().iter().filter(|one| one["golden"] == "shop");
+    (goldens["goldens"][0].clone(), ready.map(|one| one["snapshot"].clone()).collect())
+}
+
+#[tokio::test]
+async fn a_golden_that_is_only_booted_is_restored_as_soon_as_there_is_a_snapshot() {
+    let (host, workshop) = (Host::new(), ScriptedWorkshop::new());
+    let changes = [("POOL_TARGET_SIZE", "2"), ("COLD_START", "allowed")];
+    let daemon = host.start_booting(&workshop, &changes).await;
+    let booted = [Value::Null, Value::Null];
+    eventually("two booted ones are ready", async || (shop_of(&daemon).await.1 == booted).then_some(()))
+        .await;
+    let mine = daemon.acquire().await.id();
+    let shown = shop_of(&daemon).await.0;
+    assert_eq!(
+        (&shown["golden"], &shown["no_restore"]),
+        (&json!("shop"), &json!("no snapshot of it is there"))
+    );
+
+    // One that is no good changes nothing but what is said.
+    let (bad, new) = (Script::quiet(EngineKind::Criu), Script::quiet(EngineKind::Criu));
+    bad.fail_make(Some((Phase::Probe, ErrorKind::Bug)));
+    workshop.add(OLD, "shop", &bad);
+    let shown = eventually("it is tried", async || {
+        let shown = shop_of(&daemon).await.0;
+        shown["no_restore"].as_str().is_some_and(|why| why.contains(OLD)).then_some(shown)
+    })
+    .await;
+    let why = shown["no_restore"].as_str().unwrap();
+    assert!(why.contains("is refused") && why.contains("its golden is booted on"), "{why}");
+    assert!(bad.traces().is_empty(), "nothing of the trial is left");
+    assert_eq!(daemon.get("/health").await.json()["pool"]["shop"]["status"], "degraded");
+
+    workshop.add(NEW, "shop", &new);
+    eventually("the pool is restored from it", async || {
+        let (shown, ready) = shop_of(&daemon).await;
+        (shown["snapshot"] == NEW && ready == [json!(NEW), json!(NEW)]).then_some(())
+    })
+    .await;
+    let (shown, _) = shop_of(&daemon).await;
+    assert_eq!(
+        (&shown["golden"], &shown["no_restore"]),
+        (&json!("shop"), &Value::Null),
+        "it is the first one still"
+    );
+    let next = daemon.get(&format!("/api/v1/demo/{}", daemon.acquire().await.id())).await.json();
+    assert_eq!(next["snapshot"], NEW);
+    assert!(new.first_pages().contains(&demo_multiplexer::restore::FirstPage::Fetched), "it was tried");
+    let listed = daemon.get(SNAPSHOTS).await.json();
+    let listed = listed["snapshots"].as_array().unwrap().iter().find(|it| it["id"] == NEW).cloned().unwrap();
+    assert_eq!((&listed["served"], &listed["promoted"]), (&json!(true), &json!(false)), "nobody promoted it");
+    let tasks = daemon.get("/api/v1/tasks").await.json();
+    let begun = |state: &str| {
+        let all = tasks["tasks"].as_array().unwrap().iter();
+        all.filter(|it| it["kind"] == "begin" && it["state"] == state).count()
+    };
+    assert_eq!((begun("done"), begun("failed")), (1, 1), "{tasks}");
+    assert_eq!(daemon.get("/health").await.json()["pool"]["shop"]["status"], "ok");
+
+    // The visitor's booted shop is what it was, and ends.
+    assert_eq!(daemon.get(&format!("/api/v1/demo/{mine}")).await.json()["made_by"], "cold");
+    assert_eq!(daemon.delete(&format!("/api/v1/demo/{mine}")).await.status, 204);
+    eventually("no booted one is left", async || host.cold.traces().is_empty().then_some(())).await;
+    // A later one is an operator's to promote.
+    let taken = daemon.ended(&daemon.post(SNAPSHOTS, r#"{"golden": "shop"}"#).await).await;
+    assert_eq!((&taken["state"], shop_of(&daemon).await.0["snapshot"].clone()), (&json!("done"), json!(NEW)));
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn an_operator_may_promote_what_a_booted_golden_is_to_be_restored_from() {
+    let (host, workshop) = (Host::new(), ScriptedWorkshop::new());
+    let daemon = host.start_booting(&workshop, &[]).await;
+    let bad = Script::quiet(EngineKind::Criu);
+    bad.fail_make(Some((Phase::Probe, ErrorKind::Bug)));
+    workshop.add(OLD, "shop", &bad);
+    eventually("it is refused", async || {
+        let why = shop_of(&daemon).await.0["no_restore"].clone();
+        why.as_str().is_some_and(|why| why.contains("is refused")).then_some(())
+    })
+    .await;
+    bad.fail_make(None);
+    let promoted = daemon.post(&format!("{SNAPSHOTS}/{OLD}/promote"), "").await;
+    assert_eq!(daemon.ended(&promoted).await["state"], "done");
+    assert_eq!(shop_of(&daemon).await.0["snapshot"], OLD);
+    let listed = daemon.get(SNAPSHOTS).await.json();
+    assert_eq!(listed["snapshots"][0]["promoted"], true, "{listed}");
     daemon.stop().await;
 }

@@ -98,7 +98,8 @@ async fn a_snapshot_is_taken_promoted_and_taken_back_while_visitors_have_shops()
     })
     .await;
     let held = ended(&daemon, "DELETE", &path, &json!({})).await;
-    assert!(held["error"].as_str().is_some_and(|why| why.contains("are kept on them")), "{held}");
+    let why = format!("{} is kept on them", next.id());
+    assert!(held["error"].as_str().is_some_and(|held| held.contains(&why)), "{held}");
     place.cli_with(&["saved", "rm", next.id()], &settings).await.ok();
     done(&daemon, "DELETE", &path, &json!({})).await;
     for gone in [snapshots.join(&new), place.state_dir().join("prepared").join(&new)] {

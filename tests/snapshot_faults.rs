@@ -340,3 +340,44 @@ async fn a_golden_that_keeps_the_pipes_it_was_started_with_is_not_frozen() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_snapshot_that_is_there_later_is_restored_at_once_and_removed_when_nobody_needs_it() {
+    let Some(material) = Material::copy("later").await else { return };
+    let (place, aside) = (&material.place, material.place.dir.join("aside"));
+    std::fs::rename(&material.dir, &aside).unwrap();
+    let settings = [("SNAPSHOT_DIR", material.snapshots()), ("COLD_START", "allowed".to_owned())];
+    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let daemon = place.lasting_daemon(&settings).await;
+    let booted = daemon.acquire("cold").await;
+    // As it appears when it has been taken, or has come from another host.
+    std::fs::rename(&aside, &material.dir).unwrap();
+    eventually("shops are restored", 90, async || {
+        let goldens = daemon.get("/api/v1/goldens").await.json();
+        let golden = &goldens["goldens"][0];
+        if golden["snapshot"] == material.id.as_str() { Ok(()) } else { Err(golden.to_string()) }
+    })
+    .await;
+    let restored = daemon.acquire_any().await;
+    restored.answers().await;
+    booted.answers().await;
+    let shown = daemon.get(&format!("/api/v1/demo/{}", restored.id())).await.json();
+    assert_eq!(shown["snapshot"], material.id.as_str(), "{shown}");
+    let remove =
+        async |more: &[&str]| material.cli(&[&["snapshot", "rm", &material.id], more].concat()).await;
+    let said = remove(&[]).await.refused();
+    assert!(said.contains("is in use: shops are restored from it; promote another one first"), "{said}");
+    daemon.release(booted.id()).await;
+    daemon.kill().await;
+
+    // It lives on without the daemon, on files of the snapshot's.
+    let said = remove(&[]).await.refused();
+    assert!(said.contains(&format!("is in use: {} runs on its files", restored.id())), "{said}");
+    place.cli(&["reap", "--all"]).await.ok();
+    assert_eq!(remove(&["--json"]).await.json(), json!({ "id": material.id, "removed": true }));
+    assert!(
+        !material.dir.try_exists().unwrap() && prepared(place).is_empty(),
+        "nor is anything prepared of it"
+    );
+    assert!(remove(&[]).await.refused().contains("is unknown: `snapshot list` shows"));
+}

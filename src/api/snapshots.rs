@@ -66,7 +66,7 @@ impl From<Snapshot> for SnapshotAnswer {
             served,
             promoted: listed.promoted,
             refused: listed.refused,
-            instances,
+            instances: instances.len(),
         }
     }
 }

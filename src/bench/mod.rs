@@ -10,6 +10,8 @@
 //! Beside it: [`gate`] compares two programs, [`load`] offers a fixed rate of
 //! visitors to a running daemon, [`trace`] draws one restore.
 
+pub mod at_rest;
+pub mod back_office;
 pub mod criu_log;
 pub mod gate;
 pub mod knee;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::at_rest::AtRest;
+use super::back_office::BackOffice;
 use super::{Timing, Way};
 use crate::engine::Phase;
 use crate::host::memory::Memory;
@@ -34,6 +36,11 @@ impl Spread {
         };
         Some(Self { median: round(median), p95: round(rank(95)?), p99: round(rank(99)?) })
     }
+}
+
+/// Bytes in MiB.
+pub(super) fn mib(bytes: f64) -> f64 {
+    round(bytes / f64::from(1 << 20))
 }
 
 /// A hundredth of a millisecond is below what any run repeats.
@@ -157,7 +164,6 @@ impl Footprint {
         mean: impl Fn(fn(&Memory) -> u64) -> f64,
         disk: f64,
     ) -> Self {
-        let mib = |bytes: f64| round(bytes / f64::from(1 << 20));
         Self {
             when,
             clones,
@@ -236,6 +242,10 @@ pub struct Report {
     pub nth: Vec<Nth>,
     /// What they take.
     pub footprints: Vec<Footprint>,
+    /// The snapshot itself.
+    pub at_rest: Option<AtRest>,
+    /// The back office's first page and a later one.
+    pub back_office: Option<BackOffice>,
 }
 
 impl Report {
@@ -337,6 +347,15 @@ impl Report {
             let rows: Vec<[String; 8]> = self.footprints.iter().map(Footprint::row).collect();
             out += "\n";
             out += &table(&head.map(str::to_owned), &rows);
+        }
+        if let Some(at_rest) = &self.at_rest {
+            let head = ["memory MiB", "unpacked", "files MiB", "unpacked", "prepare ms", "p95"];
+            out += "\n";
+            out += &table(&head.map(str::to_owned), &[at_rest.row()]);
+        }
+        if let Some(back_office) = &self.back_office {
+            out += "\n";
+            out += &table(&["back office", "n", "ms", "p95"].map(str::to_owned), &back_office.rows());
         }
         out
     }

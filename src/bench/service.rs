@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use http::{Method, Request};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -90,12 +91,23 @@ impl Service {
         Ok(service)
     }
 
-    async fn call(&self, method: Method, path: &str) -> anyhow::Result<Value> {
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("http://{}{path}", self.address))
-            .body(Full::new(Bytes::new()))?;
-        let response = self.client.request(request).await?;
+    /// The daemon's address with a path.
+    pub(super) fn uri(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// The host name of an instance.
+    pub(super) fn host_of(&self, id: &str) -> String {
+        self.config.host_of(id)
+    }
+
+    pub(super) async fn send(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>> {
+        Ok(self.client.request(request).await?)
+    }
+
+    pub(super) async fn call(&self, method: Method, path: &str) -> anyhow::Result<Value> {
+        let request = Request::builder().method(method).uri(self.uri(path)).body(Full::new(Bytes::new()))?;
+        let response = self.send(request).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
         if !status.is_success() {

@@ -13,6 +13,8 @@ use super::progress::Progress;
 use super::{Context, Output};
 use crate::app::StateLock;
 use crate::assemble::{self, Assembled, Host};
+use crate::bench::at_rest;
+use crate::bench::back_office::BackOffice;
 use crate::bench::podman::{self, Stock};
 use crate::bench::report::{Machine, PhaseResult, Report, Versions, WayResult};
 use crate::bench::restore::Direct;
@@ -56,6 +58,10 @@ pub(super) struct Bench {
     /// How many clones are measured for the memory and disk they take; 0 leaves this part out
     #[arg(long, default_value_t = 4)]
     memory: usize,
+    /// In how many shops the back office's first page is compared with its tenth; 0 leaves this
+    /// part out
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    back_office: usize,
 }
 
 impl Bench {
@@ -88,6 +94,9 @@ impl Bench {
                 let timings = self.acquires(&config, target, source, &say).await?;
                 report.ways.extend(WayResult::of(way, &timings));
             }
+        }
+        if self.back_office > 0 && ways.contains(&Way::Pool) {
+            report.back_office = self.back_office(&config, &say).await?;
         }
         drop(progress);
         if let Some(dir) = &self.report {
@@ -125,6 +134,8 @@ impl Bench {
             concurrent: Vec::new(),
             nth: Vec::new(),
             footprints: Vec::new(),
+            at_rest: None,
+            back_office: None,
         };
         self.stock(&golden, config, ways, &mut report, say).await?;
         if let Ok(maker) = &golden.runtime.restore {
@@ -135,6 +146,10 @@ impl Bench {
                 concurrency: config.restore_concurrency,
             };
             self.direct(&direct, ways, &mut report, say).await?;
+            if let Some(prepared) = &golden.prepared {
+                say("the snapshot at rest");
+                report.at_rest = Some(at_rest::measure(config, &prepared.manifest).await?);
+            }
             if ways.contains(&Way::Direct) {
                 let mut makings = Vec::new();
                 for n in 1..=self.n {
@@ -264,6 +279,27 @@ impl Bench {
         let measured = measured.await;
         service.stop().await?;
         measured
+    }
+
+    /// The back office of shops from the pool.
+    async fn back_office(
+        &self,
+        config: &Config,
+        say: &(dyn Fn(&str) + Sync),
+    ) -> anyhow::Result<Option<BackOffice>> {
+        let service = Service::start(config, POOL_TARGET).await?;
+        let measured = async {
+            let mut visits = Vec::new();
+            for n in 1..=self.back_office {
+                say(&format!("back office {n} of {}", self.back_office));
+                service.wait_until_full().await?;
+                visits.extend(service.back_office().await?);
+            }
+            anyhow::Ok(visits)
+        };
+        let measured = measured.await;
+        service.stop().await?;
+        Ok(BackOffice::of(&measured?))
     }
 }
 

@@ -23,6 +23,7 @@ mod pool;
 mod progress;
 mod promote;
 mod reap;
+mod removal;
 mod saved;
 mod serve;
 mod snapshot;

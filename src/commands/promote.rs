@@ -68,7 +68,7 @@ fn newest<'a>(answer: &'a Value, golden: &str) -> Option<&'a Value> {
 }
 
 /// Waits for a task's end and tells its steps.
-async fn wait(api: &Api, begun: &Value) -> anyhow::Result<Value> {
+pub(super) async fn wait(api: &Api, begun: &Value) -> anyhow::Result<Value> {
     let progress = Progress::of_steps();
     let path = format!("/api/v1/tasks/{}", begun["number"]);
     let mut told = 0;

@@ -1,5 +1,5 @@
-//! `snapshot create|list|inspect|verify|prune`: the catalogue of snapshots;
-//! `promote` and `refresh` ask the daemon ([`super::promote`]).
+//! `snapshot create|list|inspect|verify`: the catalogue of snapshots; `promote` and
+//! `refresh` ask the daemon ([`super::promote`]), `rm` and `prune` are [`super::removal`]'s.
 
 use anyhow::{Context as _, ensure};
 use comfy_table::Cell;
@@ -8,23 +8,17 @@ use serde_json::json;
 use super::client::print_json;
 use super::paint::{self, Tone};
 use super::progress::Progress;
-use super::{Context, Output, golden, promote};
+use super::{Context, Output, golden, promote, removal};
 use crate::checkpoint::{self, Checkpoint, Origin};
-use crate::config::ContainerMode;
 use crate::courier;
-use crate::database::{Server, Template};
-use crate::engine::criu::freeze::FrozenDir;
+use crate::database::Server;
 use crate::error::Chain;
 use crate::golden::recipe::Recipe;
-use crate::host::cgroup::Parent;
-use crate::host::mounts;
 use crate::id::{GoldenName, SnapshotId};
 use crate::snapshot::catalog::{Catalog, Entry};
 use crate::snapshot::depot::Moved;
 use crate::snapshot::manifest::Manifest;
 use crate::snapshot::prepare;
-use crate::snapshot::shelf::Shelf;
-use crate::template::images;
 
 /// `snapshot`
 #[derive(Debug, clap::Args)]
@@ -85,6 +79,11 @@ enum Verb {
         /// Which; the newest of GOLDEN's first when left out
         id: Option<SnapshotId>,
     },
+    /// Remove a snapshot that nothing is made of and nobody stands on, and what was prepared of it
+    Rm {
+        /// Which
+        id: SnapshotId,
+    },
     /// Remove old snapshots that no instance runs on, and what was prepared of them
     Prune {
         /// How many of each golden stay
@@ -125,7 +124,8 @@ impl Snapshot {
             Verb::Refresh { name } => promote::refresh(context, name.as_deref()).await,
             Verb::Push { id } => push(context, &catalog, id).await,
             Verb::Pull { id } => pull(context, &catalog, id).await,
-            Verb::Prune { keep } => prune(context, &catalog, keep).await,
+            Verb::Rm { id } => removal::remove(context, &catalog, &id).await,
+            Verb::Prune { keep } => removal::prune(context, &catalog, keep).await,
         }
     }
 }
@@ -277,35 +277,4 @@ fn verify_prepared(context: &Context, manifest: &Manifest) -> Option<String> {
             Some(format!("what is prepared of it in {} cannot be read: {error}", state_dir.display()))
         }
     }
-}
-
-async fn prune(context: &Context, catalog: &Catalog, keep: usize) -> anyhow::Result<()> {
-    // A running daemon restores from what is prepared.
-    let lock =
-        crate::app::StateLock::take(&context.config).context("nothing is pruned while the daemon runs")?;
-    // Instances outlive the daemon, and run on the files of what they were restored from.
-    let mut lowers = mounts::lowers_in_use(&Parent::open(&context.config.cgroup_parent)?)?;
-    let state_dir = &context.config.state_dir;
-    // So do those that sleep or are kept, once they run again.
-    lowers.extend(FrozenDir::lowers(state_dir)?);
-    lowers.extend(Shelf::lowers(state_dir)?);
-    let removed = catalog.prune(keep, &prepare::in_use(state_dir, &lowers))?;
-    let kept: Vec<Manifest> = catalog.list()?.into_iter().filter_map(|entry| entry.manifest.ok()).collect();
-    prepare::forget(state_dir, &kept.iter().collect::<Vec<_>>(), &lowers)?;
-    if let Some(server) = context.config.database.clone() {
-        let ids: Vec<&SnapshotId> = kept.iter().map(|manifest| &manifest.id).collect();
-        Template::forget(&*Server::open(server)?, &ids).await?;
-    }
-    if context.config.container_mode == ContainerMode::Podman {
-        images::forget(state_dir, catalog).await?;
-    }
-    drop(lock);
-    courier::removed(&context.config, &removed).await;
-    if context.output == Output::Json {
-        return print_json(&serde_json::to_value(&removed)?);
-    }
-    for id in removed {
-        println!("{id}");
-    }
-    Ok(())
 }

@@ -39,10 +39,10 @@ impl Row {
             taken: listed.created_at.map(clock).unwrap_or_default(),
             size: bytes(lang, listed.bytes),
             unpacked: fill(t.unpacked, &[&bytes(lang, listed.raw_bytes)]),
-            instances: fill(t.runs_on, &[&instances.to_string()]),
+            instances: fill(t.runs_on, &[&instances.len().to_string()]),
             is_served: served,
             may_serve: !served && unusable.is_none(),
-            may_remove: !served && instances == 0,
+            may_remove: !served && instances.is_empty(),
             trouble: unusable.or(refused),
         }
     }
@@ -73,6 +73,7 @@ impl TaskRow {
             Kind::Verify => t.task_verify,
             Kind::Promote => t.task_promote,
             Kind::Follow => t.task_follow,
+            Kind::Begin => t.task_begin,
             Kind::Publish => t.task_publish,
             Kind::Withdraw => t.task_withdraw,
             Kind::Prune => t.task_prune,

@@ -145,6 +145,7 @@ texts! {
         task_verify: "Verify {}", "Vérifier {}";
         task_promote: "Serve {}", "Mettre {} en service";
         task_follow: "Serve {} as the other nodes do", "Servir {} comme les autres nœuds";
+        task_begin: "Restore {} from its first snapshot", "Restaurer {} depuis son premier instantané";
         task_publish: "Publish {}", "Publier {}";
         task_withdraw: "Withdraw {}", "Retirer {}";
         withdraw: "Withdraw", "Retirer";

@@ -3,25 +3,25 @@
 //! Instances outlive the daemon and its store may be elsewhere: what is mounted
 //! is the one sure answer to which files may not be removed.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 
 use super::cgroup::Parent;
+use crate::id::InstanceId;
 
-/// The lower directories of all instances that run below `cgroups`.
+/// The lower directories of each instance that runs below `cgroups`.
 ///
 /// # Errors
 /// When the cgroups cannot be read.
-pub fn lowers_in_use(cgroups: &Parent) -> io::Result<BTreeSet<PathBuf>> {
-    let mut found = BTreeSet::new();
+pub fn lowers_in_use(cgroups: &Parent) -> io::Result<Vec<(InstanceId, Vec<PathBuf>)>> {
+    let mut found = Vec::new();
     for id in cgroups.instances()? {
         // A process that ends meanwhile needs no files.
         let tables = cgroups.processes(&id)?.into_iter();
         let mut tables =
             tables.filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok());
         // One mount namespace an instance: the first process tells of all.
-        found.extend(tables.next().iter().flat_map(|table| overlay_lowers(table)));
+        found.extend(tables.next().map(|table| (id, overlay_lowers(&table))));
     }
     Ok(found)
 }

@@ -1,5 +1,6 @@
-//! Has this node serve what was promoted at another one, and tells the others what was
-//! promoted here when that could not be told at once. One task.
+//! Has this node serve what was promoted at another one, tells the others what was
+//! promoted here when that could not be told at once, and has a golden that is only booted
+//! be restored as soon as there is a snapshot of it, whoever took it. One task.
 //!
 //! Wakes on a tick, takes no input and is idempotent: what it does are the desk's
 //! orders, which an operator sees and which wait for each other.
@@ -15,7 +16,8 @@ use crate::error::Chain;
 use crate::id::{GoldenName, SnapshotId};
 
 /// When one that did not work is tried again: NATS went away, a disk was full. Each time
-/// twice as late, up to the second: a key that is not trusted is a matter for people.
+/// twice as late, up to the second: a key that is not trusted is a matter for people. What
+/// the start could not restore is tried again the same way.
 const TRY_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(3600));
 
 /// What was begun for a golden last.
@@ -26,7 +28,7 @@ struct Tried {
     pause: Duration,
 }
 
-/// Runs until `stop`; ends at once where nothing is shared.
+/// Runs until `stop`; ends at once where nothing is restored.
 pub async fn keep(desk: Desk, stop: CancellationToken) {
     let Some(every) = desk.looks_every() else { return };
     let mut tried: HashMap<GoldenName, Tried> = HashMap::new();
@@ -42,9 +44,9 @@ pub async fn keep(desk: Desk, stop: CancellationToken) {
         let looked = look(&desk, &mut tried).await;
         match &looked {
             Err(error) if !deaf => {
-                tracing::warn!(error = %Chain(error), "what the other nodes serve is not known");
+                tracing::warn!(error = %Chain(error), "what is to be served is not known");
             }
-            Ok(()) if deaf => tracing::info!("what the other nodes serve is known again"),
+            Ok(()) if deaf => tracing::info!("what is to be served is known again"),
             Ok(()) | Err(_) => {}
         }
         deaf = looked.is_err();
@@ -52,7 +54,7 @@ pub async fn keep(desk: Desk, stop: CancellationToken) {
 }
 
 async fn look(desk: &Desk, tried: &mut HashMap<GoldenName, Tried>) -> Result<(), DeskError> {
-    for golden in desk.served().into_keys() {
+    for golden in desk.looked_at() {
         let Some(wanted) = desk.wanted(&golden).await? else {
             tried.remove(&golden);
             continue;

@@ -28,7 +28,7 @@ pub use self::shared::Shared;
 use self::task::Board;
 pub use self::task::{Kind, Outcome, Task};
 use crate::error::{Chain, ErrorKind};
-use crate::id::{GoldenName, SnapshotId};
+use crate::id::{self, GoldenName, InstanceId, SnapshotId};
 use crate::provision::audit::Beside;
 use crate::provision::{GoldenRuntime, Lifecycle};
 use crate::restore::Switch;
@@ -131,7 +131,7 @@ pub struct Snapshot {
     /// Whether shops are made of it now.
     pub served: bool,
     /// Instances of this daemon that came from it.
-    pub instances: usize,
+    pub instances: Vec<InstanceId>,
 }
 
 /// Takes orders about snapshots; clones are the same desk.
@@ -188,19 +188,19 @@ impl Desk {
     /// There are none in this mode, or they cannot be read.
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>, DeskError> {
         let served = self.served();
-        let mut instances: BTreeMap<SnapshotId, usize> = BTreeMap::new();
+        let mut instances: BTreeMap<SnapshotId, Vec<InstanceId>> = BTreeMap::new();
         for instance in self.0.lifecycle.store().own().await? {
             if let Some(snapshot) = instance.snapshot {
-                *instances.entry(snapshot).or_default() += 1;
+                instances.entry(snapshot).or_default().push(instance.id);
             }
         }
         let listed = self.workshop()?.list().await?;
-        let with_use = |listed: Listed| Snapshot {
+        let mut with_use = |listed: Listed| Snapshot {
             served: served.values().any(|id| *id == listed.id),
-            instances: instances.get(&listed.id).copied().unwrap_or(0),
+            instances: instances.remove(&listed.id).unwrap_or_default(),
             listed,
         };
-        Ok(listed.into_iter().map(with_use).collect())
+        Ok(listed.into_iter().map(&mut with_use).collect())
     }
 
     /// Begins to take a snapshot; of the first golden when none is named.
@@ -279,12 +279,13 @@ impl Desk {
     /// [`DeskError`]; nothing was begun.
     pub async fn remove(&self, id: &SnapshotId) -> Result<Task, DeskError> {
         let found = self.find(id).await?;
-        let by = match found.instances {
-            _ if found.served => Some("shops are restored from it; promote another one first".to_owned()),
-            0 => None,
-            count => Some(format!("{count} instances run on its files")),
-        };
-        if let Some(by) = by {
+        if found.served {
+            let by = "shops are restored from it; promote another one first".to_owned();
+            return Err(DeskError::InUse { id: id.clone(), by });
+        }
+        if !found.instances.is_empty() {
+            let by = found.instances.iter().map(|instance| format!("{instance} runs on its files"));
+            let by = id::few(&by.collect::<Vec<_>>());
             return Err(DeskError::InUse { id: id.clone(), by });
         }
         self.begin(Order::Remove(id.clone()))
@@ -354,7 +355,7 @@ impl Desk {
                 let done = done.map_err(|error| DeskError::Refresh(Box::new(error)))?;
                 Ok(self.share(workshop, Shared { snapshot: id, promoted_at: at }, done).await)
             }
-            Order::Follow(golden) => self.do_follow(&golden, workshop).await,
+            Order::Follow(golden) | Order::Begin(golden) => self.do_follow(&golden, workshop).await,
             Order::Publish(wanted) => {
                 let id = workshop.publish(&wanted, &say).await?;
                 let served = refresh::introduce(&self.0.lifecycle, workshop, &id, wanted.pool, &say).await;
@@ -391,6 +392,7 @@ enum Order {
     Verify(SnapshotId),
     Promote(SnapshotId),
     Follow(GoldenName),
+    Begin(GoldenName),
     Publish(Publication),
     Withdraw(GoldenName),
     Prune(usize),
@@ -404,6 +406,7 @@ impl Order {
             Self::Verify(_) => Kind::Verify,
             Self::Promote(_) => Kind::Promote,
             Self::Follow(_) => Kind::Follow,
+            Self::Begin(_) => Kind::Begin,
             Self::Publish(_) => Kind::Publish,
             Self::Withdraw(_) => Kind::Withdraw,
             Self::Prune(_) => Kind::Prune,
@@ -413,7 +416,9 @@ impl Order {
 
     fn subject(&self) -> String {
         match self {
-            Self::Create(golden) | Self::Follow(golden) | Self::Withdraw(golden) => golden.to_string(),
+            Self::Create(golden) | Self::Follow(golden) | Self::Begin(golden) | Self::Withdraw(golden) => {
+                golden.to_string()
+            }
             Self::Publish(wanted) => wanted.golden.to_string(),
             Self::Verify(id) | Self::Promote(id) | Self::Remove(id) => id.to_string(),
             Self::Prune(keep) => format!("all but {keep}"),

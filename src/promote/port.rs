@@ -103,10 +103,21 @@ pub trait Workshop: Send + Sync + fmt::Debug {
     async fn promote(&self, golden: &GoldenName, id: &SnapshotId, at: Timestamp)
     -> Result<(), WorkshopError>;
 
-    /// How often to look what was promoted at other nodes; none where there are none.
-    fn looks_every(&self) -> Option<Duration> {
-        None
+    /// How often to look whether something else is to be served.
+    fn looks_every(&self) -> Duration;
+
+    /// Whether there are other nodes, which serve what is promoted here.
+    fn is_shared(&self) -> bool {
+        false
     }
+
+    /// The snapshot from which a golden could be restored that is only booted: the one of
+    /// those here that a start would choose, else one that another node has.
+    async fn first(&self, golden: &GoldenName) -> Result<Option<SnapshotId>, WorkshopError>;
+
+    /// What can be made ahead for a golden that was only booted is made ahead from now on.
+    /// Nothing is written down: the next start chooses by itself.
+    fn begin(&self, id: &SnapshotId, engine: &Arc<dyn ContainerEngine>);
 
     /// What was promoted last, at any node.
     async fn shared(&self, _golden: &GoldenName) -> Result<Option<Shared>, WorkshopError> {

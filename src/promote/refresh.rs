@@ -11,13 +11,16 @@
 //! ```
 //!
 //! A golden that is new to the daemon comes the same way, but for what there is none of
-//! before: it is served when its trial shop is there and it is written down.
+//! before: it is served when its trial shop is there and it is written down. One that was
+//! only booted does, too: booted shops that are ready are replaced, and nothing is written
+//! down unless an operator said so, since the next start finds the snapshot by itself.
 //!
 //! Invariants: the pool is never emptier than it was by more than what clients
 //! take; the canary is a shop like any other and goes to the pool; a snapshot
 //! whose canary failed is never taken for the newest again, unless an operator
 //! promotes it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,30 +50,24 @@ pub enum RefreshError {
         /// Which.
         golden: GoldenName,
     },
-    /// Its golden is only booted here, since it had no snapshot at the start.
-    #[error("golden {golden} had no snapshot when the daemon was started: start it again to serve this one")]
-    OnlyBooted {
-        /// Which.
-        golden: GoldenName,
-    },
     /// The trial shop was no good.
-    #[error("snapshot {id} is refused, its trial shop was no good; {served} is served on")]
+    #[error("snapshot {id} is refused, its trial shop was no good; {before}")]
     Canary {
         /// Which.
         id: SnapshotId,
         /// What is served.
-        served: SnapshotId,
+        before: Before,
         /// What was wrong.
         #[source]
         source: MakeError,
     },
     /// The trial shop could not be tried.
-    #[error("no trial shop of snapshot {id} can be made now; {served} is served on")]
+    #[error("no trial shop of snapshot {id} can be made now; {before}")]
     NoRoom {
         /// Which.
         id: SnapshotId,
         /// What is served.
-        served: SnapshotId,
+        before: Before,
         /// Why not.
         #[source]
         source: MakeError,
@@ -96,10 +93,28 @@ impl RefreshError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotServed { .. } | Self::OnlyBooted { .. } => ErrorKind::Conflict,
+            Self::NotServed { .. } => ErrorKind::Conflict,
             Self::Canary { .. } => ErrorKind::Incompatible,
             Self::NoRoom { source, .. } | Self::Trial { source, .. } => source.kind(),
             Self::Workshop(error) => error.kind,
+        }
+    }
+}
+
+/// What is served as long as nothing else is.
+#[derive(Debug, Clone)]
+pub enum Before {
+    /// A snapshot.
+    Snapshot(SnapshotId),
+    /// None: shops are booted.
+    Booted,
+}
+
+impl fmt::Display for Before {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Snapshot(id) => write!(f, "{id} is served on"),
+            Self::Booted => write!(f, "its golden is booted on"),
         }
     }
 }
@@ -115,7 +130,24 @@ pub(super) async fn refresh(
     say: Say<'_>,
 ) -> Result<String, RefreshError> {
     let loaded = load(workshop, id, say).await?;
-    turn_to(lifecycle, workshop, (id, at), loaded, say).await
+    turn_to(lifecycle, workshop, (id, Some(at)), loaded, say).await
+}
+
+/// Has a golden that is only booted be restored from a snapshot that is there now; answers
+/// what came of it.
+///
+/// # Cancel safety
+/// Not cancel-safe: spawn it.
+pub(super) async fn begin(
+    lifecycle: &Lifecycle,
+    workshop: &Arc<dyn Workshop>,
+    id: &SnapshotId,
+    say: Say<'_>,
+) -> Result<String, RefreshError> {
+    say("loading it");
+    // One that does not load is not refused: it may fit again, once the host is as it was.
+    let loaded = workshop.load(id).await?;
+    turn_to(lifecycle, workshop, (id, None), loaded, say).await
 }
 
 async fn load(workshop: &Arc<dyn Workshop>, id: &SnapshotId, say: Say<'_>) -> Result<Loaded, WorkshopError> {
@@ -131,17 +163,19 @@ async fn load(workshop: &Arc<dyn Workshop>, id: &SnapshotId, say: Say<'_>) -> Re
     loaded
 }
 
-/// Has a golden that is served be restored from what was loaded.
+/// Has a golden that is served be restored from what was loaded, which is written down where
+/// it was promoted.
 async fn turn_to(
     lifecycle: &Lifecycle,
     workshop: &Arc<dyn Workshop>,
-    (id, at): (&SnapshotId, Timestamp),
-    Loaded { golden, maker, .. }: Loaded,
+    (id, at): (&SnapshotId, Option<Timestamp>),
+    loaded: Loaded,
     say: Say<'_>,
 ) -> Result<String, RefreshError> {
+    let (golden, maker) = (loaded.golden.clone(), Arc::clone(&loaded.maker));
     let Some(runtime) = lifecycle.golden(&golden) else { return Err(RefreshError::NotServed { golden }) };
-    let Some(switch) = switch_of(&runtime) else { return Err(RefreshError::OnlyBooted { golden }) };
-    let served = switch.served();
+    let served = switch_of(&runtime).map(Switch::served);
+    let before = served.clone().map_or(Before::Booted, Before::Snapshot);
     say("making a trial shop");
     if let Err(source) = make_one(lifecycle, &golden, &maker).await {
         tell_left(maker.engine().drain().await);
@@ -149,30 +183,55 @@ async fn turn_to(
             MakeError::Launch(error) if !matches!(error.kind, ErrorKind::NoSpace | ErrorKind::Exhausted) => {
                 let why = Chain(&source).to_string();
                 refuse(workshop, id, &why).await;
-                Err(RefreshError::Canary { id: id.clone(), served, source })
+                Err(RefreshError::Canary { id: id.clone(), before, source })
             }
             MakeError::Launch(_) | MakeError::Full { .. } | MakeError::Store(_) => {
-                Err(RefreshError::NoRoom { id: id.clone(), served, source })
+                Err(RefreshError::NoRoom { id: id.clone(), before, source })
             }
         };
     }
     say("its front page is there; writing it down");
-    if let Err(error) = workshop.promote(&golden, id, at).await {
+    if let Some(at) = at
+        && let Err(error) = workshop.promote(&golden, id, at).await
+    {
         tell_left(maker.engine().drain().await);
         return Err(error.into());
     }
-    let old = switch.turn(Served { snapshot: id.clone(), maker: Arc::clone(&maker) });
-    tracing::info!(golden = %golden, snapshot_id = %id, before = %served, "snapshot is served");
+    let old = turn(lifecycle, workshop, &runtime, (id, loaded));
+    let was = served.map_or_else(|| "booted shops".to_owned(), |served| served.to_string());
+    tracing::info!(golden = %golden, snapshot_id = %id, before = was, "snapshot is served");
     say("serving it; replacing what is ready");
     let left = replace(lifecycle, &golden, &maker, id, say).await;
-    say("removing what waited of the former one");
-    tell_left(old.engine().drain().await);
+    if let Some(old) = old {
+        say("removing what waited of the former one");
+        tell_left(old.engine().drain().await);
+    }
     Ok(match left {
-        0 => format!("{id} is served, {served} was"),
+        0 => format!("{id} is served in place of {was}"),
         left => {
-            format!("{id} is served, {served} was; {left} ready ones of it stay until somebody gets them")
+            format!("{id} is served in place of {was}; {left} ready ones stay until somebody gets them")
         }
     })
+}
+
+/// Has shops be made of what was loaded from now on; answers by whom they were until now.
+/// What is only booted gets a way to be restored, and keeps the one to be booted.
+fn turn(
+    lifecycle: &Lifecycle,
+    workshop: &Arc<dyn Workshop>,
+    runtime: &GoldenRuntime,
+    (id, loaded): (&SnapshotId, Loaded),
+) -> Option<Arc<dyn Make>> {
+    let Loaded { golden: name, title, about, maker } = loaded;
+    let served = Served { snapshot: id.clone(), maker };
+    if let Some(switch) = switch_of(runtime) {
+        return Some(switch.turn(served));
+    }
+    let switch = Switch::new(served);
+    workshop.begin(id, switch.engine());
+    let cold = runtime.cold.clone();
+    lifecycle.serve_too(GoldenRuntime { name, title, about, restore: Ok(Arc::new(switch)), cold });
+    None
 }
 
 /// Serves a golden that was published, from this snapshot; answers what came of it.
@@ -190,7 +249,7 @@ pub(super) async fn introduce(
     if lifecycle.golden(&loaded.golden).is_some() {
         // It was published before.
         let golden = loaded.golden.clone();
-        let served = turn_to(lifecycle, workshop, (id, Timestamp::now()), loaded, say).await?;
+        let served = turn_to(lifecycle, workshop, (id, Some(Timestamp::now())), loaded, say).await?;
         if let Some(pool) = pool {
             workshop.set_pool(&golden, pool).await?;
             lifecycle.aim().set_usual(&golden, pool);

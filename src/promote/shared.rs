@@ -21,6 +21,8 @@ pub struct Shared {
 pub(super) enum Step {
     /// Nothing.
     Nothing,
+    /// What is only booted is to be restored from there.
+    Begin(SnapshotId),
     /// What was promoted at another one is to be served.
     Follow(Shared),
     /// What was promoted here is to be told.

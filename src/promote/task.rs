@@ -22,6 +22,8 @@ pub enum Kind {
     Promote,
     /// What was promoted at another node is; or the others are told of what was here.
     Follow,
+    /// A golden that was only booted is restored from the snapshot that there is now.
+    Begin,
     /// A visitor's shop becomes a golden.
     Publish,
     /// It is one no more.
@@ -34,11 +36,12 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Create,
         Self::Verify,
         Self::Promote,
         Self::Follow,
+        Self::Begin,
         Self::Publish,
         Self::Withdraw,
         Self::Prune,
@@ -53,6 +56,7 @@ impl Kind {
             Self::Verify => "verify",
             Self::Promote => "promote",
             Self::Follow => "follow",
+            Self::Begin => "begin",
             Self::Publish => "publish",
             Self::Withdraw => "withdraw",
             Self::Prune => "prune",

@@ -27,11 +27,13 @@ impl Lifecycle {
         Arc::clone(&self.goldens.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Serves one more golden from now on, the last one; in place of one of its name.
+    /// Serves one more golden from now on, the last one; in the place of the one of its name,
+    /// if there is one.
     pub fn serve_too(&self, golden: GoldenRuntime) {
-        self.change_goldens(|all| {
-            all.retain(|other| other.name != golden.name);
-            all.push(Arc::new(golden));
+        let golden = Arc::new(golden);
+        self.change_goldens(|all| match all.iter_mut().find(|other| other.name == golden.name) {
+            Some(other) => *other = golden,
+            None => all.push(golden),
         });
         self.refill.now();
     }

@@ -28,12 +28,19 @@ impl Provisioner {
                 Err(LeaseError::Gone { id: id.clone() })
             }
             Some(instance) => Ok(instance),
-            None => match self.lifecycle.routes.lookup(id.as_str()) {
-                Lookup::Gone => Err(LeaseError::Gone { id: id.clone() }),
-                Lookup::Found(_) | Lookup::Asleep(_) | Lookup::Unknown => {
-                    Err(LeaseError::Unknown { id: id.to_string() })
-                }
-            },
+            None => {
+                let is_over = match self.lifecycle.routes.lookup(id.as_str()) {
+                    Lookup::Gone => true,
+                    // At another node, maybe.
+                    Lookup::Found(_) | Lookup::Asleep(_) | Lookup::Unknown => {
+                        self.lifecycle.store.has_ended(id).await.map_err(LeaseError::Store)?
+                    }
+                };
+                Err(match is_over {
+                    true => LeaseError::Gone { id: id.clone() },
+                    false => LeaseError::Unknown { id: id.to_string() },
+                })
+            }
         }
     }
 

@@ -43,7 +43,7 @@ use crate::failpoint;
 use crate::id::{GoldenName, InstanceId};
 use crate::identity;
 use crate::instance::{Container, Instance, Source, State};
-use crate::snapshot::shelf::{Limits, Saved, Shelf, ShelfError};
+use crate::snapshot::shelf::{Limits, Saved, Shelf, ShelfError, Waiting, Wish};
 use crate::store::StoreError;
 
 /// Letters and digits of a key: 190 bits.
@@ -141,11 +141,11 @@ impl Provisioner {
     /// it goes on.
     ///
     /// # Errors
-    /// [`SavedError`]; what was kept before still is, and the instance goes on.
+    /// [`SavedError`]; what was kept before still is, with the key that it had, and the
+    /// instance goes on.
     ///
     /// # Cancel safety
-    /// Safe: the work goes on without its client; what nobody has the key of is replaced
-    /// when the instance is kept again, and goes with SAVED_KEEP.
+    /// Safe: what nobody waits for any more is not kept.
     pub async fn save(self: &Arc<Self>, id: &InstanceId) -> Result<Kept, SavedError> {
         if self.is_stopping() {
             return Err(SavedError::Stopping);
@@ -155,19 +155,20 @@ impl Provisioner {
         }
         let keeping = self.keeping()?.clone();
         self.subject(id).await?;
-        let patience = self.terms.patience;
-        let too_slow = |_| SavedError::TooSlow { after: patience };
+        let (patience, begun) = (self.terms.patience, tokio::time::Instant::now());
+        let too_slow = SavedError::NotKept { after: patience };
         let turn = tokio::time::timeout(patience, Arc::clone(&keeping.turn).lock_owned()).await;
-        let turn = turn.map_err(too_slow)?;
+        let Ok(turn) = turn else { return Err(too_slow) };
         if !self.lifecycle.ledger.try_change(id) {
             return Err(ChangeError::Busy { id: id.clone() }.into());
         }
-        let (this, id) = (Arc::clone(self), id.clone());
+        let (this, id, wish) = (Arc::clone(self), id.clone(), Wish::default());
+        let waiting = Waiting(wish.clone());
         let span = tracing::info_span!("save", instance_id = %id);
         let work = async move {
             // As it is now: while this waited it may have been made anew.
             let kept = match this.subject(&id).await {
-                Ok(instance) => this.lifecycle.keep(&keeping, &instance).await,
+                Ok(instance) => this.lifecycle.keep(&keeping, &instance, wish).await,
                 Err(error) => Err(error),
             };
             drop(turn);
@@ -176,8 +177,14 @@ impl Provisioner {
             this.lifecycle.reap.now();
             kept
         };
-        let work = self.lifecycle.tasks.spawn(work.instrument(span));
-        tokio::time::timeout(patience, work).await.map_err(too_slow)?.map_err(|_| SavedError::Lost)?
+        let mut work = self.lifecycle.tasks.spawn(work.instrument(span));
+        let kept = match tokio::time::timeout_at(begun + patience, &mut work).await {
+            Ok(kept) => kept,
+            Err(_) if waiting.0.give_up() => return Err(too_slow),
+            // It is being put in its place at this moment.
+            Err(_) => work.await,
+        };
+        kept.map_err(|_| SavedError::Lost)?
     }
 
     /// An instance that may be kept.
@@ -263,7 +270,7 @@ impl Provisioner {
 }
 
 impl Lifecycle {
-    async fn keep(&self, keeping: &Keeping, instance: &Instance) -> Result<Kept, SavedError> {
+    async fn keep(&self, keeping: &Keeping, instance: &Instance, wish: Wish) -> Result<Kept, SavedError> {
         let (Some(container), Some(engine)) = (&instance.container, self.engine_of(instance)) else {
             return Err(ChangeError::Busy { id: instance.id.clone() }.into());
         };
@@ -285,7 +292,7 @@ impl Lifecycle {
                 let instance = instance.clone();
                 let key: SecretString = identity::alnum(KEY_LENGTH).into();
                 let put = move |shelf: &Shelf| {
-                    let saved = shelf.put(&key, &instance, (&images, &upper), Timestamp::now())?;
+                    let saved = shelf.put((&key, &wish), &instance, (&images, &upper), Timestamp::now())?;
                     Ok(Kept { saved, key })
                 };
                 keeping.on_shelf(put).await

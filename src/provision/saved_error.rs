@@ -65,6 +65,12 @@ pub enum SavedError {
         /// How long was waited.
         after: std::time::Duration,
     },
+    /// Keeping it takes longer than a client waits.
+    #[error("the shop was not kept within {} s, since this host has too much to do: it goes on, and what was kept of it before still is; try again", .after.as_secs())]
+    NotKept {
+        /// How long was waited.
+        after: std::time::Duration,
+    },
     /// The daemon is being stopped.
     #[error("the service is being stopped")]
     Stopping,
@@ -88,7 +94,9 @@ impl SavedError {
                 other => of_making(other),
             },
             Self::Full { .. } => ErrorKind::Exhausted,
-            Self::NoDriver { .. } | Self::TooSlow { .. } | Self::Stopping => ErrorKind::Unavailable,
+            Self::NoDriver { .. } | Self::TooSlow { .. } | Self::NotKept { .. } | Self::Stopping => {
+                ErrorKind::Unavailable
+            }
             Self::Unpack(error) => of_making(kind_of_io(error)),
             Self::Thaw(error) => of_making(error.kind),
             Self::Store(error) => of_making(error.kind()),

@@ -45,7 +45,7 @@ use crate::metrics;
 use crate::node::pass::{HEADER, Kind};
 use crate::peers::{CONNECT_DEADLINE, Peers, Way};
 use crate::route::memory::Route;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// How long a node that does not take connections is tried: a daemon that is
 /// started again listens within this time, and a lost one is known to be.
@@ -108,11 +108,16 @@ impl Elsewhere {
     }
 
     async fn look_up(&self, id: &InstanceId) -> Result<NodeName, Page> {
-        let record = self.store.get(id).await.map_err(|error| {
+        let silent = |error: StoreError| {
             tracing::info!(instance_id = %id, error = %Chain(&error), "no word of whose node a shop is on");
             Page::Away
-        })?;
-        let record = record.ok_or(Page::Unknown)?;
+        };
+        let Some(record) = self.store.get(id).await.map_err(silent)? else {
+            return Err(match self.store.has_ended(id).await.map_err(silent)? {
+                true => Page::Gone,
+                false => Page::Unknown,
+            });
+        };
         if record.lost_at.is_some() {
             return Err(Page::Lost);
         }

@@ -228,6 +228,10 @@ impl Store for KeptStore {
         self.inner.absolve(client).await
     }
 
+    async fn has_ended(&self, id: &InstanceId) -> Result<bool, StoreError> {
+        self.inner.has_ended(id).await
+    }
+
     async fn announce(&self, report: Option<&Report>, beat: &str) -> Result<(), StoreError> {
         self.inner.announce(report, beat).await
     }

@@ -114,6 +114,10 @@ impl Store for MeteredStore {
         metered("absolve", self.0.absolve(client)).await
     }
 
+    async fn has_ended(&self, id: &InstanceId) -> Result<bool, StoreError> {
+        metered("has_ended", self.0.has_ended(id)).await
+    }
+
     async fn announce(&self, report: Option<&Report>, beat: &str) -> Result<(), StoreError> {
         metered("announce", self.0.announce(report, beat)).await
     }

@@ -217,6 +217,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Forgets a record; absent is fine.
     async fn remove(&self, id: &InstanceId) -> Result<(), StoreError>;
 
+    /// Whether an instance was somebody's and was forgotten within a day, at whichever
+    /// node, as far as that is remembered: so many ended ones, and no more. A store of one
+    /// host remembers none; its routes do ([`crate::route`]).
+    async fn has_ended(&self, _id: &InstanceId) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
     /// Writes a record that the store has lost, as it is: there is none, or one
     /// of an earlier generation. One that is as late is refused as
     /// [`StoreError::Stale`].

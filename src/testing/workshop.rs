@@ -186,9 +186,28 @@ impl Workshop for ScriptedWorkshop {
         Ok(())
     }
 
-    fn looks_every(&self) -> Option<Duration> {
-        self.travels.as_ref().map(|_| Duration::from_millis(100))
+    fn looks_every(&self) -> Duration {
+        Duration::from_millis(100)
     }
+
+    fn is_shared(&self) -> bool {
+        self.travels.is_some()
+    }
+
+    async fn first(&self, golden: &GoldenName) -> Result<Option<SnapshotId>, WorkshopError> {
+        let here = {
+            let state = self.lock();
+            let fits = |taken: &Taken| taken.golden == *golden && taken.refused.is_none();
+            state.snapshots.iter().rfind(|(_, taken)| fits(taken)).map(|(id, _)| id.clone())
+        };
+        match (here, &self.travels) {
+            (Some(id), _) => Ok(Some(id)),
+            (None, Some(_)) => Ok(self.shared(golden).await?.map(|shared| shared.snapshot)),
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn begin(&self, _: &SnapshotId, _: &Arc<dyn ContainerEngine>) {}
 
     async fn shared(&self, golden: &GoldenName) -> Result<Option<Shared>, WorkshopError> {
         let served = self.travels()?.depot.served(golden).await.map_err(not_moved)?;

@@ -120,9 +120,28 @@ impl Host {
         workshop: &Arc<ScriptedWorkshop>,
         changes: &[(&str, &str)],
     ) -> Daemon {
+        self.start_stock(vec![runtime_of(snapshot, "shop", &self.restore)], workshop, changes).await
+    }
+
+    /// A daemon whose golden `shop` has no snapshot, and that serves another one beside it.
+    pub(crate) async fn start_booting(
+        &self,
+        workshop: &Arc<ScriptedWorkshop>,
+        changes: &[(&str, &str)],
+    ) -> Daemon {
+        let mut goldens = self.goldens();
+        goldens[0].restore = Err("no snapshot of it is there".into());
+        self.start_stock(goldens, workshop, changes).await
+    }
+
+    async fn start_stock(
+        &self,
+        goldens: Vec<GoldenRuntime>,
+        workshop: &Arc<ScriptedWorkshop>,
+        changes: &[(&str, &str)],
+    ) -> Daemon {
         let config = self.config(changes);
         let lock = StateLock::take(&config).unwrap();
-        let goldens = vec![runtime_of(snapshot, "shop", &self.restore)];
         let workshop = Some(Arc::clone(workshop) as Arc<dyn Workshop>);
         let stock = Stock { workshop, ..Stock::from(goldens) };
         Self::run(App::build(config, lock, stock, OnExit::KeepInstances).await.unwrap()).await

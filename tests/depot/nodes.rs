@@ -58,6 +58,16 @@ impl Node {
         Self { files, daemon, _host: host, new }
     }
 
+    /// One that has no snapshot, so that it boots its golden; it trusts `first`.
+    async fn start_bare(nats: &Server, first: &Self) -> Self {
+        let (files, host, new) = (Host::new(), common::Host::new(), Script::quiet(EngineKind::Criu));
+        let (depot, _) = depot(nats).await;
+        let catalog = files.catalog(&[&first.files]);
+        let workshop = ScriptedWorkshop::sharing(Travels { depot, catalog, script: Arc::clone(&new) });
+        let daemon = host.start_booting(&workshop, &[]).await;
+        Self { files, daemon, _host: host, new }
+    }
+
     async fn promote(&self, id: &str) -> Value {
         self.daemon.ended(&self.daemon.post(&format!("{SNAPSHOTS}/{id}/promote"), "").await).await
     }
@@ -99,11 +109,15 @@ async fn what_is_promoted_at_one_node_is_served_by_all_whose_trial_shop_is_good(
     for node in [&a, &b, &c] {
         node.serves(OLD).await;
     }
+    let bare = Node::start_bare(&nats, &a).await;
+    assert_eq!(bare.daemon.acquire().await.json()["source"], "cold");
 
     let task = a.promote(NEW).await;
     assert!(task["result"].as_str().unwrap().ends_with("the other nodes are told"), "{task}");
     b.serves(NEW).await;
     b.files.catalog(&[&a.files]).verify(&NEW.parse().unwrap()).unwrap();
+    eventually("who had none has it too", async || (bare.served().await == json!([NEW])).then_some(())).await;
+    assert_eq!(bare.daemon.acquire().await.json()["source"], "restore");
     let refusal = eventually("the one whose trial shop is no good says so", async || {
         c.followed().await.into_iter().next()
     })
@@ -118,8 +132,9 @@ async fn what_is_promoted_at_one_node_is_served_by_all_whose_trial_shop_is_good(
     b.promote(OLD).await;
     a.serves(OLD).await;
     b.serves(OLD).await;
+    eventually("it follows the others", async || (bare.served().await == json!([OLD])).then_some(())).await;
     assert_eq!(c.followed().await.len(), 1, "what was refused was not tried again");
-    for node in [a, b, c] {
+    for node in [a, b, c, bare] {
         node.daemon.stop().await;
     }
 }

@@ -201,19 +201,18 @@ impl FrozenDir {
         Ok(found)
     }
 
-    /// Directories that frozen shops of that daemon stand on, once they are thawed.
+    /// Directories that each frozen shop of that daemon stands on, once it is thawed.
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn lowers(state_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    pub fn lowers(state_dir: &Path) -> io::Result<Vec<(InstanceId, Vec<PathBuf>)>> {
         let dir = Self::of(state_dir);
-        let mut lowers = Vec::new();
-        for snapshot in dir.list()?.iter().filter_map(|id| dir.snapshot(id).ok()) {
+        let stands_on = |id: InstanceId| {
+            let snapshot = dir.snapshot(&id).ok()?;
             // One that is not there any more holds nothing back.
-            let found = prepare::found(state_dir, &snapshot, DEADLINE);
-            lowers.extend(found.into_iter().flat_map(|source| source.lowers));
-        }
-        Ok(lowers)
+            Some((id, prepare::found(state_dir, &snapshot, DEADLINE).ok()?.lowers))
+        };
+        Ok(dir.list()?.into_iter().filter_map(stands_on).collect())
     }
 
     /// Removes what is there of a frozen shop; absent is fine.

@@ -260,16 +260,29 @@ impl Catalog {
             tracing::warn!(error = %Chain(&error), "what was promoted is not known, the newest is served");
             Choice::default()
         });
-        let usable = self.list()?.into_iter().filter_map(|entry| entry.manifest.ok());
-        let fitting = usable.filter(|it| it.recipe.name == *golden && it.database == database);
-        let fitting: Vec<Manifest> = fitting.filter(|it| choice.refused(&it.id).is_none()).collect();
-        if let Some(promoted) = choice.promoted(golden) {
-            if let Some(manifest) = fitting.iter().find(|manifest| manifest.id == *promoted) {
-                return Ok(Some(manifest.clone()));
-            }
+        let chosen = self.chosen_by(&choice, golden, database)?;
+        if let Some(promoted) = choice.promoted(golden)
+            && chosen.as_ref().is_none_or(|manifest| manifest.id != *promoted)
+        {
             tracing::warn!(golden = %golden, snapshot_id = %promoted, "promoted snapshot cannot be used, the newest is served");
         }
-        Ok(fitting.into_iter().max_by(|a, b| a.created_at.cmp(&b.created_at)))
+        Ok(chosen)
+    }
+
+    /// As [`Catalog::chosen`], by what was said; for whoever asks again and again.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn chosen_by(
+        &self,
+        choice: &Choice,
+        golden: &GoldenName,
+        database: DatabaseMode,
+    ) -> Result<Option<Manifest>, CatalogError> {
+        let usable = self.list()?.into_iter().filter_map(|entry| entry.manifest.ok());
+        let fitting = usable.filter(|it| it.recipe.name == *golden && it.database == database);
+        let fitting = fitting.filter(|it| choice.refused(&it.id).is_none());
+        Ok(fitting.max_by_key(|it| (choice.promoted(golden) == Some(&it.id), it.created_at)))
     }
 
     /// Why [`Catalog::newest`] found none: what is wrong with the newest one
@@ -351,7 +364,12 @@ impl Catalog {
     pub fn remove(&self, id: &SnapshotId) -> Result<(), CatalogError> {
         let path = self.path(id);
         let hidden = self.dir.join(format!(".new-gone-{id}"));
-        std::fs::rename(&path, &hidden).map_err(at("remove", &path))?;
+        match std::fs::rename(&path, &hidden) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(CatalogError::Unknown { id: id.clone() });
+            }
+            renamed => renamed.map_err(at("remove", &path))?,
+        }
         std::fs::remove_dir_all(&hidden).map_err(at("remove", &hidden))
     }
 }

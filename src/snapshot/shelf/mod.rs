@@ -31,6 +31,7 @@ use rustix::io::Errno;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
+pub use self::wish::{Waiting, Wish};
 use super::archive::{self, ArchiveError};
 use super::manifest::{Archive, FILES_ARCHIVE, MEMORY_ARCHIVE};
 use super::prepare::{self, IMAGES};
@@ -148,6 +149,9 @@ pub enum ShelfError {
     /// It was not restored.
     #[error("only shops that were restored from a snapshot can be kept")]
     NotRestored,
+    /// Nobody waits for its key any more.
+    #[error("nobody waits for the shop's key any more, so it is not kept")]
+    Unwanted,
     /// The shop's files are none that can be kept.
     #[error("the shop's files cannot be kept")]
     Files(#[source] io::Error),
@@ -172,6 +176,7 @@ impl ShelfError {
         match self {
             Self::Full { .. } | Self::NoRoom => ErrorKind::Exhausted,
             Self::NotRestored | Self::Files(_) => ErrorKind::Conflict,
+            Self::Unwanted => ErrorKind::Unavailable,
             Self::Unknown { .. } => ErrorKind::NotFound,
             Self::Archive(error) => of_own(error.kind()),
             Self::Io { source, .. } => of_own(kind_of_io(source)),
@@ -256,10 +261,11 @@ impl Shelf {
     /// nothing else touches it meanwhile, and nobody else writes here. Blocks.
     ///
     /// # Errors
-    /// [`ShelfError`]; what was kept before still is.
+    /// [`ShelfError`]; what was kept before still is. [`ShelfError::Unwanted`] when the wish
+    /// was given up before it was in its place.
     pub fn put(
         &self,
-        key: &SecretString,
+        (key, wish): (&SecretString, &Wish),
         instance: &Instance,
         (images, upper): (&Path, &Path),
         now: Timestamp,
@@ -268,8 +274,8 @@ impl Shelf {
         make_private(&self.dir).map_err(at("make the directory of kept shops"))?;
         let new = self.dir.join(format!("{UNFINISHED}{}", instance.id));
         tree::remove(&new).map_err(at("remove what was half kept"))?;
-        let put = self.pack(&new, (key, instance), (images, upper), now);
-        let put = put.and_then(|saved| self.put_in_place(&new, &saved.id).map(|()| saved));
+        let put = self.pack(&new, (key, wish, instance), (images, upper), now);
+        let put = put.and_then(|saved| self.put_in_place(&new, &saved.id, wish).map(|()| saved));
         // Half of it, or what was kept before. What cannot be removed now is swept.
         drop(tree::remove(&new));
         put
@@ -278,7 +284,7 @@ impl Shelf {
     fn pack(
         &self,
         new: &Path,
-        (key, instance): (&SecretString, &Instance),
+        (key, wish, instance): (&SecretString, &Wish, &Instance),
         (images, upper): (&Path, &Path),
         now: Timestamp,
     ) -> Result<Saved, ShelfError> {
@@ -288,6 +294,11 @@ impl Shelf {
         failpoint::hit("save:before-pack").map_err(at("pass a fail point"))?;
         tree::check(upper, self.bounds()).map_err(ShelfError::Files)?;
         make_private(new).map_err(at("make a directory for it"))?;
+        let memory = archive::pack(&[(IMAGES, images)], &new.join(MEMORY_ARCHIVE))?;
+        if wish.is_given_up() {
+            // The files take longer than the memory, and others wait for the processor.
+            return Err(ShelfError::Unwanted);
+        }
         let saved = Saved {
             version: VERSION,
             id: instance.id.clone(),
@@ -297,7 +308,7 @@ impl Shelf {
             until: now + self.limits.keep,
             key: hash(key).to_hex().to_string(),
             access,
-            memory: archive::pack(&[(IMAGES, images)], &new.join(MEMORY_ARCHIVE))?,
+            memory,
             files: archive::pack(&[("", upper)], &new.join(FILES_ARCHIVE))?,
         };
         if self.others(&instance.id)?.1.saturating_add(saved.bytes()) > self.limits.max_bytes {
@@ -315,9 +326,12 @@ impl Shelf {
     }
 
     /// Afterwards `new` is what was there before, if anything was.
-    fn put_in_place(&self, new: &Path, id: &InstanceId) -> Result<(), ShelfError> {
+    fn put_in_place(&self, new: &Path, id: &InstanceId, wish: &Wish) -> Result<(), ShelfError> {
         let place = self.path(id);
         failpoint::hit("save:before-rename").map_err(at("pass a fail point"))?;
+        if !wish.settle() {
+            return Err(ShelfError::Unwanted);
+        }
         let renamed = match renameat_with(CWD, new, CWD, &place, RenameFlags::NOREPLACE) {
             Err(Errno::EXIST) => renameat_with(CWD, new, CWD, &place, RenameFlags::EXCHANGE),
             renamed => renamed,
@@ -401,15 +415,16 @@ impl Shelf {
         Ok(())
     }
 
-    /// Directories that the kept shops of that daemon stand on, once they are opened.
+    /// Directories that each kept shop of that daemon stands on, once it is opened.
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn lowers(state_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    pub fn lowers(state_dir: &Path) -> io::Result<Vec<(InstanceId, [PathBuf; 2])>> {
         let kept = entries(&dir_of(state_dir))?.into_iter().filter_map(|entry| entry.saved.ok());
         // One that is not there any more holds nothing back.
-        let found = kept.filter_map(|saved| prepare::stands_on(state_dir, &saved.snapshot).ok());
-        Ok(found.flat_map(|(_, lowers)| lowers).collect())
+        let stands_on =
+            |saved: Saved| Some((saved.id, prepare::stands_on(state_dir, &saved.snapshot).ok()?.1));
+        Ok(kept.filter_map(stands_on).collect())
     }
 }
 
@@ -457,3 +472,4 @@ fn read(dir: &Path, id: &InstanceId) -> io::Result<Option<Saved>> {
 
 #[cfg(test)]
 mod tests;
+mod wish;

@@ -42,8 +42,12 @@ fn shop() -> Instance {
 
 impl World {
     fn put(&self, instance: &Instance, with: &str) -> Result<Saved, ShelfError> {
+        self.put_for(instance, with, &Wish::default())
+    }
+
+    fn put_for(&self, instance: &Instance, with: &str, wish: &Wish) -> Result<Saved, ShelfError> {
         let (images, upper) = (self.dir.path().join("frozen"), self.dir.path().join("upper"));
-        self.shelf.put(&key(with), instance, (&images, &upper), THEN)
+        self.shelf.put((&key(with), wish), instance, (&images, &upper), THEN)
     }
 
     fn names(&self) -> usize {
@@ -90,6 +94,22 @@ fn an_instance_is_kept_once_and_the_later_one_takes_the_place_of_the_former() {
     assert!(world.shelf.find(&shop.id, &key("first"), THEN).is_err(), "its key is of the past");
     let found = world.shelf.find(&shop.id, &key("second"), THEN).unwrap();
     assert_eq!(world.content(&found, "into"), b"later");
+}
+
+#[test]
+fn what_nobody_waits_for_is_not_kept_and_the_former_one_stays_with_its_key() {
+    let (world, shop, gone) = (world(LIMITS), shop(), Wish::default());
+    assert!(gone.give_up());
+    let error = world.put_for(&shop, "nobody's", &gone).unwrap_err();
+    assert!(matches!(error, ShelfError::Unwanted), "{error}");
+    assert_eq!(world.names(), 0, "nothing is left of it");
+    let wish = Wish::default();
+    world.put_for(&shop, "first", &wish).unwrap();
+    assert!(!wish.give_up(), "it is kept by now");
+    let error = world.put_for(&shop, "nobody's", &gone).unwrap_err();
+    assert!(matches!(error, ShelfError::Unwanted) && world.names() == 1, "{error}");
+    let found = world.shelf.find(&shop.id, &key("first"), THEN).unwrap();
+    assert_eq!(world.content(&found, "into"), b"mine");
 }
 
 #[test]
@@ -175,7 +195,11 @@ fn what_a_kept_shop_stands_on_is_held_until_it_is_removed() {
     std::fs::write(prepared.join("manifest.json"), manifest.to_bytes()).unwrap();
     let mut shop = shop();
     shop.snapshot = Some(manifest.id.clone());
-    let lowers = || std::collections::BTreeSet::from_iter(Shelf::lowers(world.dir.path()).unwrap());
+    let lowers = || {
+        std::collections::BTreeSet::from_iter(
+            Shelf::lowers(world.dir.path()).unwrap().into_iter().flat_map(|(_, dirs)| dirs),
+        )
+    };
     assert!(lowers().is_empty());
     world.put(&shop, "the key").unwrap();
     assert_eq!(prepare::in_use(world.dir.path(), &lowers()), [manifest.id]);

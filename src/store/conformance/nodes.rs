@@ -19,6 +19,7 @@ pub(super) async fn run(fixture: &dyn Fixture) {
     a_lost_nodes_instances_are_marked_once(fixture).await;
     what_a_node_says_is_read_by_all(fixture).await;
     a_lost_node_is_forgotten_after_a_day(fixture).await;
+    what_has_ended_at_one_node_is_known_to_all(fixture).await;
 }
 
 /// A record with every field filled.
@@ -284,4 +285,20 @@ async fn a_lost_node_is_forgotten_after_a_day(fixture: &dyn Fixture) {
     assert!(there.own().await.expect("a read is answered").is_empty(), "it would find nothing");
     there.announce(Some(&report("there")), "2").await.expect("it is written");
     assert_eq!(reports(&*here).await.len(), 1, "it may come back");
+}
+
+async fn what_has_ended_at_one_node_is_known_to_all(fixture: &dyn Fixture) {
+    let here = fixture.fresh().await;
+    let Some(there) = fixture.beside(&here, &node("there")).await else { return };
+    let mut mine = of_node("there", State::Assigned, 0);
+    mine.assigned_at = Some(at(1));
+    let (mine, spare) = (add(&*there, mine).await, add(&*there, of_node("there", State::Ready, 0)).await);
+    let ended = async |id: &InstanceId| here.has_ended(id).await.expect("a question is answered");
+    assert!(!ended(&mine.id).await, "it is there");
+    for one in [&mine, &spare] {
+        there.remove(&one.id).await.expect("it may be removed");
+    }
+    assert!(ended(&mine.id).await, "whoever follows its link is told");
+    assert!(!ended(&spare.id).await, "nobody has a link to what was nobody's");
+    assert!(!ended(&InstanceId::random()).await);
 }

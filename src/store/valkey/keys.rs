@@ -24,6 +24,7 @@
 //! {prefix}:closed                   set     nodes whose ready ones are for nobody now
 //! {prefix}:lost                     hash    node -> when its instances were first marked as lost
 //! {prefix}:marked                   hash    node -> its beat when all of them were
+//! {prefix}:ended                    zset    time -> id, of instances that were somebody's; a day, 16,384 at most
 //! {prefix}:acquires:<client>        zset    time -> ticket; counted acquires of a client
 //! {prefix}:ping                     string  proves that the server takes writes
 //! ```

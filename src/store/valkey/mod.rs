@@ -62,6 +62,7 @@ struct Scripts {
     held: Script,
     disown: Script,
     remove: Script,
+    has_ended: Script,
     write_again: Script,
     list: Script,
     own: Script,
@@ -94,6 +95,7 @@ impl Scripts {
             held: script!("held.lua"),
             disown: script!("disown.lua"),
             remove: script!("remove.lua"),
+            has_ended: script!("has_ended.lua"),
             write_again: script!("write_again.lua"),
             list: script!("list.lua"),
             own: script!("own.lua"),
@@ -273,6 +275,11 @@ impl Store for ValkeyStore {
 
     async fn remove(&self, id: &InstanceId) -> Result<(), StoreError> {
         self.link.call("forgetting an instance", &self.scripts.remove, &[id.as_str()]).await.map(drop)
+    }
+
+    async fn has_ended(&self, id: &InstanceId) -> Result<bool, StoreError> {
+        let doing = "looking for an instance that has ended";
+        Ok(!self.link.call(doing, &self.scripts.has_ended, &[id.as_str()]).await?.is_empty())
     }
 
     async fn write_again(&self, instance: Instance) -> Result<(), StoreError> {

@@ -84,11 +84,22 @@ local function put(before, json, created, expires)
   tell_node(record)
 end
 
--- Forgets a record.
+-- How long, in microseconds, and of how many it is remembered that they have ended: as
+-- long and as many as each node remembers of its own (src/route/ended.rs).
+local ended_for, ended_most = 86400 * 1000000, 16384
+
+-- Forgets a record; of one that was somebody's it is remembered that it has ended.
 local function forget(record)
   leave_indices(record)
   redis.call('HDEL', instances, record.id)
   tell_node(record)
+  if record.assigned_at and record.assigned_at ~= cjson.null then
+    local ended, now = base .. 'ended', time[1] * 1000000 + time[2]
+    redis.call('ZADD', ended, whole(now), record.id)
+    redis.call('ZREMRANGEBYSCORE', ended, '-inf', whole(now - ended_for))
+    redis.call('ZREMRANGEBYRANK', ended, 0, -1 - ended_most)
+    redis.call('PEXPIRE', ended, ended_for / 1000)
+  end
 end
 
 -- The values of those fields of a hash that have one.
