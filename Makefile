@@ -120,7 +120,7 @@ memcheck: ## unit tests of what is unsafe, in valgrind; part of no other target
 	@tests/run memcheck
 
 .PHONY: sanitize
-sanitize: ## the same tests, built with the address sanitizer; part of no other target
+sanitize: ## the same tests in builds with the address and the thread sanitizer; part of no other target
 	@tests/run sanitize
 
 .PHONY: test-coverage
