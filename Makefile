@@ -119,6 +119,10 @@ soak: ## 2,000 visitors one after the other (SOAK_CYCLES), 10,000 status streams
 memcheck: ## unit tests of what is unsafe, in valgrind; part of no other target
 	@tests/run memcheck
 
+.PHONY: sanitize
+sanitize: ## the same tests in builds with the address and the thread sanitizer; part of no other target
+	@tests/run sanitize
+
 .PHONY: test-coverage
 test-coverage: ## the same tests with a report of lines covered (cargo-llvm-cov)
 	@command -v cargo-llvm-cov >/dev/null || $(CARGO) install --locked cargo-llvm-cov

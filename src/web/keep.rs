@@ -82,6 +82,10 @@ pub(super) async fn save(State(web): State<WebState>, Own { shell, instance, .. 
             Problem::from(SavedError::from(error)).log();
             return message::say(&web.site, shell, Say::ShelfFull(&format!("/demo/{}", instance.id)));
         }
+        Err(error @ SavedError::NotKept { .. }) => {
+            Problem::from(error).log();
+            return message::say(&web.site, shell, Say::NotKept(&format!("/demo/{}", instance.id)));
+        }
         Err(error) => {
             return message::problem(&web.site, shell, &error.into(), &format!("/demo/{}", instance.id));
         }

@@ -40,6 +40,8 @@ texts! {
         full_text: "All demos are taken, and the line is too long to stand in it. Please come back later.", "Toutes les démos sont prises et la file d’attente est trop longue. Merci de revenir plus tard.";
         shelf_full: "No more demos can be kept now", "Aucune autre démo ne peut être conservée pour l’instant";
         shelf_full_text: "There is room for a limited number of them, and it is taken. Yours goes on; try again later.", "La place est limitée et elle est entièrement prise. La vôtre continue\u{a0}; réessayez plus tard.";
+        not_kept: "Your demo is not kept yet", "Votre démo n’est pas encore conservée";
+        not_kept_text: "This service has too much to do just now. Your demo goes on, and what you kept of it before still is; try again in a minute.", "Ce service est très sollicité pour l’instant. Votre démo continue, et ce que vous en aviez déjà conservé l’est toujours\u{a0}; réessayez dans une minute.";
         no_room: "There is no room just now", "Il n’y a plus de place pour l’instant";
         no_room_text: "All places of this service are taken. Your demo is safe and stays as it is; try again in a moment.", "Toutes les places de ce service sont prises. Votre démo est en sécurité et reste telle qu’elle est\u{a0}; réessayez dans un instant.";
         conflict: "This is not possible now", "Ce n’est pas possible pour l’instant";
@@ -79,6 +81,8 @@ pub(super) enum Say<'a> {
     LineFull,
     /// As many demos are kept as may be; the way back.
     ShelfFull(&'a str),
+    /// Keeping a demo takes longer than anybody waits; the way back.
+    NotKept(&'a str),
     /// A demo that is kept or sleeps finds no place to run; the way back.
     NoRoom(&'a str),
     /// It cannot be done in the present state; the way back.
@@ -106,6 +110,9 @@ pub(super) fn say(site: &Site, shell: Shell, what: Say<'_>) -> Response {
         Say::ShelfFull(back) => {
             (StatusCode::SERVICE_UNAVAILABLE, t.shelf_full, t.shelf_full_text, t.back_to_it, back)
         }
+        Say::NotKept(back) => {
+            (StatusCode::SERVICE_UNAVAILABLE, t.not_kept, t.not_kept_text, t.back_to_it, back)
+        }
         Say::NoRoom(back) => (StatusCode::SERVICE_UNAVAILABLE, t.no_room, t.no_room_text, t.try_again, back),
         Say::Conflict(back) => (StatusCode::CONFLICT, t.conflict, t.conflict_text, t.try_again, back),
         Say::Failed(status) => (status, t.failed, t.failed_text, t.back, "/"),
@@ -113,6 +120,7 @@ pub(super) fn say(site: &Site, shell: Shell, what: Say<'_>) -> Response {
     let wait = match what {
         Say::Limited(wait) => Some(wait),
         Say::LineFull | Say::ShelfFull(_) => Some(Duration::from_secs(300)),
+        Say::NotKept(_) => Some(Duration::from_secs(60)),
         Say::NoRoom(_) => Some(Duration::from_secs(10)),
         _ => None,
     };

@@ -120,21 +120,46 @@ async fn a_node_without_a_snapshot_serves_what_the_others_do() {
     assert!(shop.get("/").await.text().contains(golden::TITLE));
     second.stop().await;
 
+    // What is old is removed for all.
+    let old = older(&dirs[0], &snapshot);
+    one.cli_with(&["snapshot", "sign", &old], &of_one).await.ok();
+    let sent = one.cli_with(&["snapshot", "push", &old, "--json"], &of_one).await.json();
+    assert_eq!(sent["moved_bytes"], 0, "all of it was there: {sent}");
+    let jetstream = async_nats::jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    let depot = Depot::open(&jetstream, "demo-multiplexer", BUCKET_BYTES).await.unwrap();
+    assert_eq!(depot.list().await.unwrap().len(), 2);
+    let pruned = one.cli_with(&["snapshot", "prune", "--keep", "1", "--json"], &of_one).await.json();
+    assert_eq!(pruned, serde_json::json!([old]));
+    assert_eq!(depot.list().await.unwrap(), [snapshot.parse().unwrap()]);
     // Removed at one node, it stays where the others find it: it is what they serve.
     one.cli_with(&["snapshot", "rm", &snapshot], &of_one).await.ok();
     assert!(!dirs[0].join(&snapshot).try_exists().unwrap());
-    let jetstream = async_nats::jetstream::new(async_nats::connect(nats.url()).await.unwrap());
-    let depot = Depot::open(&jetstream, "demo-multiplexer", BUCKET_BYTES).await.unwrap();
     assert_eq!(depot.list().await.unwrap(), [snapshot.parse().unwrap()]);
     one.cli_with(&["snapshot", "pull", &snapshot], &of_one).await.ok();
     assert!(dirs[0].join(&snapshot).join("manifest.json").is_file(), "and can be had again");
 }
 
+fn manifest(snapshot: &Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(snapshot.join("manifest.json")).unwrap()).unwrap()
+}
+
 /// The image that a snapshot stands on.
 fn image_of(snapshot: &Path) -> String {
-    let manifest = std::fs::read_to_string(snapshot.join("manifest.json")).unwrap();
-    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
-    manifest["image_id"].as_str().unwrap().to_owned()
+    manifest(snapshot)["image_id"].as_str().unwrap().to_owned()
+}
+
+/// Another snapshot beside that one, of the same content and taken before; not signed.
+fn older(dir: &Path, snapshot: &str) -> String {
+    let old = format!("{}-20200101t000000z-0001", golden::NAME);
+    let (from, to) = (dir.join(snapshot), dir.join(&old));
+    std::fs::create_dir(&to).unwrap();
+    let mut manifest = manifest(&from);
+    (manifest["id"], manifest["created_at"]) = (old.as_str().into(), "2020-01-01T00:00:00Z".into());
+    std::fs::write(to.join("manifest.json"), manifest.to_string()).unwrap();
+    for archive in manifest["archives"].as_object().unwrap().keys() {
+        std::fs::hard_link(from.join(archive), to.join(archive)).unwrap();
+    }
+    old
 }
 
 /// Another host's Podman: both daemons are on one host, whose images one of them is not to see.
