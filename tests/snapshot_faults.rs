@@ -36,6 +36,7 @@ impl Material {
             std::fs::copy(from.join(name), dir.join(name)).unwrap();
         }
         std::fs::remove_file(place.state_dir().join("prepared")).unwrap();
+        place.has_its_own("images");
         Some(Self { place, id, dir })
     }
 
@@ -229,7 +230,7 @@ async fn bits_that_turn_in_what_is_prepared_are_found_and_put_right_before_anybo
     let Some(material) = Material::copy("prepared-bits").await else { return };
     // The image's files as well are its own.
     let images = material.place.state_dir().join("images");
-    std::fs::remove_file(&images).unwrap();
+    std::fs::remove_dir_all(&images).unwrap();
     let daemon = material.daemon().await;
     daemon.acquire("restore").await.answers().await;
     daemon.stop().await;

@@ -1,6 +1,6 @@
 //! A snapshot at rest: how large it is, and how long preparing it takes.
 //!
-//! Prepared is it in a directory of its own beside the daemon's, on the same
+//! It is prepared in a directory of its own beside the daemon's, on the same
 //! image, so that what serves is not touched.
 
 use std::path::{Path, PathBuf};

@@ -163,18 +163,22 @@ impl Place {
         self.lane
     }
 
+    /// Has whoever removes what is prepared here remove links to what is lent, and nothing
+    /// that others restore from.
+    pub(crate) fn has_its_own(&self, kind: &str) {
+        let own = self.state_dir().join(kind);
+        let lent = std::fs::read_link(&own).unwrap();
+        std::fs::remove_file(&own).unwrap();
+        std::fs::create_dir(&own).unwrap();
+        for entry in std::fs::read_dir(&lent).unwrap().flatten() {
+            std::os::unix::fs::symlink(entry.path(), own.join(entry.file_name())).unwrap();
+        }
+    }
+
     /// Has daemons here write their own snapshots and prepare what they need themselves:
     /// what is there is copied, what the first daemon of all has prepared is only lent.
     pub(crate) async fn has_its_own_snapshots(&self, shared: &Path) -> PathBuf {
-        for kind in ["prepared", "images"] {
-            let own = self.state_dir().join(kind);
-            let lent = std::fs::read_link(&own).unwrap();
-            std::fs::remove_file(&own).unwrap();
-            std::fs::create_dir(&own).unwrap();
-            for entry in std::fs::read_dir(&lent).unwrap().flatten() {
-                std::os::unix::fs::symlink(entry.path(), own.join(entry.file_name())).unwrap();
-            }
-        }
+        ["prepared", "images"].into_iter().for_each(|kind| self.has_its_own(kind));
         let own = self.dir.join("snapshots");
         run("cp", &["-a", shared.to_str().unwrap(), own.to_str().unwrap()]).await.ok();
         own
