@@ -367,9 +367,11 @@ impl App {
             edges.spawn(listener::serve(admin, own, limits(), stop_edges.clone()));
         }
         edges.spawn(listener::serve(self.listener, self.edges, limits(), stop_edges.clone()));
-        if connections_that_fit() < self.config.edges.max_connections {
-            let fitting = connections_that_fit();
-            tracing::warn!(fitting, "open files do not suffice for MAX_CONNECTIONS: raise LimitNOFILE");
+        let fitting = connections_that_fit();
+        if fitting < self.config.edges.max_connections {
+            tracing::warn!(
+                "open files suffice for {fitting} connections, not for MAX_CONNECTIONS: raise LimitNOFILE"
+            );
         }
         edges.close();
         if let (Banner::On, Router::Caddy(_)) = (self.config.edges.banner, &self.config.router) {

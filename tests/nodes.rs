@@ -256,11 +256,11 @@ async fn a_dead_nodes_shops_are_lost_and_it_may_come_back() {
     trio.kill("b");
     trio.lost(&id).await;
     trio.valkey.run(&["HSET", "{demo-multiplexer}:lost", "b", "0"]).await;
-    eventually("nobody knows of it any more", async || {
+    eventually("it is forgotten, and that its shop was there is not", async || {
         let nodes = trio.at("c").get("/api/v1/nodes").await.json();
         let gone = nodes["nodes"].as_array().unwrap().iter().all(|node| node["node"] != "b");
         let shop = trio.at("a").get(&format!("/api/v1/demo/{id}")).await;
-        (gone && shop.status == StatusCode::NOT_FOUND).then_some(())
+        (gone && shop.status == StatusCode::GONE).then_some(())
     })
     .await;
     trio.end();
