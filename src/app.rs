@@ -34,7 +34,7 @@ use crate::error::Chain;
 use crate::instance::{Instance, State};
 use crate::listener::{self, Edges};
 use crate::nats::NatsError;
-use crate::open_edges::{self, bounds, connections_that_fit};
+use crate::open_edges::{self, bounds};
 use crate::open_jobs::Jobs;
 use crate::open_store::{Opened, StoreOpenError, open_store};
 use crate::pool::adopt::adopt_all;
@@ -367,12 +367,7 @@ impl App {
             edges.spawn(listener::serve(admin, own, limits(), stop_edges.clone()));
         }
         edges.spawn(listener::serve(self.listener, self.edges, limits(), stop_edges.clone()));
-        let fitting = connections_that_fit();
-        if fitting < self.config.edges.max_connections {
-            tracing::warn!(
-                "open files suffice for {fitting} connections, not for MAX_CONNECTIONS: raise LimitNOFILE"
-            );
-        }
+        open_edges::tell_too_few_files(&self.config);
         edges.close();
         if let (Banner::On, Router::Caddy(_)) = (self.config.edges.banner, &self.config.router) {
             tracing::warn!("BANNER=on shows nothing with ROUTER=caddy: Caddy leads visitors past the proxy");

@@ -15,23 +15,36 @@ use crate::web::cookie::Key;
 
 /// How many status streams there may be at once.
 pub(crate) fn streams(config: &Config) -> usize {
-    let connections = config.edges.max_connections.min(connections_that_fit());
-    config.edges.max_streams.unwrap_or_else(|| connections::for_streams(connections))
+    config.edges.max_streams.unwrap_or_else(|| connections::for_streams(most_connections(config)))
 }
 
 /// The bounds of one listener; each has its own places, so that visitors do not
 /// shut the operator out. Requests under way have `drain` at the end.
 pub(crate) fn bounds(config: &Config, drain: Duration) -> Bounds {
-    let most = config.edges.max_connections.min(connections_that_fit());
     Bounds {
         headers: listener::HEADERS_DEADLINE,
-        connections: Connections::new(most, config.trusted_proxies.clone()),
+        connections: Connections::new(most_connections(config), config.trusted_proxies.clone()),
         drain,
     }
 }
 
+/// Says so when open files do not suffice for what the settings want.
+pub(crate) fn tell_too_few_files(config: &Config) {
+    let fitting = connections_that_fit();
+    if fitting < config.edges.max_connections {
+        tracing::warn!(
+            "open files suffice for {fitting} connections, not for MAX_CONNECTIONS: raise LimitNOFILE"
+        );
+    }
+}
+
+/// How many connections a listener may have at once.
+fn most_connections(config: &Config) -> usize {
+    config.edges.max_connections.min(connections_that_fit())
+}
+
 /// How many connections this process's open files suffice for.
-pub(crate) fn connections_that_fit() -> usize {
+fn connections_that_fit() -> usize {
     connections::that_fit(rustix::process::getrlimit(rustix::process::Resource::Nofile).current)
 }
 

@@ -266,19 +266,12 @@ impl Bench {
         source: &str,
         say: &(dyn Fn(&str) + Sync),
     ) -> anyhow::Result<Vec<Timing>> {
-        let service = Service::start(config, target).await?;
-        let measured = async {
-            let mut timings = Vec::new();
-            for n in 1..=self.n {
-                say(&format!("acquire (pool of {target}) {n} of {}", self.n));
-                service.wait_until_full().await?;
-                timings.push(service.once(source).await?);
-            }
-            anyhow::Ok(timings)
-        };
-        let measured = measured.await;
-        service.stop().await?;
-        measured
+        let times = self.n as usize;
+        on_full_pools(config, target, times, async |service, n| {
+            say(&format!("acquire (pool of {target}) {n} of {times}"));
+            service.once(source).await
+        })
+        .await
     }
 
     /// The back office of shops from the pool.
@@ -287,20 +280,35 @@ impl Bench {
         config: &Config,
         say: &(dyn Fn(&str) + Sync),
     ) -> anyhow::Result<Option<BackOffice>> {
-        let service = Service::start(config, POOL_TARGET).await?;
-        let measured = async {
-            let mut visits = Vec::new();
-            for n in 1..=self.back_office {
-                say(&format!("back office {n} of {}", self.back_office));
-                service.wait_until_full().await?;
-                visits.extend(service.back_office().await?);
-            }
-            anyhow::Ok(visits)
-        };
-        let measured = measured.await;
-        service.stop().await?;
-        Ok(BackOffice::of(&measured?))
+        let times = self.back_office;
+        let visits = on_full_pools(config, POOL_TARGET, times, async |service, n| {
+            say(&format!("back office {n} of {times}"));
+            service.back_office().await
+        });
+        let visits: Vec<_> = visits.await?.into_iter().flatten().collect();
+        Ok(BackOffice::of(&visits))
     }
+}
+
+/// Does something so many times with a service whose pool is full each time.
+async fn on_full_pools<T>(
+    config: &Config,
+    target: usize,
+    times: usize,
+    mut once: impl AsyncFnMut(&Service, usize) -> anyhow::Result<T>,
+) -> anyhow::Result<Vec<T>> {
+    let service = Service::start(config, target).await?;
+    let measured = async {
+        let mut all = Vec::with_capacity(times);
+        for n in 1..=times {
+            service.wait_until_full().await?;
+            all.push(once(&service, n).await?);
+        }
+        anyhow::Ok(all)
+    };
+    let measured = measured.await;
+    service.stop().await?;
+    measured
 }
 
 fn machine(state_dir: &Path) -> Machine {

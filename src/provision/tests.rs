@@ -69,6 +69,14 @@ impl World {
 
     /// One instance in the pool.
     async fn warm(&self) -> Instance {
+        self.make_for_pool(|record| record.state = State::Ready).await.unwrap()
+    }
+
+    /// Makes an instance as the pool does, with that last touch to its record.
+    async fn make_for_pool(
+        &self,
+        hand_over: impl FnOnce(&mut Instance) + Send,
+    ) -> Result<Instance, errors::MakeError> {
         let lifecycle = self.provisioner.lifecycle();
         let golden = Arc::clone(&lifecycle.goldens()[0]);
         let order = Order {
@@ -78,7 +86,7 @@ impl World {
             idempotency_key: None,
             permit: lifecycle.gate().enter(gate::Rank::Pool).await,
         };
-        lifecycle.make(order, |record| record.state = State::Ready).await.unwrap()
+        lifecycle.make(order, hand_over).await
     }
 
     async fn assert_nothing_is_left(&self) {

@@ -9,21 +9,12 @@ async fn warm_after(
     world: &World,
     first: impl AsyncFnOnce(Instance) + Send,
 ) -> Result<Instance, errors::MakeError> {
-    let lifecycle = world.provisioner.lifecycle();
-    let golden = Arc::clone(&lifecycle.goldens()[0]);
-    let order = Order {
-        golden: &golden.name,
-        maker: golden.restore.as_ref().unwrap(),
-        first_page: crate::restore::FirstPage::Fetched,
-        idempotency_key: None,
-        permit: lifecycle.gate().enter(gate::Rank::Pool).await,
-    };
     let hand_over = |record: &mut Instance| {
         record.state = State::Ready;
         let whole = record.clone();
         tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(first(whole)));
     };
-    lifecycle.make(order, hand_over).await
+    world.make_for_pool(hand_over).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
