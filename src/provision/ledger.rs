@@ -14,6 +14,7 @@
 //! told, an instance that lives must not be lost with it.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use super::change::ChangeError;
 use crate::id::InstanceId;
@@ -43,7 +44,7 @@ struct Held {
     doing: Doing,
     /// The latest record that the store is known to have had; none before the
     /// instance is whole.
-    known: Option<Instance>,
+    known: Option<Arc<Instance>>,
     /// How often in a row it could not be woken.
     not_woken: u32,
 }
@@ -203,7 +204,7 @@ impl Ledger {
         let of = held.get_mut(&record.id);
         let of = of.filter(|of| of.known.as_ref().is_none_or(|known| known.generation < record.generation));
         of.is_some_and(|of| {
-            of.known = Some(record.clone());
+            of.known = Some(Arc::new(record.clone()));
             true
         })
     }
@@ -212,13 +213,13 @@ impl Ledger {
     pub(super) fn try_take(&self, claimed: &Instance) -> bool {
         let mut held = self.lock();
         let of = held.get_mut(&claimed.id).filter(|of| matches!(of.doing, Doing::Making | Doing::Living));
-        let is_news = |known: &Instance| {
+        let is_news = |known: &Arc<Instance>| {
             let the_same = known.generation == claimed.generation && known.assigned_at == claimed.assigned_at;
             the_same || known.generation < claimed.generation
         };
         let of = of.filter(|of| of.known.as_ref().is_none_or(is_news));
         of.is_some_and(|of| {
-            of.known = Some(claimed.clone());
+            of.known = Some(Arc::new(claimed.clone()));
             true
         })
     }
@@ -229,7 +230,7 @@ impl Ledger {
         let mut held = self.lock();
         let of = held.entry(record.id.clone()).or_insert_with(|| Held::new(Doing::Unwanted));
         let is_somebodys =
-            |known: &Instance| known.state == State::Assigned && known.assigned_at != record.assigned_at;
+            |known: &Arc<Instance>| known.state == State::Assigned && known.assigned_at != record.assigned_at;
         let given_up = !of.known.as_ref().is_some_and(is_somebodys);
         of.doing = if given_up { Doing::Unwanted } else { Doing::Living };
         given_up
@@ -244,11 +245,12 @@ impl Ledger {
 
     /// The latest known record of an instance that is held here.
     pub(super) fn known(&self, id: &InstanceId) -> Option<Instance> {
-        self.lock().get(id).and_then(|held| held.known.clone())
+        let known = self.lock().get(id)?.known.clone()?;
+        Some(Arc::unwrap_or_clone(known))
     }
 
     /// The latest known records of all that is there and that nobody is at.
-    pub(super) fn all_known(&self) -> Vec<(Doing, Instance)> {
+    pub(super) fn all_known(&self) -> Vec<(Doing, Arc<Instance>)> {
         let held = self.lock();
         let there = held
             .values()
