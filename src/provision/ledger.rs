@@ -45,13 +45,15 @@ struct Held {
     /// The latest record that the store is known to have had; none before the
     /// instance is whole.
     known: Option<Arc<Instance>>,
+    /// As its maker gave it up, not knowing whether the store has it so.
+    given_up: Option<Instance>,
     /// How often in a row it could not be woken.
     not_woken: u32,
 }
 
 impl Held {
     const fn new(doing: Doing) -> Self {
-        Self { doing, known: None, not_woken: 0 }
+        Self { doing, known: None, given_up: None, not_woken: 0 }
     }
 }
 
@@ -209,10 +211,16 @@ impl Ledger {
         })
     }
 
-    /// Notes a claim, if the instance is there and was nobody's before.
+    /// Notes a claim, if the instance is there and was nobody's before. It may be one
+    /// that its maker gave up: whole, and somebody's now.
     pub(super) fn try_take(&self, claimed: &Instance) -> bool {
         let mut held = self.lock();
-        let of = held.get_mut(&claimed.id).filter(|of| matches!(of.doing, Doing::Making | Doing::Living));
+        let is_there = |of: &&mut Held| match of.doing {
+            Doing::Making | Doing::Living => true,
+            Doing::Unwanted => of.given_up.as_ref().is_some_and(|before| is_somebodys(claimed, before)),
+            Doing::Changing | Doing::Asleep | Doing::Ending => false,
+        };
+        let of = held.get_mut(&claimed.id).filter(is_there);
         let is_news = |known: &Arc<Instance>| {
             let the_same = known.generation == claimed.generation && known.assigned_at == claimed.assigned_at;
             the_same || known.generation < claimed.generation
@@ -220,6 +228,9 @@ impl Ledger {
         let of = of.filter(|of| of.known.as_ref().is_none_or(is_news));
         of.is_some_and(|of| {
             of.known = Some(Arc::new(claimed.clone()));
+            if of.given_up.take().is_some() {
+                of.doing = Doing::Living;
+            }
             true
         })
     }
@@ -229,11 +240,22 @@ impl Ledger {
     pub(super) fn try_give_up(&self, record: &Instance) -> bool {
         let mut held = self.lock();
         let of = held.entry(record.id.clone()).or_insert_with(|| Held::new(Doing::Unwanted));
-        let is_somebodys =
-            |known: &Arc<Instance>| known.state == State::Assigned && known.assigned_at != record.assigned_at;
-        let given_up = !of.known.as_ref().is_some_and(is_somebodys);
+        let given_up = !of.known.as_ref().is_some_and(|known| is_somebodys(known, record));
         of.doing = if given_up { Doing::Unwanted } else { Doing::Living };
+        of.given_up = given_up.then(|| record.clone());
         given_up
+    }
+
+    /// Has an instance that its maker gave up live after all, if somebody has it by its
+    /// present record.
+    pub(super) fn try_keep(&self, present: &Instance) -> bool {
+        let mut held = self.lock();
+        let of = held.get_mut(&present.id).filter(|of| of.doing == Doing::Unwanted);
+        let of = of.filter(|of| of.given_up.as_ref().is_some_and(|before| is_somebodys(present, before)));
+        of.is_some_and(|of| {
+            (of.doing, of.given_up, of.known) = (Doing::Living, None, Some(present.clone()));
+            true
+        })
     }
 
     /// Whether a later record is known of one that lives: the store has lost a change,
@@ -282,4 +304,12 @@ impl Ledger {
     pub(super) const fn max(&self) -> usize {
         self.max
     }
+}
+
+/// Whether an instance that was given up is somebody's by a later record: of who
+/// claimed it, on whichever node, or of a client with a key to come back with.
+pub(super) fn is_somebodys(present: &Instance, given_up: &Instance) -> bool {
+    let is_later = present.generation > given_up.generation;
+    let is_anothers = present.assigned_at != given_up.assigned_at || present.idempotency_key.is_some();
+    is_later && present.state == State::Assigned && is_anothers
 }

@@ -35,7 +35,7 @@ use super::errors::{EndError, MakeError};
 use super::events::Events;
 use super::gate::{Gate, Permit};
 use super::goldens::Goldens;
-use super::ledger::{Doing, Ledger};
+use super::ledger::{Doing, Ledger, is_somebodys};
 use super::tally::Tally;
 use crate::engine::{ContainerEngine, LaunchError, Phase};
 use crate::error::Chain;
@@ -235,18 +235,25 @@ impl Lifecycle {
     }
 
     /// Takes down what was made and cannot be used; the reaper comes again if
-    /// that fails.
+    /// that fails, or if the store cannot say whose it is.
     pub(super) async fn throw_away(&self, record: Instance) {
         let id = record.id.clone();
-        let ended = match self.mark(record.clone(), State::Failed, |_| true).await {
+        let is_nobodys = |present: &Instance| !is_somebodys(present, &record);
+        let ended = match self.mark(record.clone(), State::Failed, is_nobodys).await {
             Ok(Some(record)) => self.take_down(record).await,
-            // The store has lost it.
-            Ok(None) => self.take_down(record.clone()).await,
+            Ok(None) => match self.store.get(&id).await {
+                // The store has lost it.
+                Ok(None) => self.take_down(record.clone()).await,
+                // Others are at it.
+                Ok(Some(present)) if is_nobodys(&present) => return self.given_up(&record),
+                Ok(Some(present)) => return self.keep_if_somebodys(&present),
+                Err(source) => Err(EndError::Store { id: id.clone(), source }),
+            },
             Err(error) => Err(error),
         };
         if let Err(error) = ended {
             tracing::warn!(instance_id = %id, error = %Chain(&error), "instance not thrown away yet");
-            self.unwanted(&record);
+            self.given_up(&record);
         }
     }
 

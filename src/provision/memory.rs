@@ -142,6 +142,23 @@ impl Lifecycle {
         }
     }
 
+    /// Has the reaper see to an instance that its maker gave up, as soon as the store can
+    /// say whose it is.
+    pub(super) fn given_up(&self, record: &Instance) {
+        self.ledger.note(record);
+        let _ = self.ledger.try_give_up(record);
+        self.reap.now();
+    }
+
+    /// Has an instance that its maker gave up live, if it is somebody's by its present
+    /// record, read from the store: the maker's word arrived, its answer did not, and
+    /// others have gone by that word.
+    pub fn keep_if_somebodys(&self, present: &Instance) {
+        if self.ledger.try_keep(present) {
+            tracing::info!(instance_id = %present.id, "instance kept: given up by its maker, and a client's meanwhile");
+        }
+    }
+
     /// Has the reaper take down an instance that nobody got, whatever its record
     /// says: with a store that did not answer it may say "assigned".
     pub(super) fn unwanted(&self, record: &Instance) {

@@ -5,6 +5,7 @@
 //! engine on the same script is what a new daemon would have.
 
 pub mod fuzz;
+pub mod lossy;
 pub mod workshop;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -50,7 +50,9 @@ impl MariaDb {
                     run("chown", &["mysql", server.dir.join(sub).to_str().unwrap()]).await.ok();
                 }
                 let data = format!("--datadir={}", server.dir.join("data").display());
-                let args: Vec<&str> = install.split(' ').chain([data.as_str()]).collect();
+                // It starts a server, too: see `go_on`.
+                let own = format!("--tmpdir={}", server.dir.join("run").display());
+                let args: Vec<&str> = install.split(' ').chain([data.as_str(), own.as_str()]).collect();
                 run("mariadb-install-db", &args).await.ok();
             }
             Kind::Golden => {

@@ -5,7 +5,7 @@
 use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -66,6 +66,7 @@ struct Running {
     child: Child,
     orders: ChildStdin,
     words: tokio::io::Lines<BufReader<ChildStdout>>,
+    log: PathBuf,
 }
 
 impl Running {
@@ -75,12 +76,27 @@ impl Running {
             while let Some(line) = self.words.next_line().await.unwrap() {
                 // The runner's own line has no end when the first word comes.
                 if let Some((_, word)) = line.split_once(WORD) {
-                    return word.to_owned();
+                    return Some(word.to_owned());
                 }
             }
-            panic!("the host is gone")
+            None
         };
-        tokio::time::timeout(Duration::from_secs(60), next).await.expect("the host says something")
+        match tokio::time::timeout(Duration::from_secs(60), next).await {
+            Ok(Some(word)) => word,
+            Ok(None) => {
+                let ended = tokio::time::timeout(Duration::from_secs(5), self.child.wait()).await;
+                panic!("the host is gone ({ended:?}), and its log ends:\n{}", self.end_of_log())
+            }
+            Err(_) => panic!("the host says nothing, and its log ends:\n{}", self.end_of_log()),
+        }
+    }
+
+    /// Its daemon's last lines, and a panic's, which go to the same file.
+    fn end_of_log(&self) -> String {
+        let log = std::fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
     }
 }
 
@@ -155,8 +171,8 @@ impl Trio {
     }
 
     fn spawn(&self, machine: &Machine) -> Running {
-        let log = self.dir.path().join(format!("{}.log", machine.name));
-        let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+        let log = self.log_of(&machine.name);
+        let stderr = std::fs::File::options().create(true).append(true).open(&log).unwrap();
         let test = std::env::current_exe().unwrap();
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &machine.netns]).arg(test);
@@ -165,9 +181,9 @@ impl Trio {
         if machine.socket == Socket::Lent {
             command.env(SOCKET, machine.address.to_string());
         }
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let (orders, words) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        Running { child, orders, words: BufReader::new(words).lines() }
+        Running { child, orders, words: BufReader::new(words).lines(), log }
     }
 
     /// Starts one more daemon of that name on another STATE_DIR; answers why it did not.
@@ -206,7 +222,11 @@ impl Trio {
 
     /// What a host's daemon has logged.
     pub(crate) fn log(&self, name: &str) -> String {
-        std::fs::read_to_string(self.dir.path().join(format!("{name}.log"))).unwrap_or_default()
+        std::fs::read_to_string(self.log_of(name)).unwrap_or_default()
+    }
+
+    fn log_of(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.log"))
     }
 
     /// Whom shops see as their visitor.
@@ -388,16 +408,20 @@ fn say(word: &str) {
 
 /// Becomes the same process with that socket as its third descriptor, as systemd starts
 /// a service: each daemon that it runs is given the socket again.
+///
+/// Only without a runtime: that descriptor is the first one that a runtime takes, for
+/// what it waits on, and a worker that finds a socket in its place aborts the process.
 fn hold_socket(address: &str) -> ! {
     let socket = std::net::TcpListener::bind(address).unwrap();
     let number = socket.as_raw_fd();
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.args(std::env::args_os().skip(1)).env_remove(SOCKET);
     command.env("LISTEN_FDS", "1").env("LISTEN_PID", std::process::id().to_string());
-    // SAFETY: one system call, just before everything is replaced.
+    // SAFETY: two system calls, just before everything is replaced.
     unsafe {
-        command.pre_exec(move || match libc::dup2(number, 3) {
-            3 => Ok(()),
+        // The second one for a socket that is the third descriptor already.
+        command.pre_exec(move || match (libc::dup2(number, 3), libc::fcntl(3, libc::F_SETFD, 0)) {
+            (3, 0) => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
         });
     }
@@ -405,14 +429,19 @@ fn hold_socket(address: &str) -> ! {
 }
 
 /// Not a test: a host's process, until its orders end.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[test]
 #[ignore = "started by the other tests"]
-async fn host_process() {
+fn host_process() {
     let Ok(settings) = std::env::var(ROLE) else { return };
     if let Ok(address) = std::env::var(SOCKET) {
         hold_socket(&address);
     }
     let settings: Vec<(String, String)> = serde_json::from_str(&settings).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(host(settings));
+}
+
+async fn host(settings: Vec<(String, String)>) {
     let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).try_init();
     let node = settings.iter().find(|(name, _)| name == "NODE_NAME").unwrap().1.clone();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

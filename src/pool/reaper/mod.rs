@@ -12,8 +12,8 @@
 //!   process has ended. Marked failed.
 //! - **abandoned**: state warming, and nobody of this daemon is making it.
 //!   Marked failed.
-//! - **unwanted**: nobody got it, and it could not be taken down at once.
-//!   Marked failed.
+//! - **unwanted**: nobody got it, and it could not be taken down at once. Marked
+//!   failed. One that its maker gave up and that is somebody's by its record lives.
 //! - **left over**: state expired or failed, and nobody is at it. So also those
 //!   that a client released through another daemon.
 //!
@@ -224,6 +224,7 @@ impl Reaper {
                 if self.lifecycle.is_behind(instance) {
                     continue;
                 }
+                self.lifecycle.keep_if_somebodys(instance);
                 if let Some(why) = self.judge(instance) {
                     self.jobs.ask(&Job::reap(instance, why)).await;
                 }

@@ -1,6 +1,7 @@
 //! Reaper, reconciler and adoption on a scripted engine and the real store.
 
 mod behind;
+mod given_up;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,6 +23,7 @@ use crate::provision::{AcquireRequest, Parts, Provisioner, Terms};
 use crate::route::Routes;
 use crate::store::Store;
 use crate::store::embedded::EmbeddedStore;
+use crate::testing::lossy::{LossyStore, Then};
 use crate::testing::{Script, eventually, runtime};
 
 struct World {
@@ -43,8 +45,14 @@ impl Drop for World {
 
 /// A daemon's parts on a host and a store file that may have a past.
 fn daemon(dir: &Path, script: &Arc<Script>, max_instances: usize) -> World {
-    let store: Arc<dyn Store> =
-        Arc::new(EmbeddedStore::open(&dir.join("store"), &"here".parse().unwrap()).unwrap());
+    daemon_on(store_in(dir), script, max_instances)
+}
+
+fn store_in(dir: &Path) -> Arc<dyn Store> {
+    Arc::new(EmbeddedStore::open(&dir.join("store"), &"here".parse().unwrap()).unwrap())
+}
+
+fn daemon_on(store: Arc<dyn Store>, script: &Arc<Script>, max_instances: usize) -> World {
     let (refill, reap) = (Nudge::default(), Nudge::default());
     let lifecycle = Arc::new(Lifecycle::new(Parts {
         store: Arc::clone(&store),
