@@ -301,7 +301,8 @@ pub(super) async fn withdraw(
         }
         for spare in own_in(lifecycle, golden, State::Ready).await {
             let still_ready = |present: &Instance| present.state == State::Ready;
-            if let Err(error) = lifecycle.end(Arc::unwrap_or_clone(spare), State::Expired, still_ready).await {
+            if let Err(error) = lifecycle.end(Arc::unwrap_or_clone(spare), State::Expired, still_ready).await
+            {
                 tracing::warn!(error = %Chain(&error), "ready shop of a withdrawn golden not taken down yet");
             }
         }

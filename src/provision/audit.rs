@@ -245,8 +245,12 @@ impl Auditor {
     async fn find(&self) -> (Look, Vec<(Arc<Instance>, Why)>) {
         let before = self.look(Depth::All).await;
         let mut errors = Vec::new();
-        let records_before: BTreeSet<_> =
-            self.records(&mut errors).await.into_iter().map(|(it, _)| (it.id.clone(), it.generation)).collect();
+        let records_before: BTreeSet<_> = self
+            .records(&mut errors)
+            .await
+            .into_iter()
+            .map(|(it, _)| (it.id.clone(), it.generation))
+            .collect();
         tokio::time::sleep(BETWEEN).await;
         let mut now = self.look(Depth::All).await;
         now.unowned = trace::lasting(&before.unowned, std::mem::take(&mut now.unowned));

@@ -253,7 +253,7 @@ impl Ledger {
         let of = held.get_mut(&present.id).filter(|of| of.doing == Doing::Unwanted);
         let of = of.filter(|of| of.given_up.as_ref().is_some_and(|before| is_somebodys(present, before)));
         of.is_some_and(|of| {
-            (of.doing, of.given_up, of.known) = (Doing::Living, None, Some(present.clone()));
+            (of.doing, of.given_up, of.known) = (Doing::Living, None, Some(Arc::new(present.clone())));
             true
         })
     }

@@ -237,8 +237,11 @@ impl World {
             let expected = own.iter().filter(|one| one.state == state).count();
             assert_eq!(counts.get(&state).copied().unwrap_or(0), expected, "{state:?}");
         }
-        let mut due: Vec<&Instance> =
-            own.iter().map(Arc::as_ref).filter(|one| one.is_due_at(self.now()) && !one.state.is_final()).collect();
+        let mut due: Vec<&Instance> = own
+            .iter()
+            .map(Arc::as_ref)
+            .filter(|one| one.is_due_at(self.now()) && !one.state.is_final())
+            .collect();
         due.sort_by_key(|one| one.expires_at);
         let found = store.due(self.now(), usize::MAX >> 1).await.expect("a read is answered");
         let ends = |all: &[&Instance]| all.iter().map(|one| one.expires_at).collect::<Vec<_>>();

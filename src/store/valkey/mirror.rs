@@ -76,7 +76,8 @@ impl Own {
         let [word, mark, rest @ ..] = answer else { return Err(Unread::Form) };
         match word.as_str() {
             "all" => {
-                let all = rest.iter().map(|json| read(json).map(|record| (record.id.clone(), Arc::new(record))));
+                let all =
+                    rest.iter().map(|json| read(json).map(|record| (record.id.clone(), Arc::new(record))));
                 self.records = all.collect::<Result<_, _>>()?;
                 self.whole_at = Some(next_whole(now));
             }
