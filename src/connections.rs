@@ -19,6 +19,9 @@ use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// and an office behind one address (6 connections a browser) still fits in.
 const SHARE: usize = 8;
 
+/// MAX_CONNECTIONS when nobody sets it: ten thousand status streams, and what else there is.
+pub const USUAL: usize = 16_384;
+
 /// How many connections of one listener leave a quarter of a process's open files to
 /// restores and the store: each takes two, the visitor's and the one to the shop.
 #[must_use]

@@ -1,7 +1,7 @@
 //! A whole demo shop per visitor, restored from a snapshot in a blink.
 //!
 //! ```text
-//! L4  main, commands, app, workshop, uses, courier, open_{edges,jobs,store} name concrete adapters, wire them
+//! L4  main, commands, app, workshop, uses, courier, forget, open_{edges,jobs,store} name concrete adapters, wire them
 //! L3  api, web, console, proxy, pool::{reconciler, reaper}, jobs::worker, events, webhook, {route,peers}::keeper, promote::follower   edges and workers
 //! L2  provision, promote, checkpoint, template, restore, egress, database, snapshot::{archive, catalog, prepare}   procedures
 //! L1  engine, store, route, jobs, nats, peers, host ports with their adapters; the kernel
@@ -30,6 +30,7 @@ pub mod engine;
 pub mod error;
 pub mod events;
 pub mod failpoint;
+pub mod forget;
 pub mod golden;
 pub mod host;
 pub mod id;

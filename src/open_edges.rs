@@ -28,10 +28,16 @@ pub(crate) fn bounds(config: &Config, drain: Duration) -> Bounds {
     }
 }
 
-/// Says so when open files do not suffice for what the settings want.
+/// Says so when open files do not suffice for what the settings want. Nobody has asked for
+/// the usual number, and fewer are plenty for most: that is no warning.
 pub(crate) fn tell_too_few_files(config: &Config) {
-    let fitting = connections_that_fit();
-    if fitting < config.edges.max_connections {
+    let (fitting, wanted) = (connections_that_fit(), config.edges.max_connections);
+    if fitting >= wanted {
+        return;
+    }
+    if wanted == connections::USUAL {
+        tracing::info!("open files suffice for {fitting} connections, fewer than is usual");
+    } else {
         tracing::warn!(
             "open files suffice for {fitting} connections, not for MAX_CONNECTIONS: raise LimitNOFILE"
         );

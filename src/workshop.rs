@@ -15,9 +15,9 @@ use crate::assemble::{self, Host, LoadError};
 use crate::checkpoint::{self, Checkpoint, Origin};
 use crate::config::{Config, Values};
 use crate::courier::{self, CourierError};
-use crate::database::{DatabaseError, Template};
 use crate::engine::ContainerEngine;
 use crate::error::{Chain, ErrorKind, kind_of_io};
+use crate::forget::{self, ForgetError};
 use crate::golden::build::{self, Build};
 use crate::golden::images::Images;
 use crate::golden::recipe::Recipe;
@@ -25,8 +25,7 @@ use crate::id::{GoldenName, SnapshotId};
 use crate::promote::{Listed, Loaded, Publication, Say, Shared, Workshop, WorkshopError};
 use crate::provision::{GoldenAbout, Keeping};
 use crate::snapshot::catalog::{Catalog, CatalogError, Entry};
-use crate::snapshot::manifest::{Archive, Manifest};
-use crate::snapshot::prepare::{self, PrepareError};
+use crate::snapshot::manifest::Archive;
 use crate::snapshot::served::{Choice, ChoiceError};
 use crate::snapshot::shelf::ShelfError;
 use crate::template::images::ImagesError;
@@ -95,20 +94,11 @@ impl HostWorkshop {
     /// Forgets what was said and made of snapshots that are gone; what instances run on
     /// stays.
     async fn forget(&self, catalog: &Catalog, gone: &[SnapshotId], uses: &Uses) -> Result<(), WorkshopError> {
-        let ids = gone.to_vec();
-        self.choose(move |choice| ids.iter().for_each(|id| choice.forget(id))).await?;
+        let forgotten = forget::forget(&self.config, (catalog, gone), self.host.database.as_deref(), uses);
+        let forgotten = forgotten.await.map_err(at("forget what is gone", ForgetError::kind));
+        // Also when something is left here: the others have none of it to look after.
         courier::removed(&self.config, gone).await;
-        let kept: Vec<Manifest> =
-            listed(catalog)?.into_iter().filter_map(|entry| entry.manifest.ok()).collect();
-        let state_dir = &self.config.state_dir;
-        let forgotten = prepare::forget(state_dir, &kept.iter().collect::<Vec<_>>(), uses.lowers());
-        forgotten.map_err(at("remove what was prepared", PrepareError::kind))?;
-        if let Some(server) = &self.host.database {
-            let ids: Vec<&SnapshotId> = kept.iter().map(|manifest| &manifest.id).collect();
-            let forgotten = Template::forget(server, &ids).await;
-            forgotten.map_err(at("remove databases", DatabaseError::kind))?;
-        }
-        self.forget_images(catalog).await
+        forgotten
     }
 
     async fn forget_images(&self, catalog: &Catalog) -> Result<(), WorkshopError> {

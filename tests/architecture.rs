@@ -80,6 +80,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("open_edges", 4),
     ("open_jobs", 4),
     ("bench", 4),
+    ("forget", 4),
     ("caretaker", 4),
     ("commands", 4),
     ("doctor", 4),

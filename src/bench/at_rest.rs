@@ -1,7 +1,8 @@
 //! A snapshot at rest: how large it is, and how long preparing it takes.
 //!
-//! It is prepared in a directory of its own beside the daemon's, on the same
-//! image, so that what serves is not touched.
+//! It is prepared in a directory of its own among the instances', on the same
+//! image, so that what serves is not touched. There it is an orphan if the bench is
+//! killed, which the next daemon or `doctor --audit` takes away.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use serde::Serialize;
 
 use super::report::{Spread, mib};
 use crate::config::Config;
+use crate::id::InstanceId;
 use crate::snapshot::catalog::Catalog;
 use crate::snapshot::manifest::{FILES_ARCHIVE, MEMORY_ARCHIVE, Manifest};
 use crate::snapshot::prepare;
@@ -77,23 +79,15 @@ struct Place(PathBuf);
 
 impl Place {
     fn make(state_dir: &Path) -> std::io::Result<Self> {
-        let place = Self(state_dir.join("bench-prepare"));
-        place.remove()?;
+        let place = Self(state_dir.join("instances").join(InstanceId::random().as_str()));
         crate::host::slots::make_private(&place.0)?;
-        std::os::unix::fs::symlink("../images", place.0.join("images"))?;
+        std::os::unix::fs::symlink("../../images", place.0.join("images"))?;
         Ok(place)
-    }
-
-    fn remove(&self) -> std::io::Result<()> {
-        match std::fs::remove_dir_all(&self.0) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        drop(self.remove());
+        drop(std::fs::remove_dir_all(&self.0));
     }
 }

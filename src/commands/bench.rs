@@ -34,7 +34,7 @@ pub(super) struct Bench {
     /// Iterations of each way
     #[arg(short, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     n: u32,
-    /// Only these ways, separated by commas
+    /// Only these ways, separated by commas, and nothing else
     #[arg(long, value_delimiter = ',', value_enum)]
     ways: Vec<Way>,
     /// How many clones are restored at once; 0 leaves this part out
@@ -146,7 +146,8 @@ impl Bench {
                 concurrency: config.restore_concurrency,
             };
             self.direct(&direct, ways, &mut report, say).await?;
-            if let Some(prepared) = &golden.prepared {
+            // It is no way to get a shop: it goes with the whole.
+            if let Some(prepared) = golden.prepared.as_ref().filter(|_| self.ways.is_empty()) {
                 say("the snapshot at rest");
                 report.at_rest = Some(at_rest::measure(config, &prepared.manifest).await?);
             }

@@ -10,16 +10,13 @@ use serde_json::json;
 use super::client::{Api, print_json, text};
 use super::{Context, Output, promote};
 use crate::app::{AppError, StateLock};
-use crate::config::ContainerMode;
 use crate::courier;
-use crate::database::{Server, Template};
+use crate::database::Server;
+use crate::forget;
 use crate::host::cgroup::Parent;
 use crate::id::{GoldenName, SnapshotId};
 use crate::snapshot::catalog::Catalog;
-use crate::snapshot::manifest::Manifest;
-use crate::snapshot::prepare;
 use crate::snapshot::served::Choice;
-use crate::template::images;
 use crate::uses::Uses;
 
 /// Removes one snapshot.
@@ -105,22 +102,8 @@ async fn forget(
     gone: &[SnapshotId],
     uses: &Uses,
 ) -> anyhow::Result<()> {
-    let (config, state_dir) = (&context.config, &context.config.state_dir);
-    if !gone.is_empty() {
-        let mut choice = Choice::read(&config.snapshot_dir)?;
-        gone.iter().for_each(|id| choice.forget(id));
-        choice.write(&config.snapshot_dir)?;
-    }
-    let kept: Vec<Manifest> = catalog.list()?.into_iter().filter_map(|entry| entry.manifest.ok()).collect();
-    prepare::forget(state_dir, &kept.iter().collect::<Vec<_>>(), uses.lowers())?;
-    if let Some(server) = config.database.clone() {
-        let ids: Vec<&SnapshotId> = kept.iter().map(|manifest| &manifest.id).collect();
-        Template::forget(&*Server::open(server)?, &ids).await?;
-    }
-    if config.container_mode == ContainerMode::Podman {
-        images::forget(state_dir, catalog).await?;
-    }
-    Ok(())
+    let server = context.config.database.clone().map(Server::open).transpose()?;
+    Ok(forget::forget(&context.config, (catalog, gone), server.as_deref(), uses).await?)
 }
 
 #[cfg(test)]

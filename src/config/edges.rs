@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn there_are_no_more_status_streams_than_connections() {
         let most = |changes: &[(&str, &str)]| check(changes).map(|it| (it.max_streams, it.max_connections));
-        assert_eq!(most(&[]), Ok((None, 16_384)));
+        assert_eq!(most(&[]), Ok((None, connections::USUAL)));
         let both = [("SSE_MAX_CLIENTS", "4096"), ("MAX_CONNECTIONS", "4096")];
         assert_eq!(most(&both), Ok((Some(4096), 4096)));
         let refused = most(&[("SSE_MAX_CLIENTS", "4097"), both[1]]).unwrap_err();
