@@ -24,9 +24,9 @@ const RATE: f64 = 1_000.0;
 /// For how long.
 const LENGTH: Duration = Duration::from_secs(5);
 
-/// All that come find a ready instance, and nothing is made meanwhile: a scripted
-/// engine makes shops faster than any real one could.
-const POOL: &str = "6000";
+/// All that come find a ready instance, and nothing is made meanwhile, as the pool stays
+/// half full: a scripted engine makes shops faster than any real one could.
+const POOL: &str = "10000";
 
 fn main() -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();

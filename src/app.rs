@@ -484,7 +484,8 @@ pub(crate) async fn destroy_all(lifecycle: &Arc<Lifecycle>) {
         let lifecycle = Arc::clone(lifecycle);
         ending.spawn(async move {
             let id = instance.id.clone();
-            if let Err(error) = lifecycle.end(instance, State::Expired, |_| true).await {
+            if let Err(error) = lifecycle.end(Arc::unwrap_or_clone(instance), State::Expired, |_| true).await
+            {
                 tracing::warn!(instance_id = %id, error = %Chain(&error), "instance not taken down");
             }
         });

@@ -133,7 +133,7 @@ impl Care {
         let slots = Arc::new(Slots::new(SlotParts { network, cgroups, quota }, &config.state_dir, 0)?);
         let database = config.database.clone().map(Server::open).transpose()?;
         let Opened { store, remembered } = open_store(config).await?;
-        let recorded = store.own().await?.into_iter().map(|instance| instance.golden);
+        let recorded = store.own().await?.into_iter().map(|instance| instance.golden.clone());
         let lifecycle = Arc::new(Lifecycle::new(Parts {
             store,
             routes: Arc::new(route::open::open(config)?),

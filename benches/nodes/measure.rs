@@ -155,7 +155,7 @@ async fn measure() -> anyhow::Result<()> {
         })
         .await?,
     );
-    let mut all = store.own().await?;
+    let all = store.own().await?;
     tell(
         "GET",
         timed(&server, CALLS, async || {
@@ -164,10 +164,10 @@ async fn measure() -> anyhow::Result<()> {
         })
         .await?,
     );
-    let mut next = all.iter_mut();
+    let mut next = all.iter();
     let update = timed(&server, CALLS, async || {
         let record = next.next().context("one a call")?;
-        *record = store.update(record.clone()).await?;
+        store.update(Instance::clone(record)).await?;
         Ok(())
     });
     let update = update.await?;
@@ -204,7 +204,7 @@ async fn measure() -> anyhow::Result<()> {
     let none = timed(&server, READINGS, &own).await?;
     let change = async || {
         for record in many.iter_mut().take(CHANGED as usize) {
-            *record = store.update(record.clone()).await?;
+            store.update(Instance::clone(record)).await?;
         }
         Ok(())
     };

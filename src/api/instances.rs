@@ -2,6 +2,7 @@
 //! sorted. What is shown of each is decided here and is pure.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
@@ -133,7 +134,7 @@ impl Wish {
     }
 
     /// Those wanted, and how many there would be without the limit.
-    fn choose(&self, mut all: Vec<Instance>) -> (Vec<Instance>, usize) {
+    fn choose(&self, mut all: Vec<Arc<Instance>>) -> (Vec<Arc<Instance>>, usize) {
         all.retain(|instance| self.takes(instance));
         all.sort_by(|one, other| self.order(one, other));
         let total = all.len();
@@ -168,7 +169,7 @@ pub(crate) fn shell_command(instance: &Instance) -> String {
 ///
 /// # Errors
 /// The search is not valid, or the store.
-pub(crate) async fn find(api: &ApiState, search: Search) -> Result<(Vec<Instance>, usize), Problem> {
+pub(crate) async fn find(api: &ApiState, search: Search) -> Result<(Vec<Arc<Instance>>, usize), Problem> {
     let wish = search.check().map_err(Problem::invalid)?;
     Ok(wish.choose(api.provisioner.lifecycle().store().list().await?))
 }
@@ -188,7 +189,7 @@ pub(super) async fn list(
 ) -> Result<Json<ListAnswer>, Problem> {
     let now = Timestamp::now();
     let (found, total) = find(&api, search).await?;
-    let listed = |instance: &Instance| ListedInstance {
+    let listed = |instance: &Arc<Instance>| ListedInstance {
         instance: InstanceAnswer::of(instance, now),
         shell_command: shell_command(instance),
     };
@@ -199,14 +200,14 @@ pub(super) async fn list(
 mod tests {
     use super::*;
 
-    fn instances() -> Vec<Instance> {
+    fn instances() -> Vec<Arc<Instance>> {
         let one = |id: &str, golden: &str, state, created, expires: Option<i64>| {
             let at = |second| Timestamp::from_second(second).unwrap();
             let (id, golden) = (id.parse().unwrap(), golden.parse().unwrap());
             let mut it = Instance::warming(id, golden, "here".parse().unwrap(), at(created));
             it.state = state;
             it.expires_at = expires.map(at);
-            it
+            Arc::new(it)
         };
         vec![
             one("bbbbbbbbbbbb", "shop", InstanceState::Ready, 2, None),

@@ -48,7 +48,7 @@ pub async fn adopt_all(lifecycle: &Arc<Lifecycle>, now: Timestamp) -> Result<Fou
             found.adopted += 1;
         } else {
             found.dropped += 1;
-            drop_record(lifecycle, instance, now).await?;
+            drop_record(lifecycle, Arc::unwrap_or_clone(instance), now).await?;
         }
     }
     Ok(found)

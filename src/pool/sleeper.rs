@@ -74,13 +74,14 @@ async fn idle(provisioner: &Provisioner, after: Duration) -> Vec<InstanceId> {
     let lifecycle = provisioner.lifecycle();
     // An outage of the store is the reaper's to tell.
     let own = lifecycle.store().own().await.unwrap_or_default();
-    let assigned = own.into_iter().filter(|instance| instance.state == State::Assigned);
+    let assigned = own.iter().filter(|instance| instance.state == State::Assigned);
     let quiet = |id: &InstanceId| match lifecycle.routes().lookup(id.as_str()) {
         Lookup::Found(route) => route.activity.idle_for().is_some_and(|idle| idle >= after),
         Lookup::Asleep(_) | Lookup::Gone | Lookup::Unknown => false,
     };
     assigned
-        .map(|instance| instance.id)
+        .map(|instance| &instance.id)
         .filter(|id| lifecycle.doing(id) == Some(Doing::Living) && quiet(id))
+        .cloned()
         .collect()
 }

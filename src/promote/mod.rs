@@ -190,8 +190,8 @@ impl Desk {
         let served = self.served();
         let mut instances: BTreeMap<SnapshotId, Vec<InstanceId>> = BTreeMap::new();
         for instance in self.0.lifecycle.store().own().await? {
-            if let Some(snapshot) = instance.snapshot {
-                instances.entry(snapshot).or_default().push(instance.id);
+            if let Some(snapshot) = instance.snapshot.clone() {
+                instances.entry(snapshot).or_default().push(instance.id.clone());
             }
         }
         let listed = self.workshop()?.list().await?;
@@ -301,7 +301,7 @@ impl Desk {
     async fn in_use(&self) -> Result<Vec<SnapshotId>, DeskError> {
         let mut used: Vec<SnapshotId> = self.served().into_values().collect();
         let own = self.0.lifecycle.store().own().await?;
-        used.extend(own.into_iter().filter_map(|instance| instance.snapshot));
+        used.extend(own.iter().filter_map(|instance| instance.snapshot.clone()));
         used.sort();
         used.dedup();
         Ok(used)

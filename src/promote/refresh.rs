@@ -301,7 +301,8 @@ pub(super) async fn withdraw(
         }
         for spare in own_in(lifecycle, golden, State::Ready).await {
             let still_ready = |present: &Instance| present.state == State::Ready;
-            if let Err(error) = lifecycle.end(spare, State::Expired, still_ready).await {
+            if let Err(error) = lifecycle.end(Arc::unwrap_or_clone(spare), State::Expired, still_ready).await
+            {
                 tracing::warn!(error = %Chain(&error), "ready shop of a withdrawn golden not taken down yet");
             }
         }
@@ -369,7 +370,7 @@ async fn replace(
         }
         made -= 1;
         let still_ready = |present: &Instance| present.state == State::Ready;
-        if let Err(error) = lifecycle.end(old.clone(), State::Expired, still_ready).await {
+        if let Err(error) = lifecycle.end(Instance::clone(old), State::Expired, still_ready).await {
             tracing::warn!(instance_id = %old.id, error = %Chain(&error), "former snapshot's shop not taken down yet");
             return left;
         }
@@ -378,7 +379,7 @@ async fn replace(
 }
 
 /// This node's shops of a golden in that state, the oldest first.
-async fn own_in(lifecycle: &Lifecycle, golden: &GoldenName, state: State) -> Vec<Instance> {
+async fn own_in(lifecycle: &Lifecycle, golden: &GoldenName, state: State) -> Vec<Arc<Instance>> {
     let own = lifecycle.store().own().await;
     let mut found = own.unwrap_or_else(|error| {
         tracing::warn!(error = %Chain(&error), "ready shops of the former snapshot stay");

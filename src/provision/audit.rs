@@ -222,7 +222,7 @@ impl Auditor {
     }
 
     /// Records of this node's whose instances are not there, or not any more.
-    async fn records(&self, not_searched: &mut Vec<String>) -> Vec<(Instance, Why)> {
+    async fn records(&self, not_searched: &mut Vec<String>) -> Vec<(Arc<Instance>, Why)> {
         let all = match self.lifecycle.store().own().await {
             Ok(all) => all,
             Err(error) => {
@@ -242,11 +242,15 @@ impl Auditor {
     }
 
     /// All that is nobody's in two looks, and records of what is not there.
-    async fn find(&self) -> (Look, Vec<(Instance, Why)>) {
+    async fn find(&self) -> (Look, Vec<(Arc<Instance>, Why)>) {
         let before = self.look(Depth::All).await;
         let mut errors = Vec::new();
-        let records_before: BTreeSet<_> =
-            self.records(&mut errors).await.into_iter().map(|(it, _)| (it.id, it.generation)).collect();
+        let records_before: BTreeSet<_> = self
+            .records(&mut errors)
+            .await
+            .into_iter()
+            .map(|(it, _)| (it.id.clone(), it.generation))
+            .collect();
         tokio::time::sleep(BETWEEN).await;
         let mut now = self.look(Depth::All).await;
         now.unowned = trace::lasting(&before.unowned, std::mem::take(&mut now.unowned));
@@ -337,8 +341,8 @@ impl Auditor {
     }
 }
 
-fn listed(look: &Look, records: &[(Instance, Why)]) -> Vec<Trace> {
-    let of_record = |(instance, _): &(Instance, Why)| {
+fn listed(look: &Look, records: &[(Arc<Instance>, Why)]) -> Vec<Trace> {
+    let of_record = |(instance, _): &(Arc<Instance>, Why)| {
         Trace::of(instance.id.clone(), Kind::Record, format!("{} and not there", instance.state.as_str()))
     };
     let mut all: Vec<Trace> = look.unowned.values().flatten().cloned().collect();

@@ -14,6 +14,7 @@
 //! told, an instance that lives must not be lost with it.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use super::change::ChangeError;
 use crate::id::InstanceId;
@@ -43,7 +44,7 @@ struct Held {
     doing: Doing,
     /// The latest record that the store is known to have had; none before the
     /// instance is whole.
-    known: Option<Instance>,
+    known: Option<Arc<Instance>>,
     /// As its maker gave it up, not knowing whether the store has it so.
     given_up: Option<Instance>,
     /// How often in a row it could not be woken.
@@ -205,7 +206,7 @@ impl Ledger {
         let of = held.get_mut(&record.id);
         let of = of.filter(|of| of.known.as_ref().is_none_or(|known| known.generation < record.generation));
         of.is_some_and(|of| {
-            of.known = Some(record.clone());
+            of.known = Some(Arc::new(record.clone()));
             true
         })
     }
@@ -220,13 +221,13 @@ impl Ledger {
             Doing::Changing | Doing::Asleep | Doing::Ending => false,
         };
         let of = held.get_mut(&claimed.id).filter(is_there);
-        let is_news = |known: &Instance| {
+        let is_news = |known: &Arc<Instance>| {
             let the_same = known.generation == claimed.generation && known.assigned_at == claimed.assigned_at;
             the_same || known.generation < claimed.generation
         };
         let of = of.filter(|of| of.known.as_ref().is_none_or(is_news));
         of.is_some_and(|of| {
-            of.known = Some(claimed.clone());
+            of.known = Some(Arc::new(claimed.clone()));
             if of.given_up.take().is_some() {
                 of.doing = Doing::Living;
             }
@@ -252,7 +253,7 @@ impl Ledger {
         let of = held.get_mut(&present.id).filter(|of| of.doing == Doing::Unwanted);
         let of = of.filter(|of| of.given_up.as_ref().is_some_and(|before| is_somebodys(present, before)));
         of.is_some_and(|of| {
-            (of.doing, of.given_up, of.known) = (Doing::Living, None, Some(present.clone()));
+            (of.doing, of.given_up, of.known) = (Doing::Living, None, Some(Arc::new(present.clone())));
             true
         })
     }
@@ -266,11 +267,12 @@ impl Ledger {
 
     /// The latest known record of an instance that is held here.
     pub(super) fn known(&self, id: &InstanceId) -> Option<Instance> {
-        self.lock().get(id).and_then(|held| held.known.clone())
+        let known = self.lock().get(id)?.known.clone()?;
+        Some(Arc::unwrap_or_clone(known))
     }
 
     /// The latest known records of all that is there and that nobody is at.
-    pub(super) fn all_known(&self) -> Vec<(Doing, Instance)> {
+    pub(super) fn all_known(&self) -> Vec<(Doing, Arc<Instance>)> {
         let held = self.lock();
         let there = held
             .values()

@@ -11,6 +11,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::Doing;
 use super::lifecycle::Lifecycle;
@@ -49,10 +50,10 @@ impl Lifecycle {
     /// What is here and, by the store's word, is not, or was longer ago: the
     /// records to write again. `stored` are the own ones, read before this call.
     #[must_use]
-    pub fn lost(&self, stored: &[Instance]) -> Vec<Instance> {
+    pub fn lost(&self, stored: &[Arc<Instance>]) -> Vec<Instance> {
         let stored = by_id(stored);
         let all = self.ledger.all_known().into_iter().filter(|(_, known)| is_lost(known, &stored));
-        all.map(|(doing, known)| record_again(doing, known)).collect()
+        all.map(|(doing, known)| record_again(doing, Arc::unwrap_or_clone(known))).collect()
     }
 
     /// Writes again what a former daemon knew and the store has lost; called once,
@@ -168,7 +169,7 @@ impl Lifecycle {
 }
 
 /// The generation of each record.
-fn by_id(stored: &[Instance]) -> HashMap<&InstanceId, u64> {
+fn by_id(stored: &[Arc<Instance>]) -> HashMap<&InstanceId, u64> {
     stored.iter().map(|record| (&record.id, record.generation)).collect()
 }
 

@@ -28,7 +28,7 @@ use crate::sealed;
 
 /// What became of a record.
 enum Change {
-    Present(Box<Instance>),
+    Present(Arc<Instance>),
     Removed(InstanceId),
 }
 
@@ -62,9 +62,9 @@ impl KeptStore {
         }
     }
 
-    fn present(&self, record: &Instance) {
+    fn present(&self, record: Arc<Instance>) {
         if record.node == *self.inner.node() {
-            self.tell(Change::Present(Box::new(record.clone())));
+            self.tell(Change::Present(record));
         }
     }
 }
@@ -116,7 +116,7 @@ fn keep(dir: &Path, changes: &mpsc::Receiver<Change>) {
                 }
                 let done = write(dir, &record);
                 if done.is_ok() {
-                    written.insert(record.id, record.generation);
+                    written.insert(record.id.clone(), record.generation);
                 }
                 done
             }
@@ -159,7 +159,7 @@ impl Store for KeptStore {
 
     async fn insert(&self, instance: Instance) -> Result<Instance, StoreError> {
         let record = self.inner.insert(instance).await?;
-        self.present(&record);
+        self.present(Arc::new(record.clone()));
         Ok(record)
     }
 
@@ -169,14 +169,14 @@ impl Store for KeptStore {
 
     async fn update(&self, instance: Instance) -> Result<Instance, StoreError> {
         let record = self.inner.update(instance).await?;
-        self.present(&record);
+        self.present(Arc::new(record.clone()));
         Ok(record)
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
         let claimed = self.inner.claim(claim).await?;
         if let Claimed::New(record) = &claimed {
-            self.present(record);
+            self.present(Arc::new(record.clone()));
         }
         Ok(claimed)
     }
@@ -193,18 +193,18 @@ impl Store for KeptStore {
 
     async fn write_again(&self, instance: Instance) -> Result<(), StoreError> {
         self.inner.write_again(instance.clone()).await?;
-        self.present(&instance);
+        self.present(Arc::new(instance));
         Ok(())
     }
 
-    async fn list(&self) -> Result<Vec<Instance>, StoreError> {
+    async fn list(&self) -> Result<Vec<Arc<Instance>>, StoreError> {
         self.inner.list().await
     }
 
     /// What other daemons changed is copied here.
-    async fn own(&self) -> Result<Vec<Instance>, StoreError> {
+    async fn own(&self) -> Result<Vec<Arc<Instance>>, StoreError> {
         let own = self.inner.own().await?;
-        own.iter().for_each(|record| self.present(record));
+        own.iter().for_each(|record| self.present(Arc::clone(record)));
         Ok(own)
     }
 

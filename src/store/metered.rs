@@ -86,11 +86,11 @@ impl Store for MeteredStore {
         metered("write_again", self.0.write_again(instance)).await
     }
 
-    async fn own(&self) -> Result<Vec<Instance>, StoreError> {
+    async fn own(&self) -> Result<Vec<Arc<Instance>>, StoreError> {
         metered("own", self.0.own()).await
     }
 
-    async fn list(&self) -> Result<Vec<Instance>, StoreError> {
+    async fn list(&self) -> Result<Vec<Arc<Instance>>, StoreError> {
         metered("list", self.0.list()).await
     }
 

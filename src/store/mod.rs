@@ -24,6 +24,7 @@ pub mod valkey;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
@@ -211,7 +212,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// key.
     async fn held(&self, key: &str, now: Timestamp) -> Result<Option<Instance>, StoreError> {
         let all = self.list().await?;
-        Ok(all.into_iter().find(|instance| instance.is_held_under(key, now)))
+        let held = all.into_iter().find(|instance| instance.is_held_under(key, now));
+        Ok(held.map(Arc::unwrap_or_clone))
     }
 
     /// Forgets a record; absent is fine.
@@ -229,12 +231,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`StoreError::Stale`].
     async fn write_again(&self, instance: Instance) -> Result<(), StoreError>;
 
-    /// Reads all records of all nodes, in no order.
-    async fn list(&self) -> Result<Vec<Instance>, StoreError>;
+    /// Reads all records of all nodes, in no order. Shared ones: who reads thousands
+    /// keeps nobody waiting for their copies.
+    async fn list(&self) -> Result<Vec<Arc<Instance>>, StoreError>;
 
     /// Reads the node's own records, in no order. To be called every second or
     /// so: it is also how other daemons see that this one lives.
-    async fn own(&self) -> Result<Vec<Instance>, StoreError>;
+    async fn own(&self) -> Result<Vec<Arc<Instance>>, StoreError>;
 
     /// Reads up to `limit` own records whose `expires_at` is not after `now` and
     /// whose state is not final, the earliest first.

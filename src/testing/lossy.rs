@@ -124,11 +124,11 @@ impl Store for LossyStore {
         self.up()?.write_again(instance).await
     }
 
-    async fn list(&self) -> Result<Vec<Instance>, StoreError> {
+    async fn list(&self) -> Result<Vec<Arc<Instance>>, StoreError> {
         self.up()?.list().await
     }
 
-    async fn own(&self) -> Result<Vec<Instance>, StoreError> {
+    async fn own(&self) -> Result<Vec<Arc<Instance>>, StoreError> {
         self.up()?.own().await
     }
 

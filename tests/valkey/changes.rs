@@ -19,7 +19,7 @@ async fn truth(store: &dyn Store) -> BTreeMap<String, String> {
     texts(all.into_iter().filter(|one| one.node == *store.node()).collect())
 }
 
-fn texts(all: Vec<Instance>) -> BTreeMap<String, String> {
+fn texts(all: Vec<Arc<Instance>>) -> BTreeMap<String, String> {
     all.into_iter().map(|one| (one.id.to_string(), one.to_record().unwrap())).collect()
 }
 

@@ -5,6 +5,8 @@
 //! written again from what this daemon knows. A loss is believed when two passes
 //! in a row see it, so that a change on its way is not taken for one.
 
+use std::sync::Arc;
+
 use super::Reaper;
 use crate::error::Chain;
 use crate::instance::Instance;
@@ -12,7 +14,7 @@ use crate::store::StoreError;
 
 impl Reaper {
     /// Writes the records that are not among `stored`, this node's own.
-    pub(super) async fn write_lost_again(&mut self, stored: &[Instance]) {
+    pub(super) async fn write_lost_again(&mut self, stored: &[Arc<Instance>]) {
         let lost = self.lifecycle.lost(stored);
         let (mut missing, mut written) = (std::collections::HashSet::new(), 0);
         for record in lost {

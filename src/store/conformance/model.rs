@@ -223,22 +223,25 @@ impl World {
     /// Whatever any daemon reads is what the model has.
     async fn compare(&self, random: &mut StdRng) {
         let store = &self.daemons[random.random_range(0..self.daemons.len())];
-        let sorted = |mut all: Vec<Instance>| {
+        let sorted = |mut all: Vec<Arc<Instance>>| {
             all.sort_by(|a, b| a.id.cmp(&b.id));
-            all.iter().map(text).collect::<Vec<_>>()
+            all.iter().map(|one| text(one)).collect::<Vec<_>>()
         };
         let all = store.list().await.expect("a read is answered");
         assert_eq!(sorted(all), self.model.values().map(text).collect::<Vec<_>>());
-        let own: Vec<Instance> =
-            self.model.values().filter(|one| one.node == *store.node()).cloned().collect();
+        let own = self.model.values().filter(|one| one.node == *store.node());
+        let own: Vec<Arc<Instance>> = own.cloned().map(Arc::new).collect();
         assert_eq!(sorted(store.own().await.expect("a read is answered")), sorted(own.clone()));
         let counts = store.counts(&golden("shop")).await.expect("a read is answered");
         for state in State::ALL {
             let expected = own.iter().filter(|one| one.state == state).count();
             assert_eq!(counts.get(&state).copied().unwrap_or(0), expected, "{state:?}");
         }
-        let mut due: Vec<&Instance> =
-            own.iter().filter(|one| one.is_due_at(self.now()) && !one.state.is_final()).collect();
+        let mut due: Vec<&Instance> = own
+            .iter()
+            .map(Arc::as_ref)
+            .filter(|one| one.is_due_at(self.now()) && !one.state.is_final())
+            .collect();
         due.sort_by_key(|one| one.expires_at);
         let found = store.due(self.now(), usize::MAX >> 1).await.expect("a read is answered");
         let ends = |all: &[&Instance]| all.iter().map(|one| one.expires_at).collect::<Vec<_>>();

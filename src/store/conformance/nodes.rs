@@ -127,7 +127,7 @@ async fn each_node_sees_its_own_and_may_change_all(fixture: &dyn Fixture) {
     let mut theirs = of_node("there", State::Assigned, 0);
     theirs.expires_at = Some(at(10));
     let theirs = add(&*there, theirs).await;
-    let ids = |all: Vec<Instance>| all.into_iter().map(|i| i.id).collect::<Vec<InstanceId>>();
+    let ids = |all: Vec<Arc<Instance>>| all.iter().map(|i| i.id.clone()).collect::<Vec<InstanceId>>();
     for (store, own) in [(&here, &mine), (&there, &theirs)] {
         assert_eq!(ids(store.own().await.expect("a read is answered")), std::slice::from_ref(&own.id));
         assert_eq!(store.list().await.expect("a read is answered").len(), 2, "all daemons list all");
@@ -135,10 +135,8 @@ async fn each_node_sees_its_own_and_may_change_all(fixture: &dyn Fixture) {
         assert_eq!(counts.into_iter().collect::<Vec<_>>(), [(own.state, 1)], "a pool counts its own");
     }
     assert!(here.due(at(99), 10).await.expect("a read is answered").is_empty(), "it is not ours to end");
-    assert_eq!(
-        ids(there.due(at(99), 10).await.expect("a read is answered")),
-        std::slice::from_ref(&theirs.id)
-    );
+    let due = there.due(at(99), 10).await.expect("a read is answered");
+    assert_eq!(due.iter().map(|i| &i.id).collect::<Vec<_>>(), [&theirs.id]);
     let mut over = here.get(&theirs.id).await.expect("a read is answered").expect("it is there");
     over.state = State::Expired;
     here.update(over).await.expect("any daemon may end it");

@@ -268,11 +268,11 @@ impl Store for EmbeddedStore {
         self.run("writing an instance again", move |table| table.write_again(instance)).await
     }
 
-    async fn list(&self) -> Result<Vec<Instance>, StoreError> {
+    async fn list(&self) -> Result<Vec<Arc<Instance>>, StoreError> {
         self.run("listing instances", |table| Ok(table.list())).await
     }
 
-    async fn own(&self) -> Result<Vec<Instance>, StoreError> {
+    async fn own(&self) -> Result<Vec<Arc<Instance>>, StoreError> {
         self.list().await
     }
 

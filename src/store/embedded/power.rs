@@ -117,7 +117,7 @@ struct Content {
 }
 
 impl Content {
-    fn of(mut records: Vec<Instance>, admissions: usize) -> Self {
+    fn of(mut records: Vec<Arc<Instance>>, admissions: usize) -> Self {
         records.sort_by(|a, b| a.id.cmp(&b.id));
         Self { records: records.iter().map(|record| record.to_record().unwrap()).collect(), admissions }
     }
@@ -126,7 +126,7 @@ impl Content {
     fn found(image: Vec<u8>) -> Result<Self, OpenStoreError> {
         let path = Path::new("/disk/store.redb");
         let (_, found) = StoreFile::open(&Disk::of(image).opener(), path, &node("here"))?;
-        Ok(Self::of(found.records, found.admissions.len()))
+        Ok(Self::of(found.records.into_iter().map(Arc::new).collect(), found.admissions.len()))
     }
 }
 
@@ -150,7 +150,7 @@ async fn life(seed: u64, steps: usize) -> Life {
         match (random.random_range(0..5), one) {
             (0, Some(one)) => store.remove(&one.id).await.unwrap(),
             (1, Some(one)) => {
-                let next = Instance { state: State::Failed, ..one };
+                let next = Instance { state: State::Failed, ..Instance::clone(&one) };
                 // Denied where it is over already.
                 let _ = store.update(next).await;
             }

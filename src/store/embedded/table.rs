@@ -10,6 +10,7 @@
 //! leads to records that are somebody's now.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -24,7 +25,8 @@ type Queue = BTreeSet<(Timestamp, InstanceId)>;
 /// All records, their indices, and what the open batch changed.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    records: HashMap<InstanceId, Instance>,
+    /// Shared with whoever reads them: a list costs no copies.
+    records: HashMap<InstanceId, Arc<Instance>>,
     ready: HashMap<GoldenName, Queue>,
     due: Queue,
     counts: HashMap<GoldenName, BTreeMap<State, usize>>,
@@ -32,7 +34,7 @@ pub(super) struct Table {
     /// Beside the records and their journal: see there.
     pub(super) admissions: Admissions,
     /// What each changed record was before, in order of change.
-    journal: Vec<(InstanceId, Option<Instance>)>,
+    journal: Vec<(InstanceId, Option<Arc<Instance>>)>,
     /// Whether the batch is committed even when it changed nothing.
     proof_wanted: bool,
 }
@@ -42,7 +44,7 @@ impl Table {
     pub(super) fn of(records: Vec<Instance>, admissions: Admissions) -> Self {
         let mut table = Self { admissions, ..Self::default() };
         for record in records {
-            table.put(record.id.clone(), Some(record));
+            table.put(record.id.clone(), Some(Arc::new(record)));
         }
         table
     }
@@ -59,7 +61,7 @@ impl Table {
     }
 
     pub(super) fn get(&self, id: &InstanceId) -> Option<Instance> {
-        self.records.get(id).cloned()
+        self.records.get(id).map(|record| Instance::clone(record))
     }
 
     pub(super) fn update(&mut self, mut instance: Instance) -> Result<Instance, StoreError> {
@@ -87,7 +89,7 @@ impl Table {
         let Some((_, id)) = self.ready.get(&claim.golden).and_then(BTreeSet::first) else {
             return Claimed::Empty;
         };
-        let mut instance = self.records[id].clone();
+        let mut instance = Instance::clone(&self.records[id]);
         instance.generation += 1;
         instance.state = State::Assigned;
         instance.source = Some(Source::Pool);
@@ -100,7 +102,7 @@ impl Table {
 
     pub(super) fn held(&self, key: &str, now: Timestamp) -> Option<Instance> {
         let held = self.keys.get(key).and_then(|id| self.records.get(id));
-        held.filter(|held| held.is_held_under(key, now)).cloned()
+        held.filter(|held| held.is_held_under(key, now)).map(|held| Instance::clone(held))
     }
 
     pub(super) fn remove(&mut self, id: &InstanceId) {
@@ -123,7 +125,7 @@ impl Table {
         Ok(())
     }
 
-    pub(super) fn list(&self) -> Vec<Instance> {
+    pub(super) fn list(&self) -> Vec<Arc<Instance>> {
         self.records.values().cloned().collect()
     }
 
@@ -132,7 +134,7 @@ impl Table {
             .iter()
             .take_while(|(deadline, _)| *deadline <= now)
             .take(limit)
-            .map(|(_, id)| self.records[id].clone())
+            .map(|(_, id)| Instance::clone(&self.records[id]))
             .collect()
     }
 
@@ -154,7 +156,7 @@ impl Table {
 
     /// Each record the batch changed, once, as it is now.
     pub(super) fn changes(&self) -> BTreeMap<&InstanceId, Option<&Instance>> {
-        self.journal.iter().map(|(id, _)| (id, self.records.get(id))).collect()
+        self.journal.iter().map(|(id, _)| (id, self.records.get(id).map(Arc::as_ref))).collect()
     }
 
     /// Ends the batch: what it changed stays.
@@ -173,12 +175,12 @@ impl Table {
 
     fn set(&mut self, instance: Instance) {
         let id = instance.id.clone();
-        let before = self.put(id.clone(), Some(instance));
+        let before = self.put(id.clone(), Some(Arc::new(instance)));
         self.journal.push((id, before));
     }
 
     /// Replaces a record and its index entries; answers the former one.
-    fn put(&mut self, id: InstanceId, next: Option<Instance>) -> Option<Instance> {
+    fn put(&mut self, id: InstanceId, next: Option<Arc<Instance>>) -> Option<Arc<Instance>> {
         let before = self.records.remove(&id);
         if let Some(before) = &before {
             self.leave_indices(before);

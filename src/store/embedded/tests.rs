@@ -213,7 +213,7 @@ async fn a_former_programs_file_is_read_and_used() {
         for record in all {
             assert_eq!((record.version, record.generation), (crate::instance::RECORD_VERSION, generation));
             assert_eq!((record.node.as_str(), record.state), ("here", State::Assigned));
-            store.update(record).await.unwrap();
+            store.update(Arc::unwrap_or_clone(record)).await.unwrap();
         }
     }
 }
@@ -358,7 +358,7 @@ fn run(table: &mut Table, step: &Step) {
     let ids: Vec<InstanceId> = {
         let mut all = table.list();
         all.sort_by_key(|i| (i.created_at, i.id.clone()));
-        all.into_iter().map(|i| i.id).collect()
+        all.into_iter().map(|i| i.id.clone()).collect()
     };
     match step {
         Step::Insert { second } => {
@@ -379,13 +379,13 @@ fn run(table: &mut Table, step: &Step) {
             };
             // The model: a plain search through all records.
             let all = table.list();
-            let held = |i: &&Instance| {
+            let held = |i: &&Arc<Instance>| {
                 key.is_some()
                     && i.idempotency_key == key
                     && matches!(i.state, State::Assigned | State::Hibernated)
                     && !i.is_due_at(at(*now))
             };
-            let ready: Option<&Instance> =
+            let ready: Option<&Arc<Instance>> =
                 all.iter().filter(|i| i.state == State::Ready).min_by_key(|i| (i.created_at, i.id.clone()));
             match table.claim(wanted) {
                 Claimed::Again(got) => assert!(all.iter().filter(held).any(|i| i.id == got.id)),
@@ -409,7 +409,7 @@ fn run(table: &mut Table, step: &Step) {
 }
 
 fn sorted(table: &Table) -> Vec<String> {
-    let mut all: Vec<String> = table.list().iter().map(|i| serde_json::to_string(i).unwrap()).collect();
+    let mut all: Vec<String> = table.list().iter().map(|i| serde_json::to_string(&**i).unwrap()).collect();
     all.sort();
     all
 }

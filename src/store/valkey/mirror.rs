@@ -8,6 +8,7 @@
 //! missed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -55,7 +56,7 @@ pub(super) struct Own {
     /// The mark of the last reading; none when its answer was not heard.
     mark: Option<String>,
     whole_at: Option<Instant>,
-    records: HashMap<InstanceId, Instance>,
+    records: HashMap<InstanceId, Arc<Instance>>,
 }
 
 impl Own {
@@ -75,7 +76,8 @@ impl Own {
         let [word, mark, rest @ ..] = answer else { return Err(Unread::Form) };
         match word.as_str() {
             "all" => {
-                let all = rest.iter().map(|json| read(json).map(|record| (record.id.clone(), record)));
+                let all =
+                    rest.iter().map(|json| read(json).map(|record| (record.id.clone(), Arc::new(record))));
                 self.records = all.collect::<Result<_, _>>()?;
                 self.whole_at = Some(next_whole(now));
             }
@@ -85,7 +87,7 @@ impl Own {
                     let id: InstanceId = id.parse().map_err(|_| Unread::Form)?;
                     match json.is_empty() {
                         true => self.records.remove(&id),
-                        false => self.records.insert(id, read(json)?),
+                        false => self.records.insert(id, Arc::new(read(json)?)),
                     };
                 }
             }
@@ -96,7 +98,7 @@ impl Own {
     }
 
     /// All of them.
-    pub(super) fn records(&self) -> Vec<Instance> {
+    pub(super) fn records(&self) -> Vec<Arc<Instance>> {
         self.records.values().cloned().collect()
     }
 }
@@ -210,7 +212,7 @@ mod tests {
         own.end(&texts(&["all", "m1", &json(&stays), &json(&goes)]), now, read).unwrap();
         let changes = ["changes", "m2", goes.id.as_str(), "", comes.id.as_str(), &json(&comes)];
         own.end(&texts(&changes), now, read).unwrap();
-        let mut ids: Vec<InstanceId> = own.records().into_iter().map(|record| record.id).collect();
+        let mut ids: Vec<InstanceId> = own.records().iter().map(|record| record.id.clone()).collect();
         let mut expected = [stays.id, comes.id];
         ids.sort();
         expected.sort();

@@ -291,11 +291,12 @@ impl Store for ValkeyStore {
         }
     }
 
-    async fn list(&self) -> Result<Vec<Instance>, StoreError> {
-        self.read_all(self.link.call("listing instances", &self.scripts.list, &[]).await?)
+    async fn list(&self) -> Result<Vec<Arc<Instance>>, StoreError> {
+        let all = self.link.call("listing instances", &self.scripts.list, &[]).await?;
+        Ok(self.read_all(all)?.into_iter().map(Arc::new).collect())
     }
 
-    async fn own(&self) -> Result<Vec<Instance>, StoreError> {
+    async fn own(&self) -> Result<Vec<Arc<Instance>>, StoreError> {
         let mut own = turn(READING_OWN, &self.own).await?;
         let marks = own.begin(Instant::now());
         let answer = self.ask_own(&marks).await?;
