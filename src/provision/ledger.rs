@@ -15,6 +15,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::change::ChangeError;
 use crate::id::InstanceId;
@@ -46,14 +47,16 @@ struct Held {
     /// instance is whole.
     known: Option<Arc<Instance>>,
     /// As its maker gave it up, not knowing whether the store has it so.
-    given_up: Option<Instance>,
+    given_up: Option<Box<Instance>>,
+    /// When a look at the store found it last, and of which generation.
+    seen: Option<(Instant, u64)>,
     /// How often in a row it could not be woken.
     not_woken: u32,
 }
 
 impl Held {
     const fn new(doing: Doing) -> Self {
-        Self { doing, known: None, given_up: None, not_woken: 0 }
+        Self { doing, known: None, given_up: None, seen: None, not_woken: 0 }
     }
 }
 
@@ -211,6 +214,16 @@ impl Ledger {
         })
     }
 
+    /// As [`Ledger::note`], of a record that a look at the store has found.
+    pub(super) fn saw(&self, record: &Arc<Instance>) {
+        let mut held = self.lock();
+        let Some(of) = held.get_mut(&record.id) else { return };
+        of.seen = Some((Instant::now(), record.generation));
+        if of.known.as_ref().is_none_or(|known| known.generation < record.generation) {
+            of.known = Some(Arc::clone(record));
+        }
+    }
+
     /// Notes a claim, if the instance is there and was nobody's before. It may be one
     /// that its maker gave up: whole, and somebody's now.
     pub(super) fn try_take(&self, claimed: &Instance) -> bool {
@@ -242,7 +255,7 @@ impl Ledger {
         let of = held.entry(record.id.clone()).or_insert_with(|| Held::new(Doing::Unwanted));
         let given_up = !of.known.as_ref().is_some_and(|known| is_somebodys(known, record));
         of.doing = if given_up { Doing::Unwanted } else { Doing::Living };
-        of.given_up = given_up.then(|| record.clone());
+        of.given_up = given_up.then(|| Box::new(record.clone()));
         given_up
     }
 
@@ -271,13 +284,19 @@ impl Ledger {
         Some(Arc::unwrap_or_clone(known))
     }
 
-    /// The latest known records of all that is there and that nobody is at.
-    pub(super) fn all_known(&self) -> Vec<(Doing, Arc<Instance>)> {
+    /// The latest known records of what is there, that nobody is at, and that no look at
+    /// the store has found since then, or found as it was before.
+    pub(super) fn missed(&self, since: Instant) -> Vec<(Doing, Arc<Instance>)> {
         let held = self.lock();
         let there = held
             .values()
             .filter(|held| matches!(held.doing, Doing::Living | Doing::Unwanted | Doing::Asleep));
-        there.filter_map(|held| Some((held.doing, held.known.clone()?))).collect()
+        let missed = there.filter_map(|held| {
+            let known = held.known.as_ref()?;
+            let found = held.seen.is_some_and(|(at, of)| at >= since && of >= known.generation);
+            (!found).then(|| (held.doing, Arc::clone(known)))
+        });
+        missed.collect()
     }
 
     /// Frees the instance's place.

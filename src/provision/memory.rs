@@ -12,6 +12,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Doing;
 use super::lifecycle::Lifecycle;
@@ -47,13 +48,18 @@ impl Lifecycle {
         self.ledger.note(record);
     }
 
+    /// As [`Lifecycle::seen`], of a record that the store had in a look at all own ones.
+    pub fn found(&self, record: &Arc<Instance>) {
+        self.ledger.saw(record);
+    }
+
     /// What is here and, by the store's word, is not, or was longer ago: the
-    /// records to write again. `stored` are the own ones, read before this call.
+    /// records to write again. What a look since then has found was told before
+    /// ([`Lifecycle::found`]).
     #[must_use]
-    pub fn lost(&self, stored: &[Arc<Instance>]) -> Vec<Instance> {
-        let stored = by_id(stored);
-        let all = self.ledger.all_known().into_iter().filter(|(_, known)| is_lost(known, &stored));
-        all.map(|(doing, known)| record_again(doing, Arc::unwrap_or_clone(known))).collect()
+    pub fn lost(&self, since: Instant) -> Vec<Instance> {
+        let missed = self.ledger.missed(since).into_iter();
+        missed.map(|(doing, known)| record_again(doing, Arc::unwrap_or_clone(known))).collect()
     }
 
     /// Writes again what a former daemon knew and the store has lost; called once,
@@ -63,9 +69,11 @@ impl Lifecycle {
     /// When the store cannot be read or written.
     pub async fn recall(&self, remembered: Vec<Instance>) -> Result<(), StoreError> {
         let stored = self.store.own().await?;
+        let stored: HashMap<&InstanceId, u64> =
+            stored.iter().map(|record| (&record.id, record.generation)).collect();
         let mut written = 0;
         for known in remembered {
-            if is_lost(&known, &by_id(&stored)) {
+            if stored.get(&known.id).is_none_or(|found| *found < known.generation) {
                 match self.store.write_again(record_again(Doing::Living, known)).await {
                     Ok(()) => written += 1,
                     // Somebody else has it: then it is there.
@@ -166,15 +174,6 @@ impl Lifecycle {
         self.ledger.unwanted(&record.id);
         self.reap.now();
     }
-}
-
-/// The generation of each record.
-fn by_id(stored: &[Arc<Instance>]) -> HashMap<&InstanceId, u64> {
-    stored.iter().map(|record| (&record.id, record.generation)).collect()
-}
-
-fn is_lost(known: &Instance, stored: &HashMap<&InstanceId, u64>) -> bool {
-    stored.get(&known.id).is_none_or(|found| *found < known.generation)
 }
 
 /// What to write for an instance whose record was lost. A ready one may have

@@ -5,17 +5,16 @@
 //! written again from what this daemon knows. A loss is believed when two passes
 //! in a row see it, so that a change on its way is not taken for one.
 
-use std::sync::Arc;
+use std::time::Instant;
 
 use super::Reaper;
 use crate::error::Chain;
-use crate::instance::Instance;
 use crate::store::StoreError;
 
 impl Reaper {
-    /// Writes the records that are not among `stored`, this node's own.
-    pub(super) async fn write_lost_again(&mut self, stored: &[Arc<Instance>]) {
-        let lost = self.lifecycle.lost(stored);
+    /// Writes the records that the look at the store that began then has not found.
+    pub(super) async fn write_lost_again(&mut self, began: Instant) {
+        let lost = self.lifecycle.lost(began);
         let (mut missing, mut written) = (std::collections::HashSet::new(), 0);
         for record in lost {
             let seen = (record.id.clone(), record.generation);

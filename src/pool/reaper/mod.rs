@@ -32,11 +32,10 @@ mod lost;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::clock::Clocks;
@@ -106,6 +105,8 @@ pub(crate) enum Certainty {
 struct Watcher {
     /// Its pid and start time.
     process: (i32, u64),
+    /// When it was wanted last.
+    wanted_at: Instant,
     task: JoinHandle<()>,
 }
 
@@ -157,7 +158,7 @@ impl Reaper {
                     nudged = true;
                     continue;
                 }
-                () = tokio::time::sleep_until(earliest), if nudged => {}
+                () = tokio::time::sleep_until(earliest.into()), if nudged => {}
                 _ = tick.tick() => {}
             }
             nudged = false;
@@ -200,9 +201,10 @@ impl Reaper {
             self.jobs.ask(&Job::reap(&instance, Why::Due)).await;
         }
         let all = store.own().await?;
+        let began = Instant::now();
         for some in all.chunks(AT_ONCE) {
             for instance in some {
-                self.lifecycle.seen(instance);
+                self.lifecycle.found(instance);
                 // Made when its golden was withdrawn already.
                 if instance.state == State::Ready && self.lifecycle.golden(&instance.golden).is_none() {
                     self.jobs.ask(&Job::reap(instance, Why::Surplus)).await;
@@ -210,15 +212,7 @@ impl Reaper {
             }
             tokio::task::yield_now().await;
         }
-        self.write_lost_again(&all).await;
-        let known: HashSet<&InstanceId> = all.iter().map(|instance| &instance.id).collect();
-        self.watchers.retain(|id, watcher| {
-            let keep = known.contains(id);
-            if !keep {
-                watcher.task.abort();
-            }
-            keep
-        });
+        self.write_lost_again(began).await;
         for some in all.chunks(AT_ONCE) {
             for instance in some {
                 if self.lifecycle.is_behind(instance) {
@@ -231,6 +225,13 @@ impl Reaper {
             }
             tokio::task::yield_now().await;
         }
+        self.watchers.retain(|_, watcher| {
+            let keep = watcher.wanted_at >= began;
+            if !keep {
+                watcher.task.abort();
+            }
+            keep
+        });
         Ok(())
     }
 
@@ -242,8 +243,11 @@ impl Reaper {
     /// Whether the first process has ended; watches it from the first look on.
     fn has_died(&mut self, instance: &Instance) -> bool {
         let Some(container) = instance.container.clone() else { return false };
-        match self.watchers.get(&instance.id) {
-            Some(watcher) if watcher.is_of(&container) => return watcher.task.is_finished(),
+        match self.watchers.get_mut(&instance.id) {
+            Some(watcher) if watcher.is_of(&container) => {
+                watcher.wanted_at = Instant::now();
+                return watcher.task.is_finished();
+            }
             // It was made anew.
             Some(former) => former.task.abort(),
             None => {}
@@ -255,7 +259,7 @@ impl Reaper {
             engine.ended(&container).await;
             nudge.now();
         });
-        self.watchers.insert(instance.id.clone(), Watcher { process, task });
+        self.watchers.insert(instance.id.clone(), Watcher { process, wanted_at: Instant::now(), task });
         false
     }
 
