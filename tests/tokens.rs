@@ -365,6 +365,9 @@ impl MakeWriter<'_> for Log {
 async fn a_token_is_in_no_log_and_no_metric() {
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(log.clone());
+    // While there is one subscriber alone, a place that logs for the first time on another test's
+    // thread, which has none, is taken by tracing for one of no interest to anybody.
+    let _another = tracing::Dispatch::new(tracing_subscriber::registry());
     // This runtime is one thread, so the daemon's tasks log here too.
     let _here = tracing::subscriber::set_default(subscriber.finish());
     let host = Host::new();
