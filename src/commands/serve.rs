@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -15,7 +14,6 @@ use crate::assemble::{self, Host};
 use crate::config::{Config, ContainerMode};
 use crate::egress::Egress;
 use crate::error::Chain;
-use crate::host::memory;
 use crate::id::GoldenName;
 use crate::metrics;
 use crate::promote::Workshop;
@@ -25,10 +23,6 @@ use crate::shutdown::Phase;
 use crate::snapshot::served::Choice;
 use crate::template::images::Unneeded;
 use crate::workshop::{HostWorkshop, usual_pool};
-
-/// How long what was freed may stay with the allocator; giving it back takes
-/// milliseconds, and asking for it again microseconds a page.
-const GIVES_BACK: Duration = Duration::from_secs(60);
 
 /// `serve`
 #[derive(Debug, clap::Args)]
@@ -89,14 +83,12 @@ impl Serve {
         let guarding = tokio::spawn(assemble::keep_guarded(Arc::clone(&host.slots), stop.clone()));
         let egress = Arc::clone(&host.egress);
         let leading_out = tokio::spawn(lead_out(app.phase(), egress, stop.clone()));
-        let giving_back = tokio::spawn(give_back(stop.clone()));
         let ran = app.run(stop.clone()).await;
         // Also when the daemon ended by itself.
         stop.cancel();
         filling.await?;
         guarding.await?;
         leading_out.await?;
-        giving_back.await?;
         for failed in assemble::drain(&host.slots, &host.engines.all()).await {
             tracing::warn!(error = %Chain(&failed), "something made ahead was not removed completely");
         }
@@ -119,15 +111,6 @@ fn raise_open_files() {
 async fn fill(mut phase: watch::Receiver<Phase>, host: Arc<Host>, stop: CancellationToken) {
     if phase.wait_for(|phase| *phase != Phase::Starting).await.is_ok() {
         assemble::keep_filled(Arc::clone(&host.slots), host.engines.clone(), stop).await;
-    }
-}
-
-/// Keeps no memory that only a burst of restores has needed.
-async fn give_back(stop: CancellationToken) {
-    let mut tick = tokio::time::interval(GIVES_BACK);
-    while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        // It fails only when the runtime ends.
-        let _ = tokio::task::spawn_blocking(memory::give_back).await;
     }
 }
 

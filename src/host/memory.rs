@@ -1,7 +1,7 @@
 //! What memory processes take of the host.
 //!
-//! Called by the bench, for the host as a whole by the chronicle, and by the daemon for
-//! what it has no more use for itself. A process's own account (`PSS`) divides what several
+//! Called by the bench, for the host as a whole by the chronicle, and by the pool's reaper
+//! for what the daemon itself has no more use for. A process's own account (`PSS`) divides what several
 //! share among them, but leaves out shared memory that none of them has touched
 //! since it was restored, and that takes as much: it is added here.
 
@@ -75,10 +75,9 @@ pub fn of_host() -> io::Result<(u64, u64)> {
     Ok((whole.saturating_sub(bytes("MemAvailable:")), whole))
 }
 
-/// Gives what this process has freed back to the host. Of many restores at once glibc
-/// keeps what lies between the few things that stay: after a thousand, five times as
-/// much as is in use (malloc_trim(3)). Takes milliseconds, in which others may wait for
-/// memory.
+/// Gives what this process has freed back to the host: glibc keeps what lies between the
+/// few things that stay (malloc_trim(3)), with a thousand instances five times as much as
+/// is in use. Takes milliseconds, in which others may wait for memory.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: may be called at any time on any thread; it takes the allocator's locks.
