@@ -67,11 +67,8 @@ pub async fn forget(
 ) -> Result<(), ForgetError> {
     if !gone.is_empty() {
         let (dir, ids) = (config.snapshot_dir.clone(), gone.to_vec());
-        let written = tokio::task::spawn_blocking(move || {
-            let mut choice = Choice::read(&dir)?;
-            ids.iter().for_each(|id| choice.forget(id));
-            choice.write(&dir)
-        });
+        let forget = move |choice: &mut Choice| ids.iter().for_each(|id| choice.forget(id));
+        let written = tokio::task::spawn_blocking(move || Choice::change(&dir, forget));
         let written = written.await.map_err(|error| ForgetError::Lost(error.into()))?;
         written.map_err(ForgetError::Choice)?;
     }

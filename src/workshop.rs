@@ -82,11 +82,7 @@ impl HostWorkshop {
     /// Reads what was said, changes it, writes it.
     async fn choose(&self, change: impl FnOnce(&mut Choice) + Send + 'static) -> Result<(), WorkshopError> {
         let dir = self.config.snapshot_dir.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            let mut choice = Choice::read(&dir)?;
-            change(&mut choice);
-            choice.write(&dir)
-        });
+        let written = tokio::task::spawn_blocking(move || Choice::change(&dir, change));
         let written = written.await.map_err(unavailable("write down what is served"))?;
         written.map_err(at("write down what is served", ChoiceError::kind))
     }

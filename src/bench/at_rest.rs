@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::report::{Spread, mib};
 use crate::config::Config;
+use crate::host::slots;
 use crate::id::InstanceId;
 use crate::snapshot::catalog::Catalog;
 use crate::snapshot::manifest::{FILES_ARCHIVE, MEMORY_ARCHIVE, Manifest};
@@ -79,8 +80,8 @@ struct Place(PathBuf);
 
 impl Place {
     fn make(state_dir: &Path) -> std::io::Result<Self> {
-        let place = Self(state_dir.join("instances").join(InstanceId::random().as_str()));
-        crate::host::slots::make_private(&place.0)?;
+        let place = Self(slots::instances(state_dir).join(InstanceId::random().as_str()));
+        slots::make_private(&place.0)?;
         std::os::unix::fs::symlink("../../images", place.0.join("images"))?;
         Ok(place)
     }

@@ -12,6 +12,7 @@ use crate::api::AuditAnswer;
 use crate::app::{AppError, StateLock};
 use crate::caretaker;
 use crate::doctor::{self, Form};
+use crate::host::slots;
 
 /// `doctor`
 #[derive(Debug, clap::Args)]
@@ -48,8 +49,8 @@ impl Doctor {
     /// do; without one, looks by itself.
     async fn found(&self, context: &Context) -> anyhow::Result<Value> {
         let config = &context.config;
-        // Made by the first daemon: without it none has ever run here.
-        if !config.state_dir.join("instances").is_dir() {
+        // Without it none has ever run here.
+        if !slots::instances(&config.state_dir).is_dir() {
             return Ok(serde_json::to_value(AuditAnswer::nothing(self.fix))?);
         }
         match StateLock::take(config) {

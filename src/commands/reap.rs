@@ -8,6 +8,7 @@ use super::client::print_json;
 use super::{Context, Output};
 use crate::app::{AppError, StateLock};
 use crate::caretaker::{self, Reaped, Whom};
+use crate::host::slots;
 
 /// `reap`
 #[derive(Debug, clap::Args)]
@@ -21,8 +22,8 @@ impl Reap {
     pub(super) async fn run(self, context: &Context) -> anyhow::Result<()> {
         let config = &context.config;
         let whom = if self.all { Whom::All } else { Whom::Over };
-        // Made by the first daemon: without it none has ever run here.
-        if !config.state_dir.join("instances").is_dir() {
+        // Without it none has ever run here.
+        if !slots::instances(&config.state_dir).is_dir() {
             return print(context, Reaped { ended: 0, alive: 0 });
         }
         match StateLock::take(config) {

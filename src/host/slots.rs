@@ -163,7 +163,7 @@ impl Slots {
     /// # Errors
     /// When the directory cannot be made.
     pub fn new(parts: Parts, state_dir: &Path, ahead: usize) -> io::Result<Self> {
-        let instances = state_dir.join("instances");
+        let instances = instances(state_dir);
         make_private(&instances)?;
         let devices = devices::ensure(state_dir)?;
         Ok(Self {
@@ -484,6 +484,12 @@ impl Slots {
         }
         failed
     }
+}
+
+/// Where instances live below STATE_DIR; the first daemon makes it.
+#[must_use]
+pub fn instances(state_dir: &Path) -> PathBuf {
+    state_dir.join("instances")
 }
 
 /// Makes a directory that only its owner may enter; there already is fine.

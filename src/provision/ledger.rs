@@ -58,6 +58,17 @@ impl Held {
     const fn new(doing: Doing) -> Self {
         Self { doing, known: None, given_up: None, seen: None, not_woken: 0 }
     }
+
+    /// Whether a record is later than what is known.
+    fn is_news(&self, record: &Instance) -> bool {
+        self.known.as_ref().is_none_or(|known| known.generation < record.generation)
+    }
+
+    /// Whether its maker gave it up, and it is somebody's by that record.
+    fn is_somebodys_after_all(&self, record: &Instance) -> bool {
+        self.doing == Doing::Unwanted
+            && self.given_up.as_ref().is_some_and(|before| is_somebodys(record, before))
+    }
 }
 
 /// How many places are taken.
@@ -206,8 +217,7 @@ impl Ledger {
     /// held here; answers whether it is.
     pub(super) fn note(&self, record: &Instance) -> bool {
         let mut held = self.lock();
-        let of = held.get_mut(&record.id);
-        let of = of.filter(|of| of.known.as_ref().is_none_or(|known| known.generation < record.generation));
+        let of = held.get_mut(&record.id).filter(|of| of.is_news(record));
         of.is_some_and(|of| {
             of.known = Some(Arc::new(record.clone()));
             true
@@ -219,7 +229,7 @@ impl Ledger {
         let mut held = self.lock();
         let Some(of) = held.get_mut(&record.id) else { return };
         of.seen = Some((Instant::now(), record.generation));
-        if of.known.as_ref().is_none_or(|known| known.generation < record.generation) {
+        if of.is_news(record) {
             of.known = Some(Arc::clone(record));
         }
     }
@@ -228,10 +238,8 @@ impl Ledger {
     /// that its maker gave up: whole, and somebody's now.
     pub(super) fn try_take(&self, claimed: &Instance) -> bool {
         let mut held = self.lock();
-        let is_there = |of: &&mut Held| match of.doing {
-            Doing::Making | Doing::Living => true,
-            Doing::Unwanted => of.given_up.as_ref().is_some_and(|before| is_somebodys(claimed, before)),
-            Doing::Changing | Doing::Asleep | Doing::Ending => false,
+        let is_there = |of: &&mut Held| {
+            matches!(of.doing, Doing::Making | Doing::Living) || of.is_somebodys_after_all(claimed)
         };
         let of = held.get_mut(&claimed.id).filter(is_there);
         let is_news = |known: &Arc<Instance>| {
@@ -263,8 +271,7 @@ impl Ledger {
     /// present record.
     pub(super) fn try_keep(&self, present: &Instance) -> bool {
         let mut held = self.lock();
-        let of = held.get_mut(&present.id).filter(|of| of.doing == Doing::Unwanted);
-        let of = of.filter(|of| of.given_up.as_ref().is_some_and(|before| is_somebodys(present, before)));
+        let of = held.get_mut(&present.id).filter(|of| of.is_somebodys_after_all(present));
         of.is_some_and(|of| {
             (of.doing, of.given_up, of.known) = (Doing::Living, None, Some(Arc::new(present.clone())));
             true

@@ -142,6 +142,16 @@ impl Choice {
         File::open(snapshot_dir).and_then(|dir| dir.sync_all()).map_err(at("sync", snapshot_dir))
     }
 
+    /// Reads what was said, changes it, writes it; blocks on the disk.
+    ///
+    /// # Errors
+    /// [`ChoiceError`]; what was said before counts then.
+    pub fn change(snapshot_dir: &Path, change: impl FnOnce(&mut Self)) -> Result<(), ChoiceError> {
+        let mut choice = Self::read(snapshot_dir)?;
+        change(&mut choice);
+        choice.write(snapshot_dir)
+    }
+
     /// The snapshot that a golden was promoted to, if one was.
     #[must_use]
     pub fn promoted(&self, golden: &GoldenName) -> Option<&SnapshotId> {

@@ -67,8 +67,8 @@ const PASS_SHARE: u32 = 9;
 /// from a daemon that died, and the search reads directories.
 const ORPHAN_TICK: Duration = Duration::from_secs(30);
 
-/// How many records a pass looks at before others have their turn: a thousand at once
-/// are a millisecond that a claim on the same thread would wait.
+/// How many records a pass looks at before others have their turn: a claim on the same
+/// thread shall not wait for all of them.
 const AT_ONCE: usize = 256;
 
 /// How many due instances a pass takes on; the rest is there in the next one.
