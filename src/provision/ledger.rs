@@ -15,7 +15,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::change::ChangeError;
 use crate::id::InstanceId;
@@ -48,15 +47,15 @@ struct Held {
     known: Option<Arc<Instance>>,
     /// As its maker gave it up, not knowing whether the store has it so.
     given_up: Option<Box<Instance>>,
-    /// When a look at the store found it last, and of which generation.
-    seen: Option<(Instant, u64)>,
+    /// Which look at the store found its latest record last.
+    seen: u64,
     /// How often in a row it could not be woken.
     not_woken: u32,
 }
 
 impl Held {
     const fn new(doing: Doing) -> Self {
-        Self { doing, known: None, given_up: None, seen: None, not_woken: 0 }
+        Self { doing, known: None, given_up: None, seen: 0, not_woken: 0 }
     }
 
     /// Whether a record is later than what is known.
@@ -69,11 +68,68 @@ impl Held {
         self.doing == Doing::Unwanted
             && self.given_up.as_ref().is_some_and(|before| is_somebodys(record, before))
     }
+
+    /// Has it live in that case.
+    fn keep_if_somebodys(&mut self, present: &Arc<Instance>) -> bool {
+        let kept = self.is_somebodys_after_all(present);
+        if kept {
+            (self.doing, self.given_up, self.known) = (Doing::Living, None, Some(Arc::clone(present)));
+        }
+        kept
+    }
+
+    /// Whether a record is behind what is known of one that is wanted.
+    fn knows_later(&self, record: &Instance) -> bool {
+        let later = self.known.as_ref().is_some_and(|known| known.generation > record.generation);
+        later && self.doing != Doing::Unwanted
+    }
 }
 
-/// How many places are taken.
-fn places(held: &HashMap<InstanceId, Held>) -> usize {
-    held.values().filter(|held| held.doing != Doing::Asleep).count()
+/// All of them, and what would take a walk by all of them to count.
+#[derive(Debug, Default)]
+struct Book {
+    all: HashMap<InstanceId, Held>,
+    /// How many sleep: every claim asks how many places are taken.
+    asleep: usize,
+    /// The number of the last look at the store.
+    look: u64,
+    /// How many that look has found: in most all of them, and then none is missed.
+    found: usize,
+}
+
+impl Book {
+    /// How many places are taken.
+    fn places(&self) -> usize {
+        self.all.len() - self.asleep
+    }
+
+    /// Notes what is being done with one, which is new if it is not there.
+    fn set(&mut self, id: &InstanceId, doing: Doing) -> &mut Held {
+        let of = self.all.entry(id.clone()).or_insert_with(|| Held::new(Doing::Making));
+        self.asleep -= usize::from(of.doing == Doing::Asleep);
+        of.doing = doing;
+        self.asleep += usize::from(of.doing == Doing::Asleep);
+        of
+    }
+
+    fn remove(&mut self, id: &InstanceId) {
+        if let Some(gone) = self.all.remove(id) {
+            self.asleep -= usize::from(gone.doing == Doing::Asleep);
+            self.found -= usize::from(gone.seen != 0 && gone.seen == self.look);
+        }
+    }
+}
+
+/// What a look at the store has found of an instance, beside what is known of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// A record that is older than what is known: nothing follows from it.
+    Behind,
+    /// The present one, and what is being done with the instance; none when it is not
+    /// held here.
+    Present(Option<Doing>),
+    /// The present one of an instance that its maker gave up: somebody has it, it lives.
+    Kept,
 }
 
 /// Every instance of this host.
@@ -81,7 +137,7 @@ fn places(held: &HashMap<InstanceId, Held>) -> usize {
 pub(super) struct Ledger {
     max: usize,
     /// A std lock: held for one map operation, never across an await.
-    held: Mutex<HashMap<InstanceId, Held>>,
+    held: Mutex<Book>,
     /// Slots that somebody is at and that no record names. As above.
     between: Mutex<HashSet<InstanceId>>,
 }
@@ -91,18 +147,19 @@ impl Ledger {
         Self { max, held: Mutex::default(), between: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, Held>> {
+    fn lock(&self) -> MutexGuard<'_, Book> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a place for an instance about to be made; false when none is left.
     pub(super) fn try_begin(&self, id: &InstanceId) -> bool {
         let mut held = self.lock();
-        if places(&held) >= self.max {
-            return false;
+        let free = held.places() < self.max;
+        if free {
+            held.remove(id);
+            held.set(id, Doing::Making);
         }
-        held.insert(id.clone(), Held::new(Doing::Making));
-        true
+        free
     }
 
     /// Notes that an instance is there, even beyond the limit: it exists.
@@ -119,10 +176,10 @@ impl Ledger {
     /// is replacing what runs for it.
     pub(super) fn try_end(&self, id: &InstanceId) -> bool {
         let mut held = self.lock();
-        let of = held.entry(id.clone()).or_insert_with(|| Held::new(Doing::Living));
-        let free = !matches!(of.doing, Doing::Ending | Doing::Changing);
+        let doing = held.all.get(id).map(|of| of.doing);
+        let free = !matches!(doing, Some(Doing::Ending | Doing::Changing));
         if free {
-            of.doing = Doing::Ending;
+            held.set(id, Doing::Ending);
         }
         free
     }
@@ -131,7 +188,7 @@ impl Ledger {
     /// somebody is at it.
     pub(super) fn try_change(&self, id: &InstanceId) -> bool {
         let mut held = self.lock();
-        let of = held.get_mut(id).filter(|of| of.doing == Doing::Living);
+        let of = held.all.get_mut(id).filter(|of| of.doing == Doing::Living);
         of.is_some_and(|of| {
             of.doing = Doing::Changing;
             true
@@ -140,7 +197,7 @@ impl Ledger {
 
     /// Gives that right back.
     pub(super) fn changed(&self, id: &InstanceId) {
-        if let Some(of) = self.lock().get_mut(id).filter(|of| of.doing == Doing::Changing) {
+        if let Some(of) = self.lock().all.get_mut(id).filter(|of| of.doing == Doing::Changing) {
             of.doing = Doing::Living;
         }
     }
@@ -153,21 +210,20 @@ impl Ledger {
     /// Takes a place, and the right to change it, for one that sleeps.
     pub(super) fn try_wake(&self, id: &InstanceId) -> Result<(), ChangeError> {
         let mut held = self.lock();
-        let full = places(&held) >= self.max;
-        match held.get_mut(id).filter(|of| of.doing == Doing::Asleep) {
-            Some(_) if full => Err(ChangeError::Full { max: self.max }),
-            Some(of) => {
-                of.doing = Doing::Changing;
+        match held.all.get(id).map(|of| of.doing) {
+            Some(Doing::Asleep) if held.places() >= self.max => Err(ChangeError::Full { max: self.max }),
+            Some(Doing::Asleep) => {
+                held.set(id, Doing::Changing);
                 Ok(())
             }
-            None => Err(ChangeError::Busy { id: id.clone() }),
+            _ => Err(ChangeError::Busy { id: id.clone() }),
         }
     }
 
     /// Counts a failure to wake one; answers how many in a row there were.
     pub(super) fn wake_failed(&self, id: &InstanceId) -> u32 {
         let mut held = self.lock();
-        held.get_mut(id).map_or(0, |of| {
+        held.all.get_mut(id).map_or(0, |of| {
             of.not_woken += 1;
             of.not_woken
         })
@@ -175,7 +231,7 @@ impl Ledger {
 
     /// Ends that count.
     pub(super) fn woken(&self, id: &InstanceId) {
-        if let Some(of) = self.lock().get_mut(id) {
+        if let Some(of) = self.lock().all.get_mut(id) {
             of.not_woken = 0;
         }
     }
@@ -205,32 +261,50 @@ impl Ledger {
             Some(known) => known.is_in(slot),
             None => id == slot,
         };
-        self.is_between(slot) || self.lock().iter().any(of)
+        self.is_between(slot) || self.lock().all.iter().any(of)
     }
 
     fn set(&self, id: &InstanceId, doing: Doing) {
-        let mut held = self.lock();
-        held.entry(id.clone()).or_insert_with(|| Held::new(doing)).doing = doing;
+        self.lock().set(id, doing);
     }
 
     /// Notes a record that the store has, if it is the latest of an instance
     /// held here; answers whether it is.
     pub(super) fn note(&self, record: &Instance) -> bool {
         let mut held = self.lock();
-        let of = held.get_mut(&record.id).filter(|of| of.is_news(record));
+        let of = held.all.get_mut(&record.id).filter(|of| of.is_news(record));
         of.is_some_and(|of| {
             of.known = Some(Arc::new(record.clone()));
             true
         })
     }
 
-    /// As [`Ledger::note`], of a record that a look at the store has found.
-    pub(super) fn saw(&self, record: &Arc<Instance>) {
+    /// Begins a look at the store, the only one at a time.
+    pub(super) fn look(&self) {
         let mut held = self.lock();
-        let Some(of) = held.get_mut(&record.id) else { return };
-        of.seen = Some((Instant::now(), record.generation));
+        (held.look, held.found) = (held.look + 1, 0);
+    }
+
+    /// As [`Ledger::note`], of a record that this look has found; in one step, since a
+    /// look comes by all of them.
+    pub(super) fn saw(&self, record: &Arc<Instance>) -> Found {
+        let mut held = self.lock();
+        let Book { all, look, found, .. } = &mut *held;
+        let Some(of) = all.get_mut(&record.id) else { return Found::Present(None) };
         if of.is_news(record) {
             of.known = Some(Arc::clone(record));
+        }
+        let is_latest = of.known.as_ref().is_none_or(|known| known.generation <= record.generation);
+        if is_latest && of.seen != *look {
+            of.seen = *look;
+            *found += 1;
+        }
+        if of.knows_later(record) {
+            return Found::Behind;
+        }
+        match of.keep_if_somebodys(record) {
+            true => Found::Kept,
+            false => Found::Present(Some(of.doing)),
         }
     }
 
@@ -241,7 +315,7 @@ impl Ledger {
         let is_there = |of: &&mut Held| {
             matches!(of.doing, Doing::Making | Doing::Living) || of.is_somebodys_after_all(claimed)
         };
-        let of = held.get_mut(&claimed.id).filter(is_there);
+        let of = held.all.get_mut(&claimed.id).filter(is_there);
         let is_news = |known: &Arc<Instance>| {
             let the_same = known.generation == claimed.generation && known.assigned_at == claimed.assigned_at;
             the_same || known.generation < claimed.generation
@@ -260,50 +334,41 @@ impl Ledger {
     /// when it did, and somebody has it since: then it lives.
     pub(super) fn try_give_up(&self, record: &Instance) -> bool {
         let mut held = self.lock();
-        let of = held.entry(record.id.clone()).or_insert_with(|| Held::new(Doing::Unwanted));
-        let given_up = !of.known.as_ref().is_some_and(|known| is_somebodys(known, record));
-        of.doing = if given_up { Doing::Unwanted } else { Doing::Living };
+        let known = held.all.get(&record.id).and_then(|of| of.known.as_ref());
+        let given_up = !known.is_some_and(|known| is_somebodys(known, record));
+        let of = held.set(&record.id, if given_up { Doing::Unwanted } else { Doing::Living });
         of.given_up = given_up.then(|| Box::new(record.clone()));
         given_up
     }
 
     /// Has an instance that its maker gave up live after all, if somebody has it by its
     /// present record.
-    pub(super) fn try_keep(&self, present: &Instance) -> bool {
-        let mut held = self.lock();
-        let of = held.get_mut(&present.id).filter(|of| of.is_somebodys_after_all(present));
-        of.is_some_and(|of| {
-            (of.doing, of.given_up, of.known) = (Doing::Living, None, Some(Arc::new(present.clone())));
-            true
-        })
+    pub(super) fn try_keep(&self, present: &Arc<Instance>) -> bool {
+        self.lock().all.get_mut(&present.id).is_some_and(|of| of.keep_if_somebodys(present))
     }
 
     /// Whether a later record is known of one that lives: the store has lost a change,
     /// or this one was read a moment ago.
     pub(super) fn knows_later(&self, record: &Instance) -> bool {
-        let later = |held: &Held| held.known.as_ref().is_some_and(|it| it.generation > record.generation);
-        self.lock().get(&record.id).is_some_and(|held| held.doing != Doing::Unwanted && later(held))
+        self.lock().all.get(&record.id).is_some_and(|of| of.knows_later(record))
     }
 
     /// The latest known record of an instance that is held here.
     pub(super) fn known(&self, id: &InstanceId) -> Option<Instance> {
-        let known = self.lock().get(id)?.known.clone()?;
+        let known = self.lock().all.get(id)?.known.clone()?;
         Some(Arc::unwrap_or_clone(known))
     }
 
-    /// The latest known records of what is there, that nobody is at, and that no look at
-    /// the store has found since then, or found as it was before.
-    pub(super) fn missed(&self, since: Instant) -> Vec<(Doing, Arc<Instance>)> {
+    /// The latest known records of what is there, that nobody is at, and that the last look
+    /// at the store has not found, or found as it was before.
+    pub(super) fn missed(&self) -> Vec<(Doing, Arc<Instance>)> {
         let held = self.lock();
-        let there = held
-            .values()
-            .filter(|held| matches!(held.doing, Doing::Living | Doing::Unwanted | Doing::Asleep));
-        let missed = there.filter_map(|held| {
-            let known = held.known.as_ref()?;
-            let found = held.seen.is_some_and(|(at, of)| at >= since && of >= known.generation);
-            (!found).then(|| (held.doing, Arc::clone(known)))
-        });
-        missed.collect()
+        if held.found == held.all.len() {
+            return Vec::new();
+        }
+        let unseen = held.all.values().filter(|of| of.seen != held.look);
+        let there = unseen.filter(|of| matches!(of.doing, Doing::Living | Doing::Unwanted | Doing::Asleep));
+        there.filter_map(|of| Some((of.doing, Arc::clone(of.known.as_ref()?)))).collect()
     }
 
     /// Frees the instance's place.
@@ -313,12 +378,12 @@ impl Ledger {
 
     /// What is being done with an instance; none when it is not held here.
     pub(super) fn doing(&self, id: &InstanceId) -> Option<Doing> {
-        self.lock().get(id).map(|held| held.doing)
+        self.lock().all.get(id).map(|held| held.doing)
     }
 
     /// How many places are taken.
     pub(super) fn len(&self) -> usize {
-        places(&self.lock())
+        self.lock().places()
     }
 
     /// How many places are left.
@@ -338,4 +403,40 @@ pub(super) fn is_somebodys(present: &Instance, given_up: &Instance) -> bool {
     let is_later = present.generation > given_up.generation;
     let is_anothers = present.assigned_at != given_up.assigned_at || present.idempotency_key.is_some();
     is_later && present.state == State::Assigned && is_anothers
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn who_sleeps_takes_no_place_whatever_came_before(steps in vec((0..3_usize, 0..10_u8), 0..60)) {
+            let ledger = Ledger::new(2);
+            let ids: Vec<InstanceId> = (0..3).map(|_| InstanceId::random()).collect();
+            for (of, step) in steps {
+                let id = &ids[of];
+                let (was, room) = (ledger.doing(id), ledger.room());
+                match step {
+                    0 if was.is_none() => prop_assert_eq!(ledger.try_begin(id), room > 0),
+                    0 | 1 => ledger.lives(id),
+                    2 | 3 => ledger.asleep(id),
+                    4 => {
+                        let woken = ledger.try_wake(id).is_ok();
+                        prop_assert_eq!(woken, was == Some(Doing::Asleep) && room > 0);
+                    }
+                    5 => drop(ledger.try_change(id)),
+                    6 => ledger.changed(id),
+                    7 => drop(ledger.try_end(id)),
+                    8 => ledger.unwanted(id),
+                    _ => ledger.forget(id),
+                }
+                let held = ids.iter().filter_map(|id| ledger.doing(id));
+                prop_assert_eq!(ledger.len(), held.filter(|doing| *doing != Doing::Asleep).count());
+            }
+        }
+    }
 }

@@ -246,7 +246,7 @@ impl Lifecycle {
                 Ok(None) => self.take_down(record.clone()).await,
                 // Others are at it.
                 Ok(Some(present)) if is_nobodys(&present) => return self.given_up(&record),
-                Ok(Some(present)) => return self.keep_if_somebodys(&present),
+                Ok(Some(present)) => return self.keep_if_somebodys(&Arc::new(present)),
                 Err(source) => Err(EndError::Store { id: id.clone(), source }),
             },
             Err(error) => Err(error),

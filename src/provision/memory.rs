@@ -12,10 +12,9 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
-use super::Doing;
 use super::lifecycle::Lifecycle;
+use super::{Doing, Found};
 use crate::error::Chain;
 use crate::id::InstanceId;
 use crate::instance::{Instance, State};
@@ -48,17 +47,27 @@ impl Lifecycle {
         self.ledger.note(record);
     }
 
-    /// As [`Lifecycle::seen`], of a record that the store had in a look at all own ones.
-    pub fn found(&self, record: &Arc<Instance>) {
-        self.ledger.saw(record);
+    /// Begins to tell what a look at all own records has found.
+    pub fn look(&self) {
+        self.ledger.look();
+    }
+
+    /// As [`Lifecycle::seen`], of a record that the look has found; answers what the looker
+    /// can go by.
+    pub fn found(&self, record: &Arc<Instance>) -> Found {
+        let found = self.ledger.saw(record);
+        if found == Found::Kept {
+            told_kept(record);
+        }
+        found
     }
 
     /// What is here and, by the store's word, is not, or was longer ago: the
-    /// records to write again. What a look since then has found was told before
+    /// records to write again. What the last look has found was told before
     /// ([`Lifecycle::found`]).
     #[must_use]
-    pub fn lost(&self, since: Instant) -> Vec<Instance> {
-        let missed = self.ledger.missed(since).into_iter();
+    pub fn lost(&self) -> Vec<Instance> {
+        let missed = self.ledger.missed().into_iter();
         missed.map(|(doing, known)| record_again(doing, Arc::unwrap_or_clone(known))).collect()
     }
 
@@ -161,9 +170,9 @@ impl Lifecycle {
     /// Has an instance that its maker gave up live, if it is somebody's by its present
     /// record, read from the store: the maker's word arrived, its answer did not, and
     /// others have gone by that word.
-    pub fn keep_if_somebodys(&self, present: &Instance) {
+    pub(super) fn keep_if_somebodys(&self, present: &Arc<Instance>) {
         if self.ledger.try_keep(present) {
-            tracing::info!(instance_id = %present.id, "instance kept: given up by its maker, and a client's meanwhile");
+            told_kept(present);
         }
     }
 
@@ -174,6 +183,10 @@ impl Lifecycle {
         self.ledger.unwanted(&record.id);
         self.reap.now();
     }
+}
+
+fn told_kept(present: &Instance) {
+    tracing::info!(instance_id = %present.id, "instance kept: given up by its maker, and a client's meanwhile");
 }
 
 /// What to write for an instance whose record was lost. A ready one may have

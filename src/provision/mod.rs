@@ -61,7 +61,7 @@ use jiff::SignedDuration;
 
 pub use self::events::Events;
 pub use self::goldens::Goldens;
-pub use self::ledger::Doing;
+pub use self::ledger::{Doing, Found};
 pub use self::lifecycle::{Ended, Lifecycle, Order, Parts};
 use self::limits::{Limits, Standing};
 pub use self::saved::{Keeping, Kept, OpenRequest};

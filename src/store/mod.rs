@@ -231,11 +231,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`StoreError::Stale`].
     async fn write_again(&self, instance: Instance) -> Result<(), StoreError>;
 
-    /// Reads all records of all nodes, in no order. Shared ones: who reads thousands
-    /// keeps nobody waiting for their copies.
+    /// Reads all records of all nodes, in no order, each as it is at some moment of the
+    /// call. Shared ones: who reads thousands keeps nobody waiting for their copies.
     async fn list(&self) -> Result<Vec<Arc<Instance>>, StoreError>;
 
-    /// Reads the node's own records, in no order. To be called every second or
+    /// Reads the node's own records, as [`Store::list`] does. To be called every second or
     /// so: it is also how other daemons see that this one lives.
     async fn own(&self) -> Result<Vec<Arc<Instance>>, StoreError>;
 

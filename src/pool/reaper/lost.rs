@@ -5,16 +5,14 @@
 //! written again from what this daemon knows. A loss is believed when two passes
 //! in a row see it, so that a change on its way is not taken for one.
 
-use std::time::Instant;
-
 use super::Reaper;
 use crate::error::Chain;
 use crate::store::StoreError;
 
 impl Reaper {
-    /// Writes the records that the look at the store that began then has not found.
-    pub(super) async fn write_lost_again(&mut self, began: Instant) {
-        let lost = self.lifecycle.lost(began);
+    /// Writes the records that the last look at the store has not found.
+    pub(super) async fn write_lost_again(&mut self) {
+        let lost = self.lifecycle.lost();
         let (mut missing, mut written) = (std::collections::HashSet::new(), 0);
         for record in lost {
             let seen = (record.id.clone(), record.generation);

@@ -48,8 +48,8 @@ use crate::instance::{Container, Instance, State};
 use crate::jobs::dispatch::Dispatch;
 use crate::jobs::{Job, Why};
 use crate::metrics;
-use crate::provision::Lifecycle;
 use crate::provision::audit::{self, Auditor};
+use crate::provision::{Doing, Found, Lifecycle};
 use crate::store::StoreError;
 
 /// How late an expiry may be noticed.
@@ -67,9 +67,12 @@ const PASS_SHARE: u32 = 9;
 /// from a daemon that died, and the search reads directories.
 const ORPHAN_TICK: Duration = Duration::from_secs(30);
 
-/// How many records a pass looks at before others have their turn: a claim on the same
-/// thread shall not wait for all of them.
+/// How many records a pass looks at before it lets others go on: no claim shall wait for
+/// all of them.
 const AT_ONCE: usize = 256;
+
+/// For how long it does; of a thousandth of a second a look at so many takes a fraction.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// How many due instances a pass takes on; the rest is there in the next one.
 const DUE_PER_PASS: usize = 256;
@@ -80,8 +83,11 @@ pub struct Reaper {
     lifecycle: Arc<Lifecycle>,
     auditor: Auditor,
     nudge: Nudge,
-    /// One for each living instance: it ends when the first process does.
+    /// One for each living instance: it ends when the first process does. Those of gone
+    /// ones stay until the next search for orphans.
     watchers: HashMap<InstanceId, Watcher>,
+    /// When the last look at all records began.
+    looked_at: Instant,
     jobs: Arc<Dispatch>,
     /// What the last search for orphans found.
     suspects: BTreeSet<Owner>,
@@ -133,6 +139,7 @@ impl Reaper {
             auditor,
             nudge,
             watchers: HashMap::new(),
+            looked_at: Instant::now(),
             jobs,
             suspects: BTreeSet::new(),
             missing: HashSet::new(),
@@ -203,42 +210,27 @@ impl Reaper {
         }
         let all = store.own().await?;
         let began = Instant::now();
-        for some in all.chunks(AT_ONCE) {
-            for instance in some {
-                self.lifecycle.found(instance);
-                // Made when its golden was withdrawn already.
-                if instance.state == State::Ready && self.lifecycle.golden(&instance.golden).is_none() {
-                    self.jobs.ask(&Job::reap(instance, Why::Surplus)).await;
-                }
+        self.lifecycle.look();
+        for (place, instance) in all.iter().enumerate() {
+            if place % AT_ONCE == AT_ONCE - 1 {
+                tokio::time::sleep(PAUSE).await;
             }
-            tokio::task::yield_now().await;
+            let doing = match self.lifecycle.found(instance) {
+                Found::Behind => continue,
+                Found::Kept => Some(Doing::Living),
+                Found::Present(doing) => doing,
+            };
+            let why = audit::over(instance.state, doing, || self.has_died(instance));
+            // Or it was made when its golden was withdrawn already.
+            let is_surplus =
+                || instance.state == State::Ready && self.lifecycle.golden(&instance.golden).is_none();
+            if let Some(why) = why.or_else(|| is_surplus().then_some(Why::Surplus)) {
+                self.jobs.ask(&Job::reap(instance, why)).await;
+            }
         }
-        self.write_lost_again(began).await;
-        for some in all.chunks(AT_ONCE) {
-            for instance in some {
-                if self.lifecycle.is_behind(instance) {
-                    continue;
-                }
-                self.lifecycle.keep_if_somebodys(instance);
-                if let Some(why) = self.judge(instance) {
-                    self.jobs.ask(&Job::reap(instance, why)).await;
-                }
-            }
-            tokio::task::yield_now().await;
-        }
-        self.watchers.retain(|_, watcher| {
-            let keep = watcher.wanted_at >= began;
-            if !keep {
-                watcher.task.abort();
-            }
-            keep
-        });
+        self.write_lost_again().await;
+        self.looked_at = began;
         Ok(())
-    }
-
-    fn judge(&mut self, instance: &Instance) -> Option<Why> {
-        let doing = self.lifecycle.doing(&instance.id);
-        audit::over(instance.state, doing, || self.has_died(instance))
     }
 
     /// Whether the first process has ended; watches it from the first look on.
@@ -264,6 +256,17 @@ impl Reaper {
         false
     }
 
+    /// Forgets the watchers of instances that the last look has not found.
+    fn forget_watchers(&mut self) {
+        self.watchers.retain(|_, watcher| {
+            let keep = watcher.wanted_at >= self.looked_at;
+            if !keep {
+                watcher.task.abort();
+            }
+            keep
+        });
+    }
+
     /// Destroys what has traces on the host but no record.
     pub(crate) async fn sweep_orphans(&mut self, certainty: Certainty) {
         let depth = match certainty {
@@ -281,6 +284,7 @@ impl Reaper {
             }
         }
         self.suspects = look.unowned.into_keys().collect();
+        self.forget_watchers();
         self.sweep_frozen().await;
         // The search took some 35 KB an instance, and restores since the last one left as much.
         // It fails only when the runtime ends.

@@ -46,6 +46,9 @@ use crate::instance::{Instance, State};
 /// back and how long the first of a batch waits for the last.
 const BATCH_MAX: usize = 256;
 
+/// How many records a list takes in one piece of work: claims wait for no more of it.
+const PAGE: usize = 256;
+
 /// Why a batch was not committed, shared by all its callers.
 type CommitFailure = Arc<dyn std::error::Error + Send + Sync>;
 
@@ -269,7 +272,17 @@ impl Store for EmbeddedStore {
     }
 
     async fn list(&self) -> Result<Vec<Arc<Instance>>, StoreError> {
-        self.run("listing instances", |table| Ok(table.list())).await
+        let mut all: Vec<Arc<Instance>> = Vec::new();
+        loop {
+            let after = all.last().map(|last| last.id.clone());
+            let read = move |table: &mut Table| Ok(table.page(after.as_ref(), PAGE));
+            let page = self.run("listing instances", read).await?;
+            let is_last = page.len() < PAGE;
+            all.extend(page);
+            if is_last {
+                return Ok(all);
+            }
+        }
     }
 
     async fn own(&self) -> Result<Vec<Arc<Instance>>, StoreError> {

@@ -10,6 +10,7 @@
 //! leads to records that are somebody's now.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -25,8 +26,8 @@ type Queue = BTreeSet<(Timestamp, InstanceId)>;
 /// All records, their indices, and what the open batch changed.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    /// Shared with whoever reads them: a list costs no copies.
-    records: HashMap<InstanceId, Arc<Instance>>,
+    /// Shared with whoever reads them: a page costs no copies.
+    records: BTreeMap<InstanceId, Arc<Instance>>,
     ready: HashMap<GoldenName, Queue>,
     due: Queue,
     counts: HashMap<GoldenName, BTreeMap<State, usize>>,
@@ -125,8 +126,14 @@ impl Table {
         Ok(())
     }
 
-    pub(super) fn list(&self) -> Vec<Arc<Instance>> {
-        self.records.values().cloned().collect()
+    /// Up to `most` records, by their ids, from the first one after `after`.
+    pub(super) fn page(&self, after: Option<&InstanceId>, most: usize) -> Vec<Arc<Instance>> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.records
+            .range((from, Bound::Unbounded))
+            .take(most)
+            .map(|(_, record)| Arc::clone(record))
+            .collect()
     }
 
     pub(super) fn due(&self, now: Timestamp, limit: usize) -> Vec<Instance> {

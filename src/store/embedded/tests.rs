@@ -356,7 +356,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn run(table: &mut Table, step: &Step) {
     let ids: Vec<InstanceId> = {
-        let mut all = table.list();
+        let mut all = table.page(None, usize::MAX);
         all.sort_by_key(|i| (i.created_at, i.id.clone()));
         all.into_iter().map(|i| i.id.clone()).collect()
     };
@@ -378,7 +378,7 @@ fn run(table: &mut Table, step: &Step) {
                 golden: golden("shop"),
             };
             // The model: a plain search through all records.
-            let all = table.list();
+            let all = table.page(None, usize::MAX);
             let held = |i: &&Arc<Instance>| {
                 key.is_some()
                     && i.idempotency_key == key
@@ -409,7 +409,8 @@ fn run(table: &mut Table, step: &Step) {
 }
 
 fn sorted(table: &Table) -> Vec<String> {
-    let mut all: Vec<String> = table.list().iter().map(|i| serde_json::to_string(&**i).unwrap()).collect();
+    let mut all: Vec<String> =
+        table.page(None, usize::MAX).iter().map(|i| serde_json::to_string(&**i).unwrap()).collect();
     all.sort();
     all
 }
@@ -420,7 +421,7 @@ proptest! {
         let mut table = Table::default();
         for step in &steps {
             run(&mut table, step);
-            let all = table.list();
+            let all = table.page(None, usize::MAX);
             for state in State::ALL {
                 let counted = table.counts(&golden("shop")).get(&state).copied().unwrap_or(0);
                 prop_assert_eq!(counted, all.iter().filter(|i| i.state == state).count());
