@@ -9,15 +9,18 @@ use std::path::PathBuf;
 
 use async_nats::jetstream::Context;
 
-use crate::config::Config;
+use crate::config::{Config, NodeSecretError};
 use crate::engine::podman::cli::{self, PodmanError};
 use crate::error::{Chain, ErrorKind};
 use crate::host::slots::make_private;
 use crate::id::{GoldenName, SnapshotId};
 use crate::nats::{self, NatsError};
-use crate::promote::{Say, Shared};
+use crate::node::pass::NodeSecret;
+use crate::promote::{self, Say, Shared, Source, Standing, Told};
 use crate::snapshot::catalog::{Catalog, CatalogError};
 use crate::snapshot::depot::{BUCKET_BYTES, Depot, DepotError, Moved};
+use crate::snapshot::served::{Choice, ChoiceError};
+use crate::template::images;
 
 /// A snapshot did not get from one host to the other.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,12 @@ pub enum CourierError {
         /// Podman's image id.
         image: String,
     },
+    /// The nodes' secret.
+    #[error("what the nodes tell each other cannot be sealed")]
+    Secret(#[from] NodeSecretError),
+    /// What is written down of goldens.
+    #[error(transparent)]
+    Choice(#[from] ChoiceError),
     /// A temporary file.
     #[error("cannot use a temporary file in STATE_DIR")]
     Temporary(#[source] std::io::Error),
@@ -59,6 +68,8 @@ impl CourierError {
             Self::Catalog(error) => error.kind(),
             Self::Depot(error) => error.kind(),
             Self::Image { .. } => ErrorKind::Invalid,
+            Self::Secret(_) => ErrorKind::Unavailable,
+            Self::Choice(error) => error.kind(),
             Self::Temporary(error) => crate::error::kind_of_io(error),
         }
     }
@@ -67,7 +78,11 @@ impl CourierError {
 async fn depot(config: &Config) -> Result<Depot, CourierError> {
     let settings = config.nats.as_ref().ok_or(CourierError::NoNats)?;
     let jetstream: Context = nats::connect(settings, &config.node).await?;
-    Ok(Depot::open(&jetstream, &settings.prefix, BUCKET_BYTES).await?)
+    let depot = Depot::open(&jetstream, &settings.prefix, BUCKET_BYTES).await?;
+    Ok(match &config.nodes {
+        Some(nodes) => depot.known_by(NodeSecret::new(nodes.load_secret()?)),
+        None => depot,
+    })
 }
 
 /// Where an image's archive is while it travels; what an interrupted transfer has
@@ -103,19 +118,24 @@ pub async fn push(
     Ok(moved)
 }
 
-/// Fetches a snapshot and its image, but for what is here.
+/// Fetches a snapshot and its image, but for what is here; when a golden is named, it has to
+/// be one of it.
 ///
 /// # Errors
 /// [`CourierError`]; call again, what has arrived is not fetched again.
 pub async fn pull(
     config: &Config,
     catalog: &Catalog,
-    id: &SnapshotId,
+    (golden, id): (Option<&GoldenName>, &SnapshotId),
     say: Say<'_>,
 ) -> Result<Moved, CourierError> {
     let depot = depot(config).await?;
     // Whose it is comes first.
-    let image = depot.manifest(catalog, id).await?.image_id;
+    let manifest = match golden {
+        Some(golden) => depot.manifest_of(catalog, golden, id).await?,
+        None => depot.manifest(catalog, id).await?,
+    };
+    let image = manifest.image_id;
     let mut moved = Moved::default();
     if cli::image_id(&image).await?.is_none() {
         say("fetch the image");
@@ -129,6 +149,7 @@ pub async fn pull(
             return Err(CourierError::Image { id: id.clone(), image });
         }
     }
+    images::adopt(&config.state_dir, &manifest.recipe.name, &image).await?;
     if catalog.inspect(id).is_err() {
         say("fetch the snapshot");
         moved += depot.fetch(catalog, id).await?;
@@ -171,16 +192,30 @@ pub fn is_shared(config: &Config) -> bool {
     config.nats.is_some() && config.nodes.is_some()
 }
 
-/// What was promoted last at any node, if something was.
+/// What the nodes have told, as it was read last: it is read anew when something in the
+/// object store has changed, of which many small objects have to be listed.
+#[derive(Debug, Default)]
+pub struct Heard(tokio::sync::Mutex<Option<((i128, u64), Told)>>);
+
+/// What was said of goldens last, at any node.
 ///
 /// # Errors
 /// [`CourierError`]
-pub async fn shared(config: &Config, golden: &GoldenName) -> Result<Option<Shared>, CourierError> {
-    let served = depot(config).await?.served(golden).await?;
-    Ok(served.map(|(snapshot, promoted_at)| Shared { snapshot, promoted_at }))
+pub async fn told(config: &Config, heard: &Heard) -> Result<Told, CourierError> {
+    let mut heard = heard.0.lock().await;
+    let depot = depot(config).await?;
+    // Before it is read: what is written meanwhile is read the next time.
+    let state = depot.state().await?;
+    if let Some((_, told)) = heard.as_ref().filter(|(read, _)| *read == state) {
+        return Ok(told.clone());
+    }
+    let told = depot.told().await?;
+    *heard = Some((state, told.clone()));
+    Ok(told)
 }
 
-/// Tells the other nodes what was promoted here, which is sent before.
+/// Tells the other nodes what was said here. What is served is sent before, and what is
+/// withdrawn removed afterwards.
 ///
 /// # Errors
 /// [`CourierError`]; call again.
@@ -191,8 +226,26 @@ pub async fn share(
     shared: &Shared,
     say: Say<'_>,
 ) -> Result<(), CourierError> {
-    push(config, catalog, &shared.snapshot, say).await?;
-    Ok(depot(config).await?.serve(golden, &shared.snapshot, shared.promoted_at).await?)
+    if shared.standing != Standing::Withdrawn {
+        push(config, catalog, &shared.snapshot, say).await?;
+        return Ok(depot(config).await?.serve(golden, shared).await?);
+    }
+    let depot = depot(config).await?;
+    depot.serve(golden, shared).await?;
+    Ok(depot.remove(&depot.list_of(golden).await?).await?)
+}
+
+/// Whether another node has a golden of that name that its settings name.
+///
+/// # Errors
+/// [`CourierError`]
+pub async fn is_named_elsewhere(config: &Config, golden: &GoldenName) -> Result<bool, CourierError> {
+    let depot = depot(config).await?;
+    Ok(match depot.served(golden).await? {
+        Some(shared) => shared.standing == Standing::Promoted,
+        // Of those who take a snapshot, it was sent.
+        None => !depot.list_of(golden).await?.is_empty(),
+    })
 }
 
 /// Removes snapshots from the object store, and what no other one needs.
@@ -240,15 +293,21 @@ pub async fn wanted(
     golden: &GoldenName,
 ) -> Result<Option<SnapshotId>, CourierError> {
     let depot = depot(config).await?;
-    if let Some((id, _)) = depot.served(golden).await? {
-        match depot.manifest(catalog, &id).await {
-            Ok(manifest) if manifest.database == config.database_mode() => return Ok(Some(id)),
-            Ok(_) => {}
-            Err(error) => {
-                // Asked again and again for a golden that is only booted.
-                tracing::debug!(snapshot_id = %id, error = %Chain(&error), "what other nodes serve cannot be fetched");
+    let is_published = Choice::read(&config.snapshot_dir)?.is_published(golden);
+    let served = depot.served(golden).await?;
+    match (promote::source_of(is_published, served.as_ref().map(|shared| shared.standing)), served) {
+        (Source::Nowhere, _) => return Ok(None),
+        (Source::Served, Some(Shared { snapshot: id, .. })) => {
+            match depot.manifest_of(catalog, golden, &id).await {
+                Ok(manifest) if manifest.database == config.database_mode() => return Ok(Some(id)),
+                Ok(_) => {}
+                Err(error) => {
+                    // Asked again and again for a golden that is only booted.
+                    tracing::debug!(snapshot_id = %id, error = %Chain(&error), "what other nodes serve cannot be fetched");
+                }
             }
         }
+        (Source::Served | Source::Newest, _) => {}
     }
     newest(config, catalog, golden).await
 }
@@ -261,7 +320,7 @@ pub async fn fetch_missing(config: &Config, catalog: &Catalog, golden: &GoldenNa
     }
     let fetched = async {
         let Some(id) = wanted(config, catalog, golden).await? else { return Ok(None) };
-        let moved = pull(config, catalog, &id, &|_| {}).await?;
+        let moved = pull(config, catalog, (Some(golden), &id), &|_| {}).await?;
         Ok::<_, CourierError>(Some((id, moved)))
     };
     match fetched.await {

@@ -171,6 +171,12 @@ impl SnapshotId {
         let tail: u16 = rand::rng().random();
         Self(format!("{golden}-{time}-{tail:04x}"))
     }
+
+    /// The golden that its name says it is of; only its manifest knows.
+    #[must_use]
+    pub fn golden(&self) -> &str {
+        self.0.rsplitn(3, '-').nth(2).unwrap_or(&self.0)
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use crate::assemble::{self, Host, LoadError};
 use crate::checkpoint::{self, Checkpoint, Origin};
 use crate::config::{Config, Values};
-use crate::courier::{self, CourierError};
+use crate::courier::{self, CourierError, Heard};
 use crate::engine::ContainerEngine;
 use crate::error::{Chain, ErrorKind, kind_of_io};
 use crate::forget::{self, ForgetError};
@@ -22,7 +22,7 @@ use crate::golden::build::{self, Build};
 use crate::golden::images::Images;
 use crate::golden::recipe::Recipe;
 use crate::id::{GoldenName, SnapshotId};
-use crate::promote::{Listed, Loaded, Publication, Say, Shared, Workshop, WorkshopError};
+use crate::promote::{Listed, Loaded, Publication, Say, Shared, Told, Workshop, WorkshopError};
 use crate::provision::{GoldenAbout, Keeping};
 use crate::snapshot::catalog::{Catalog, CatalogError, Entry};
 use crate::snapshot::manifest::Archive;
@@ -43,6 +43,7 @@ pub struct HostWorkshop {
     /// The settings' raw values: where a recipe's sources lie.
     values: Values,
     host: Arc<Host>,
+    heard: Heard,
 }
 
 impl std::fmt::Debug for HostWorkshop {
@@ -72,7 +73,7 @@ impl HostWorkshop {
     /// A workshop on this host; nothing is started.
     #[must_use]
     pub fn new(config: Arc<Config>, values: Values, host: Arc<Host>) -> Self {
-        Self { config, values, host }
+        Self { config, values, host, heard: Heard::default() }
     }
 
     fn catalog(&self) -> Result<Catalog, WorkshopError> {
@@ -234,20 +235,20 @@ impl Workshop for HostWorkshop {
         manifest.iter().for_each(assemble::tell_size);
     }
 
-    async fn shared(&self, golden: &GoldenName) -> Result<Option<Shared>, WorkshopError> {
-        let shared = courier::shared(&self.config, golden).await;
-        shared.map_err(at("find out what other nodes serve", CourierError::kind))
+    async fn told(&self) -> Result<Told, WorkshopError> {
+        let told = courier::told(&self.config, &self.heard).await;
+        told.map_err(at("find out what other nodes serve", CourierError::kind))
     }
 
     async fn share(&self, golden: &GoldenName, shared: &Shared, say: Say<'_>) -> Result<(), WorkshopError> {
         let catalog = self.catalog()?;
         let told = courier::share(&self.config, &catalog, golden, shared, say).await;
-        told.map_err(at(format!("tell the other nodes of {}", shared.snapshot), CourierError::kind))
+        told.map_err(at(format!("tell the other nodes of {golden}"), CourierError::kind))
     }
 
-    async fn fetch(&self, id: &SnapshotId, say: Say<'_>) -> Result<(), WorkshopError> {
+    async fn fetch(&self, golden: &GoldenName, id: &SnapshotId, say: Say<'_>) -> Result<(), WorkshopError> {
         let catalog = self.catalog()?;
-        let fetched = courier::pull(&self.config, &catalog, id, say).await;
+        let fetched = courier::pull(&self.config, &catalog, (Some(golden), id), say).await;
         let moved = fetched.map_err(at(format!("fetch snapshot {id}"), CourierError::kind))?;
         tracing::info!(snapshot_id = %id, bytes = moved.bytes, "snapshot fetched from another node");
         Ok(())
@@ -256,11 +257,26 @@ impl Workshop for HostWorkshop {
     async fn may_publish(&self, golden: &GoldenName) -> Result<(), WorkshopError> {
         let names = self.config.goldens.iter().map(String::as_str).chain([golden.as_str()]);
         let mut recipes = names.filter_map(|name| Recipe::load(name, &self.config.recipe_dir).ok());
-        if !recipes.any(|(_, recipe)| recipe.name == *golden) {
+        let refused = |why: &str| WorkshopError {
+            doing: format!("publish {golden}"),
+            kind: ErrorKind::Conflict,
+            source: format!("{why} has that name: take another one").into(),
+        };
+        if recipes.any(|(_, recipe)| recipe.name == *golden) {
+            return Err(refused("a recipe"));
+        }
+        if !self.is_shared() || self.choice().await?.is_published(golden) {
             return Ok(());
         }
-        let source = "a recipe has that name: take another one".into();
-        Err(WorkshopError { doing: format!("publish {golden}"), kind: ErrorKind::Conflict, source })
+        match courier::is_named_elsewhere(&self.config, golden).await {
+            Ok(true) => Err(refused("a golden of another node")),
+            Ok(false) => Ok(()),
+            Err(error) => {
+                // It is served here whatever becomes of NATS; a clash is told when it is back.
+                tracing::warn!(golden = %golden, error = %Chain(&error), "other nodes' goldens are not known");
+                Ok(())
+            }
+        }
     }
 
     async fn publish(&self, wanted: &Publication, say: Say<'_>) -> Result<SnapshotId, WorkshopError> {
@@ -289,14 +305,14 @@ impl Workshop for HostWorkshop {
     async fn introduce(
         &self,
         golden: &GoldenName,
-        id: &SnapshotId,
+        (id, at): (&SnapshotId, Timestamp),
         pool: Option<usize>,
         engine: &Arc<dyn ContainerEngine>,
     ) -> Result<usize, WorkshopError> {
         let before = Choice::read(&self.config.snapshot_dir).ok().and_then(|choice| choice.pool(golden));
         let pool = pool.or(before).unwrap_or_else(|| usual_pool(&self.config));
         let (golden, id) = (golden.clone(), id.clone());
-        self.choose(move |choice| choice.publish(golden, (id, Timestamp::now()), pool)).await?;
+        self.choose(move |choice| choice.publish(golden, (id, at), pool)).await?;
         self.host.engines.add([Arc::clone(engine)]);
         Ok(pool)
     }
@@ -306,19 +322,18 @@ impl Workshop for HostWorkshop {
         self.choose(move |choice| choice.set_pool(&golden, pool)).await
     }
 
-    async fn published(&self) -> Result<Vec<GoldenName>, WorkshopError> {
-        let read = "read what is served";
-        let choice = Choice::read(&self.config.snapshot_dir).map_err(at(read, ChoiceError::kind))?;
-        Ok(choice.published().cloned().collect())
+    async fn choice(&self) -> Result<Choice, WorkshopError> {
+        Choice::read(&self.config.snapshot_dir).map_err(at("read what is served", ChoiceError::kind))
     }
 
     async fn withdraw(
         &self,
         golden: &GoldenName,
+        at: Timestamp,
         engines: &[Arc<dyn ContainerEngine>],
     ) -> Result<(), WorkshopError> {
         let golden = golden.clone();
-        self.choose(move |choice| choice.withdraw(&golden)).await?;
+        self.choose(move |choice| choice.withdraw(&golden, at)).await?;
         engines.iter().for_each(|engine| self.host.engines.remove(engine));
         Ok(())
     }

@@ -96,6 +96,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("jobs", "nats", "jobs and events share one connection"),
     ("provision", "restore", "acquire makes an instance while its client waits"),
     ("promote", "provision", "a trial shop is made as every shop is"),
+    ("promote", "snapshot", "what is served is written down beside the snapshots, and where they travel"),
     ("promote", "restore", "the pool's maker is turned to another snapshot"),
     ("restore", "identity", "personalizing is a phase of making"),
     ("provision", "snapshot", "a visitor's shop is kept as snapshots are"),

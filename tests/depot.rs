@@ -6,6 +6,8 @@
 mod common;
 #[path = "depot/nodes.rs"]
 mod nodes;
+#[path = "depot/published.rs"]
+mod published;
 #[allow(dead_code, reason = "the tests of NATS itself need more of it")]
 #[path = "nats/server.rs"]
 mod server;
@@ -14,6 +16,7 @@ use std::path::Path;
 
 use async_nats::jetstream;
 use demo_multiplexer::id::SnapshotId;
+use demo_multiplexer::node::pass::NodeSecret;
 use demo_multiplexer::snapshot::archive;
 use demo_multiplexer::snapshot::catalog::{Catalog, CatalogError};
 use demo_multiplexer::snapshot::depot::{Depot, DepotError, Moved, PIECE};
@@ -46,6 +49,11 @@ impl Host {
 
     /// Takes a snapshot of that content.
     fn take(&self, id: &str, content: &[u8]) -> SnapshotId {
+        self.take_of("shop", id, content)
+    }
+
+    /// The same, of that golden.
+    fn take_of(&self, golden: &str, id: &str, content: &[u8]) -> SnapshotId {
         let id: SnapshotId = id.parse().unwrap();
         let source = self.dir.path().join("source");
         std::fs::create_dir_all(&source).unwrap();
@@ -53,7 +61,7 @@ impl Host {
         let writer = self.catalog(&[]).begin(id.clone()).unwrap();
         let mut manifest = Manifest::parse(SAMPLE.as_bytes()).unwrap();
         manifest.id = id.clone();
-        manifest.recipe.name = "shop".parse().unwrap();
+        manifest.recipe.name = golden.parse().unwrap();
         for (name, archive) in &mut manifest.archives {
             *archive = archive::pack(&[("", &source)], &writer.dir().join(name)).unwrap();
         }
@@ -73,6 +81,12 @@ fn noise(seed: u64) -> Vec<u8> {
 }
 
 async fn depot(server: &Server) -> (Depot, jetstream::Context) {
+    let (depot, jetstream) = depot_of_nobody(server).await;
+    (depot.known_by(NodeSecret::new("the nodes' own".to_owned().into())), jetstream)
+}
+
+/// As above, without the secret that the nodes know.
+async fn depot_of_nobody(server: &Server) -> (Depot, jetstream::Context) {
     let client = async_nats::connect(server.url()).await.unwrap();
     let jetstream = jetstream::new(client);
     (Depot::open(&jetstream, "test", 200 << 20).await.unwrap(), jetstream)

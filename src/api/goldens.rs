@@ -38,7 +38,7 @@ struct GoldenAnswer {
 /// Begins to serve a golden no more that was a visitor's shop.
 ///
 /// Nobody gets a copy of it any more; those that visitors have live on. Its snapshots go,
-/// but for what those need.
+/// but for what those need. Where several nodes share a NATS, it goes from all of them.
 #[utoipa::path(
     delete, path = "/api/v1/goldens/{golden}", tag = "saved", operation_id = "withdraw_golden",
     params(("golden" = String, Path, description = "Its name", example = "spring-sale")),

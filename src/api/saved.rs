@@ -240,7 +240,7 @@ pub(super) async fn remove(State(api): State<ApiState>, PathId(id): PathId) -> R
             headers(("Location" = String, description = "Where it is shown"))),
         (status = 400, description = "The body, the name, the title or the pool is not valid"),
         (status = 404, description = "Nothing is kept of that instance"),
-        (status = 409, description = "A recipe has that name, another task is under way, or the daemon restores no snapshots"),
+        (status = 409, description = "A recipe or a golden of another node has that name, another task is under way, or the daemon restores no snapshots"),
         (status = 413, description = "The body is too large"),
         (status = 415, description = "The body is not JSON by its own account"),
         (status = 500, description = "A defect of this service"),

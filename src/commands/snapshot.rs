@@ -181,7 +181,7 @@ async fn pull(context: &Context, catalog: &Catalog, id: Option<SnapshotId>) -> a
         }
     };
     let progress = Progress::of_steps();
-    let moved = courier::pull(&context.config, catalog, &id, &|step| progress.say(step)).await?;
+    let moved = courier::pull(&context.config, catalog, (None, &id), &|step| progress.say(step)).await?;
     told(context, &id, moved)
 }
 

@@ -3,9 +3,11 @@
 //!
 //! Nodes share a Valkey and nothing else. Each says every second there that it is
 //! there, and what has changed of its [`Report`]; [`watch`] judges by what it reads who
-//! is there. What one node asks of another, or passes on to it, bears a [`pass`].
+//! is there. What one node asks of another, or passes on to it, bears a [`pass`];
+//! what it leaves for all where others may write, too, a [`seal`].
 
 pub mod pass;
+pub mod seal;
 pub mod watch;
 
 use std::collections::BTreeMap;

@@ -49,7 +49,7 @@ impl Kind {
 
 /// The secret that all nodes know.
 #[derive(Debug, Clone)]
-pub struct NodeSecret(SecretString);
+pub struct NodeSecret(pub(super) SecretString);
 
 /// A request without a good pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -154,7 +154,7 @@ impl NodeSecret {
     }
 }
 
-fn from_hex(text: &str) -> Option<[u8; 32]> {
+pub(super) fn from_hex(text: &str) -> Option<[u8; 32]> {
     if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }

@@ -1,15 +1,29 @@
-//! What the desk does by itself: follows what was promoted at another node, tells what was
-//! promoted here, and has a golden that is only booted be restored as soon as there is a
-//! snapshot of it.
+//! What the desk does by itself: follows what was promoted, published or withdrawn at
+//! another node, tells what was here, and has a golden that is only booted be restored as
+//! soon as there is a snapshot of it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::shared::{self, Shared, Step};
-use super::{Desk, DeskError, Listed, Order, Task, Workshop, refresh};
+use jiff::Timestamp;
+
+use super::shared::{self, Here, Shared, Standing, Step, Told};
+use super::{Desk, DeskError, Order, Task, Workshop, refresh, switch_of};
 use crate::error::Chain;
 use crate::id::{GoldenName, SnapshotId};
 use crate::provision::GoldenRuntime;
+use crate::restore::Switch;
+use crate::snapshot::served::Choice;
+
+/// What is known when it is looked what is to be done.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// What the nodes have told; none when there are no others, or it cannot be found out.
+    told: Option<Told>,
+    /// What is written down here.
+    choice: Choice,
+}
 
 impl Desk {
     /// How often to look whether something else is to be served; none where nothing is
@@ -19,37 +33,48 @@ impl Desk {
         self.0.workshop.as_ref().map(|workshop| workshop.looks_every())
     }
 
-    /// Goldens that may have to be served from another snapshot: those that are only booted,
-    /// and all where there are other nodes.
-    #[must_use]
-    pub fn looked_at(&self) -> Vec<GoldenName> {
-        let is_shared = self.0.workshop.as_ref().is_some_and(|workshop| workshop.is_shared());
-        let goldens = self.0.lifecycle.goldens();
-        let looked_at = goldens.iter().filter(|golden| is_shared || golden.restore.is_err());
-        looked_at.map(|golden| golden.name.clone()).collect()
+    /// What all nodes have told; none where there are no others.
+    pub(super) async fn heard(&self) -> Result<Option<Told>, DeskError> {
+        let workshop = self.workshop()?;
+        Ok(if workshop.is_shared() { Some(workshop.told().await?) } else { None })
     }
 
-    /// The snapshot of a golden that is to be begun with, followed, or told of.
-    ///
-    /// # Errors
-    /// It cannot be found out.
-    pub async fn wanted(&self, golden: &GoldenName) -> Result<Option<SnapshotId>, DeskError> {
-        match self.next(golden).await?.0 {
-            Step::Nothing => Ok(None),
-            Step::Begin(snapshot) => Ok(Some(snapshot)),
-            Step::Follow(shared) | Step::Tell(shared) => Ok(Some(shared.snapshot)),
+    /// What is known now; what is not, and why not.
+    pub(super) async fn known(&self) -> (Known, Result<(), DeskError>) {
+        let choice = async { Ok::<_, DeskError>(self.workshop()?.choice().await?) };
+        match (self.heard().await, choice.await) {
+            (Ok(told), Ok(choice)) => (Known { told, choice }, Ok(())),
+            (Err(error), Ok(choice)) => (Known { told: None, choice }, Err(error)),
+            // Without it a published golden looks as if settings named it.
+            (_, Err(error)) => (Known::default(), Err(error)),
         }
     }
 
-    /// Begins to serve what was promoted at another node, to tell the others, or to restore
-    /// what was only booted.
+    /// Goldens of which something may have to be done: those that are only booted, and where
+    /// there are other nodes all that are here or there.
+    pub(super) fn looked_at(&self, known: &Known) -> BTreeSet<GoldenName> {
+        let goldens = self.0.lifecycle.goldens();
+        let looked_at = goldens.iter().filter(|golden| known.told.is_some() || golden.restore.is_err());
+        let here = looked_at.map(|golden| golden.name.clone());
+        here.chain(known.told.iter().flatten().map(|(golden, _)| golden.clone())).collect()
+    }
+
+    /// What is to be done about a golden; none: nothing.
+    ///
+    /// # Errors
+    /// It cannot be found out.
+    pub(super) async fn wanted(&self, golden: &GoldenName, known: &Known) -> Result<Option<Step>, DeskError> {
+        Ok(Some(self.next(golden, known).await?).filter(|step| *step != Step::Nothing))
+    }
+
+    /// Begins to do that; it is found out anew when it is done.
     ///
     /// # Errors
     /// [`DeskError`]; nothing was begun.
-    pub fn follow(&self, golden: &GoldenName) -> Result<Task, DeskError> {
-        match self.is_only_booted(golden) {
-            true => self.begin(Order::Begin(golden.clone())),
-            false => self.begin(Order::Follow(golden.clone())),
+    pub(super) fn follow(&self, golden: &GoldenName, wanted: &Step) -> Result<Task, DeskError> {
+        match wanted {
+            Step::Begin(_) => self.begin(Order::Begin(golden.clone())),
+            _ => self.begin(Order::Follow(golden.clone())),
         }
     }
 
@@ -57,42 +82,57 @@ impl Desk {
         self.0.lifecycle.golden(golden).is_some_and(|golden| golden.restore.is_err())
     }
 
-    /// What is to be done about what the nodes serve, and all snapshots that are here.
-    async fn next(&self, golden: &GoldenName) -> Result<(Step, Vec<Listed>), DeskError> {
-        let workshop = self.workshop()?;
-        if self.is_only_booted(golden) {
-            let first = workshop.first(golden).await?;
-            return Ok((first.map_or(Step::Nothing, Step::Begin), workshop.list().await?));
-        }
-        let Some(served) = self.served().remove(golden) else { return Ok((Step::Nothing, Vec::new())) };
-        if !workshop.is_shared() || self.is_own_alone(golden).await {
-            return Ok((Step::Nothing, Vec::new()));
-        }
-        let shared = workshop.shared(golden).await?;
-        let listed = workshop.list().await?;
-        let of = |id: &SnapshotId| listed.iter().find(|listed| listed.id == *id);
-        if shared.as_ref().and_then(|shared| of(&shared.snapshot)?.refused.as_ref()).is_some() {
+    /// What is to be done about what the nodes serve.
+    async fn next(&self, golden: &GoldenName, known: &Known) -> Result<Step, DeskError> {
+        let choice = &known.choice;
+        let step = match &known.told {
+            Some(told) => shared::next(self.here(golden, choice), told.get(golden)),
+            None => Step::Nothing,
+        };
+        match step {
+            Step::Withdraw(_) | Step::Clash(_) => Ok(step),
+            _ if self.is_only_booted(golden) => {
+                let first = self.workshop()?.first(golden).await?;
+                Ok(first.map_or(Step::Nothing, Step::Begin))
+            }
             // It was tried here. The operator may promote it here, or another one anywhere.
-            return Ok((Step::Nothing, listed));
+            Step::Follow(shared) | Step::Introduce(shared) if choice.refused(&shared.snapshot).is_some() => {
+                Ok(Step::Nothing)
+            }
+            step => Ok(step),
         }
-        let promoted_at = of(&served).filter(|listed| listed.promoted).and_then(|listed| listed.promoted_at);
-        Ok((shared::next(&served, promoted_at, shared), listed))
     }
 
-    /// Whether a golden was a visitor's shop: the others know nothing of it.
-    async fn is_own_alone(&self, golden: &GoldenName) -> bool {
-        self.published().await.contains(golden)
+    fn here(&self, golden: &GoldenName, choice: &Choice) -> Here {
+        let runtime = self.0.lifecycle.golden(golden);
+        let served = runtime.as_deref().and_then(switch_of).map(Switch::served);
+        let promoted = choice.promoted(golden);
+        let is_served = served.is_none() || promoted == served.as_ref();
+        let said_at = choice.said_at(golden).filter(|_| promoted.is_some() && is_served);
+        match (choice.is_published(golden), runtime) {
+            (true, _) => Here::Published { served, said_at },
+            (false, Some(_)) => Here::Configured { served, said_at },
+            (false, None) => Here::Absent { withdrawn_at: choice.withdrawn(golden) },
+        }
     }
 
-    /// Tells the other nodes, if there are any, what was promoted here; answers what was
-    /// done with what came of that.
-    pub(super) async fn share(&self, workshop: &Arc<dyn Workshop>, shared: Shared, done: String) -> String {
-        let golden = self.served().into_iter().find(|(_, served)| *served == shared.snapshot);
-        let Some((golden, _)) = golden else { return done };
-        if !workshop.is_shared() || self.is_own_alone(&golden).await {
-            return done;
-        }
-        match workshop.share(&golden, &shared, &|step| self.say(step)).await {
+    /// Tells the other nodes, if there are any, what is served here since that was said at
+    /// that time; answers what was done with what came of that.
+    pub(super) async fn share(
+        &self,
+        workshop: &Arc<dyn Workshop>,
+        (snapshot, at): (&SnapshotId, Timestamp),
+        done: String,
+    ) -> String {
+        let golden = self.served().into_iter().find(|(_, served)| served == snapshot);
+        let Some((golden, _)) = golden.filter(|_| workshop.is_shared()) else { return done };
+        let told = async {
+            let is_published = workshop.choice().await?.is_published(&golden);
+            let standing = if is_published { Standing::Published } else { Standing::Promoted };
+            let shared = Shared { snapshot: snapshot.clone(), at, standing };
+            workshop.share(&golden, &shared, &|step| self.say(step)).await
+        };
+        match told.await {
             Ok(()) => format!("{done}; the other nodes are told"),
             Err(error) => {
                 tracing::warn!(golden = %golden, error = %Chain(&error), "the other nodes are not told yet");
@@ -108,38 +148,63 @@ impl Desk {
     ) -> Result<String, DeskError> {
         let say = |step: &str| self.say(step);
         // Anew: an operator's order may have come before.
-        let (step, listed) = self.next(golden).await?;
-        match step {
-            Step::Nothing => Ok("nothing to do".to_owned()),
+        let (known, is_known) = self.known().await;
+        if !self.is_only_booted(golden) {
+            is_known?;
+        }
+        let lifecycle = &self.0.lifecycle;
+        let served = match self.next(golden, &known).await? {
+            Step::Nothing => return Ok("nothing to do".to_owned()),
+            Step::Clash(_) => return Err(DeskError::Clash { golden: golden.clone() }),
             Step::Tell(shared) => {
                 workshop.share(golden, &shared, &say).await?;
-                Ok(format!("{} is served, the other nodes are told", shared.snapshot))
+                return Ok(match shared.standing {
+                    Standing::Withdrawn => format!("{golden} is withdrawn, the other nodes are told"),
+                    _ => format!("{} is served, the other nodes are told", shared.snapshot),
+                });
             }
-            Step::Follow(Shared { snapshot, promoted_at }) => {
-                if !listed.iter().any(|listed| listed.id == snapshot) {
-                    workshop.fetch(&snapshot, &say).await?;
-                }
-                let served =
-                    refresh::refresh(&self.0.lifecycle, workshop, (&snapshot, promoted_at), &say).await;
-                served.map_err(|error| DeskError::Refresh(Box::new(error)))
-            }
+            Step::Withdraw(shared) => return self.do_follow_out(golden, shared.at, workshop).await,
             Step::Begin(snapshot) => {
-                let is_here = listed.iter().any(|listed| listed.id == snapshot);
-                let begun = self.do_begin((&snapshot, is_here), workshop).await;
-                begun.inspect_err(|error| self.tell_why(golden, error))
+                let begun = self.do_begin(golden, &snapshot, workshop).await;
+                return begun.inspect_err(|error| self.tell_why(golden, error));
             }
+            Step::Follow(Shared { snapshot, at, .. }) => {
+                self.have_here(golden, &snapshot, workshop).await?;
+                refresh::refresh(lifecycle, workshop, (&snapshot, at), &say).await
+            }
+            Step::Introduce(Shared { snapshot, at, .. }) => {
+                self.have_here(golden, &snapshot, workshop).await?;
+                refresh::introduce(lifecycle, workshop, (&snapshot, at), None, &say).await
+            }
+        };
+        served.map_err(|error| DeskError::Refresh(Box::new(error)))
+    }
+
+    /// Fetches what is not here; what is here has to be of that golden, too, whatever was told.
+    async fn have_here(
+        &self,
+        golden: &GoldenName,
+        snapshot: &SnapshotId,
+        workshop: &Arc<dyn Workshop>,
+    ) -> Result<(), DeskError> {
+        let listed = workshop.list().await?.into_iter().find(|listed| listed.id == *snapshot);
+        match listed {
+            None => Ok(workshop.fetch(golden, snapshot, &|step| self.say(step)).await?),
+            Some(listed) if listed.golden.as_ref().is_some_and(|of| of != golden) => {
+                Err(DeskError::OtherGolden { id: snapshot.clone(), golden: golden.clone() })
+            }
+            Some(_) => Ok(()),
         }
     }
 
     async fn do_begin(
         &self,
-        (snapshot, is_here): (&SnapshotId, bool),
+        golden: &GoldenName,
+        snapshot: &SnapshotId,
         workshop: &Arc<dyn Workshop>,
     ) -> Result<String, DeskError> {
         let say = |step: &str| self.say(step);
-        if !is_here {
-            workshop.fetch(snapshot, &say).await?;
-        }
+        self.have_here(golden, snapshot, workshop).await?;
         let served = refresh::begin(&self.0.lifecycle, workshop, snapshot, &say).await;
         served.map_err(|error| DeskError::Refresh(Box::new(error)))
     }

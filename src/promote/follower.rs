@@ -1,5 +1,5 @@
-//! Has this node serve what was promoted at another one, tells the others what was
-//! promoted here when that could not be told at once, and has a golden that is only booted
+//! Has this node serve what was promoted or published at another one, and no more what was
+//! withdrawn there, tells the others what was here when that could not be told at once, and has a golden that is only booted
 //! be restored as soon as there is a snapshot of it, whoever took it. One task.
 //!
 //! Wakes on a tick, takes no input and is idempotent: what it does are the desk's
@@ -11,9 +11,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::shared::Step;
 use super::{Desk, DeskError};
 use crate::error::Chain;
-use crate::id::{GoldenName, SnapshotId};
+use crate::id::GoldenName;
 
 /// When one that did not work is tried again: NATS went away, a disk was full. Each time
 /// twice as late, up to the second: a key that is not trusted is a matter for people. What
@@ -23,7 +24,7 @@ const TRY_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 /// What was begun for a golden last.
 #[derive(Debug)]
 struct Tried {
-    wanted: SnapshotId,
+    wanted: Step,
     again_at: Instant,
     pause: Duration,
 }
@@ -54,8 +55,10 @@ pub async fn keep(desk: Desk, stop: CancellationToken) {
 }
 
 async fn look(desk: &Desk, tried: &mut HashMap<GoldenName, Tried>) -> Result<(), DeskError> {
-    for golden in desk.looked_at() {
-        let Some(wanted) = desk.wanted(&golden).await? else {
+    // What is only booted does not wait for those who do not answer.
+    let (known, is_known) = desk.known().await;
+    for golden in desk.looked_at(&known) {
+        let Some(wanted) = desk.wanted(&golden, &known).await? else {
             tried.remove(&golden);
             continue;
         };
@@ -64,7 +67,7 @@ async fn look(desk: &Desk, tried: &mut HashMap<GoldenName, Tried>) -> Result<(),
             continue;
         }
         let pause = before.map_or(TRY_AGAIN.0, |before| (before.pause * 2).min(TRY_AGAIN.1));
-        match desk.follow(&golden) {
+        match desk.follow(&golden, &wanted) {
             Ok(_) => {
                 tried.insert(golden, Tried { wanted, again_at: Instant::now() + pause, pause });
             }
@@ -73,5 +76,5 @@ async fn look(desk: &Desk, tried: &mut HashMap<GoldenName, Tried>) -> Result<(),
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    is_known
 }

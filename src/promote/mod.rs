@@ -4,7 +4,8 @@
 //! background and remembers how it went ([`task`]); what is done to files is the
 //! [`Workshop`]'s ([`port`]); how a snapshot comes to be served behind live
 //! traffic is [`refresh`]'s. Where there are several nodes, what is promoted at one is
-//! served by all ([`follow`], [`shared`], [`follower`]).
+//! served by all ([`follow`], [`shared`], [`follower`]), and so is what was a visitor's shop
+//! ([`publish`]).
 //!
 //! Not responsible for: what is served after a restart, which
 //! [`crate::snapshot::served`] remembers.
@@ -12,6 +13,7 @@
 mod follow;
 pub mod follower;
 mod port;
+mod publish;
 mod refresh;
 mod shared;
 mod task;
@@ -24,7 +26,7 @@ use tokio::sync::watch;
 
 pub use self::port::{Listed, Loaded, Publication, Say, Workshop, WorkshopError};
 use self::refresh::RefreshError;
-pub use self::shared::Shared;
+pub use self::shared::{Shared, Source, Standing, Told, source_of};
 use self::task::Board;
 pub use self::task::{Kind, Outcome, Task};
 use crate::error::{Chain, ErrorKind};
@@ -70,6 +72,23 @@ pub enum DeskError {
         /// Which.
         golden: GoldenName,
     },
+    /// It is of another golden than was told.
+    #[error("snapshot {id} is none of golden {golden}, of which it was told")]
+    OtherGolden {
+        /// Which.
+        id: SnapshotId,
+        /// What was told.
+        golden: GoldenName,
+    },
+    /// Settings name it at one node, and it was published at another one.
+    #[error(
+        "golden {golden} was published at one node, and settings of another one name it; both go on \
+         with their own: `saved withdraw` it where it was published, and publish it by another name"
+    )]
+    Clash {
+        /// Which.
+        golden: GoldenName,
+    },
     /// It is in use.
     #[error("snapshot {id} is in use: {by}")]
     InUse {
@@ -94,8 +113,10 @@ impl DeskError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Busy { .. } | Self::NoSnapshots | Self::InUse { .. } => ErrorKind::Conflict,
-            Self::UnknownGolden { .. } => ErrorKind::Invalid,
+            Self::Busy { .. } | Self::NoSnapshots | Self::InUse { .. } | Self::Clash { .. } => {
+                ErrorKind::Conflict
+            }
+            Self::UnknownGolden { .. } | Self::OtherGolden { .. } => ErrorKind::Invalid,
             Self::UnknownSnapshot { .. } | Self::NotPublished { .. } => ErrorKind::NotFound,
             Self::Workshop(error) => error.kind,
             Self::Store(error) => error.kind(),
@@ -236,34 +257,6 @@ impl Desk {
         self.begin(Order::Promote(id.clone()))
     }
 
-    /// Begins to make a golden of a visitor's shop that was kept, and to serve it.
-    ///
-    /// # Errors
-    /// [`DeskError`]; nothing was begun.
-    pub async fn publish(&self, wanted: Publication) -> Result<Task, DeskError> {
-        self.workshop()?.may_publish(&wanted.golden).await?;
-        self.begin(Order::Publish(wanted))
-    }
-
-    /// Goldens that were published, as far as they are known.
-    pub async fn published(&self) -> Vec<GoldenName> {
-        match &self.0.workshop {
-            Some(workshop) => workshop.published().await.unwrap_or_default(),
-            None => Vec::new(),
-        }
-    }
-
-    /// Begins to serve a published golden no more.
-    ///
-    /// # Errors
-    /// [`DeskError`]; nothing was begun.
-    pub async fn withdraw(&self, golden: &GoldenName) -> Result<Task, DeskError> {
-        if !self.workshop()?.published().await?.contains(golden) {
-            return Err(DeskError::NotPublished { golden: golden.clone() });
-        }
-        self.begin(Order::Withdraw(golden.clone()))
-    }
-
     /// Begins to remove all but the newest `keep` snapshots of each golden, and
     /// those in use.
     ///
@@ -353,25 +346,11 @@ impl Desk {
                 let at = Timestamp::now();
                 let done = refresh::refresh(&self.0.lifecycle, workshop, (&id, at), &say).await;
                 let done = done.map_err(|error| DeskError::Refresh(Box::new(error)))?;
-                Ok(self.share(workshop, Shared { snapshot: id, promoted_at: at }, done).await)
+                Ok(self.share(workshop, (&id, at), done).await)
             }
             Order::Follow(golden) | Order::Begin(golden) => self.do_follow(&golden, workshop).await,
-            Order::Publish(wanted) => {
-                let id = workshop.publish(&wanted, &say).await?;
-                let served = refresh::introduce(&self.0.lifecycle, workshop, &id, wanted.pool, &say).await;
-                if served.is_err() && self.0.lifecycle.golden(&wanted.golden).is_none() {
-                    // It can be made again, and nobody could serve it by itself.
-                    if let Err(error) = workshop.clear(&wanted.golden, &self.in_use().await?).await {
-                        tracing::warn!(error = %Chain(&error), "snapshot of a golden that is not served stays");
-                    }
-                }
-                served.map_err(|error| DeskError::Refresh(Box::new(error)))
-            }
-            Order::Withdraw(golden) => {
-                let said = refresh::withdraw(&self.0.lifecycle, workshop, &golden).await?;
-                let removed = workshop.clear(&golden, &self.in_use().await?).await?;
-                Ok(format!("{said}; {} of its snapshots removed", removed.len()))
-            }
+            Order::Publish(wanted) => self.do_publish(&wanted, workshop).await,
+            Order::Withdraw(golden) => self.do_withdraw(&golden, workshop).await,
             Order::Prune(keep) => {
                 let removed = workshop.prune(keep, &self.in_use().await?).await?;
                 let names: Vec<&str> = removed.iter().map(SnapshotId::as_str).collect();

@@ -10,12 +10,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::Shared;
+use super::shared::{Shared, Told};
 use crate::engine::ContainerEngine;
 use crate::error::ErrorKind;
 use crate::id::{GoldenName, InstanceId, SnapshotId};
 use crate::provision::GoldenAbout;
 use crate::restore::Make;
+use crate::snapshot::served::Choice;
 
 /// One snapshot of the catalogue.
 #[derive(Debug, Clone)]
@@ -119,12 +120,13 @@ pub trait Workshop: Send + Sync + fmt::Debug {
     /// Nothing is written down: the next start chooses by itself.
     fn begin(&self, id: &SnapshotId, engine: &Arc<dyn ContainerEngine>);
 
-    /// What was promoted last, at any node.
-    async fn shared(&self, _golden: &GoldenName) -> Result<Option<Shared>, WorkshopError> {
-        Ok(None)
+    /// What was said of goldens last, at any node.
+    async fn told(&self) -> Result<Told, WorkshopError> {
+        Ok(Told::new())
     }
 
-    /// Tells the other nodes what was promoted, and sends it to where they find it.
+    /// Tells the other nodes what was said here, and sends the snapshot to where they find it;
+    /// of a withdrawn golden it removes what is there.
     async fn share(
         &self,
         _golden: &GoldenName,
@@ -134,9 +136,9 @@ pub trait Workshop: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Fetches a snapshot that another node has sent; it appears when it is whole, and a
-    /// trusted host's.
-    async fn fetch(&self, id: &SnapshotId, say: Say<'_>) -> Result<(), WorkshopError>;
+    /// Fetches a snapshot of a golden that another node has sent; it appears when it is whole,
+    /// of that golden, and a trusted host's.
+    async fn fetch(&self, golden: &GoldenName, id: &SnapshotId, say: Say<'_>) -> Result<(), WorkshopError>;
 
     /// Writes down that this snapshot is not to be served, and why.
     async fn refuse(&self, id: &SnapshotId, why: &str) -> Result<(), WorkshopError>;
@@ -151,13 +153,13 @@ pub trait Workshop: Send + Sync + fmt::Debug {
     /// cancel-safe.
     async fn publish(&self, wanted: &Publication, say: Say<'_>) -> Result<SnapshotId, WorkshopError>;
 
-    /// Writes down that a golden that no setting names is served, from this snapshot, and
-    /// how many are to be ready, which it answers; what can be made ahead for it is made
+    /// Writes down that a golden that no setting names is served, from this snapshot, since
+    /// that was said at that time, and how many are to be ready, which it answers; what can be made ahead for it is made
     /// ahead from now on.
     async fn introduce(
         &self,
         golden: &GoldenName,
-        id: &SnapshotId,
+        said: (&SnapshotId, Timestamp),
         pool: Option<usize>,
         engine: &Arc<dyn ContainerEngine>,
     ) -> Result<usize, WorkshopError>;
@@ -165,14 +167,15 @@ pub trait Workshop: Send + Sync + fmt::Debug {
     /// Writes down how many of a published golden are to be ready.
     async fn set_pool(&self, golden: &GoldenName, pool: usize) -> Result<(), WorkshopError>;
 
-    /// Goldens that were published.
-    async fn published(&self) -> Result<Vec<GoldenName>, WorkshopError>;
+    /// What was written down.
+    async fn choice(&self) -> Result<Choice, WorkshopError>;
 
-    /// Writes down that a published golden is served no more; for its drivers nothing is
-    /// made ahead any more.
+    /// Writes down that a published golden is served no more, since that was said at that
+    /// time; for its drivers nothing is made ahead any more.
     async fn withdraw(
         &self,
         golden: &GoldenName,
+        at: Timestamp,
         engines: &[Arc<dyn ContainerEngine>],
     ) -> Result<(), WorkshopError>;
 

@@ -179,16 +179,12 @@ async fn turn_to(
     say("making a trial shop");
     if let Err(source) = make_one(lifecycle, &golden, &maker).await {
         tell_left(maker.engine().drain().await);
-        return match &source {
-            MakeError::Launch(error) if !matches!(error.kind, ErrorKind::NoSpace | ErrorKind::Exhausted) => {
-                let why = Chain(&source).to_string();
-                refuse(workshop, id, &why).await;
-                Err(RefreshError::Canary { id: id.clone(), before, source })
-            }
-            MakeError::Launch(_) | MakeError::Full { .. } | MakeError::Store(_) => {
-                Err(RefreshError::NoRoom { id: id.clone(), before, source })
-            }
-        };
+        if is_no_good(&source) {
+            let why = Chain(&source).to_string();
+            refuse(workshop, id, &why).await;
+            return Err(RefreshError::Canary { id: id.clone(), before, source });
+        }
+        return Err(RefreshError::NoRoom { id: id.clone(), before, source });
     }
     say("its front page is there; writing it down");
     if let Some(at) = at
@@ -234,14 +230,15 @@ fn turn(
     None
 }
 
-/// Serves a golden that was published, from this snapshot; answers what came of it.
+/// Serves a golden that was published at that time, from this snapshot; answers what came
+/// of it.
 ///
 /// # Cancel safety
 /// Not cancel-safe: spawn it.
 pub(super) async fn introduce(
     lifecycle: &Lifecycle,
     workshop: &Arc<dyn Workshop>,
-    id: &SnapshotId,
+    (id, at): (&SnapshotId, Timestamp),
     pool: Option<usize>,
     say: Say<'_>,
 ) -> Result<String, RefreshError> {
@@ -249,7 +246,7 @@ pub(super) async fn introduce(
     if lifecycle.golden(&loaded.golden).is_some() {
         // It was published before.
         let golden = loaded.golden.clone();
-        let served = turn_to(lifecycle, workshop, (id, Some(Timestamp::now())), loaded, say).await?;
+        let served = turn_to(lifecycle, workshop, (id, Some(at)), loaded, say).await?;
         if let Some(pool) = pool {
             workshop.set_pool(&golden, pool).await?;
             lifecycle.aim().set_usual(&golden, pool);
@@ -261,12 +258,16 @@ pub(super) async fn introduce(
     say("making a trial shop");
     if let Err(source) = make_one(lifecycle, &golden, &maker).await {
         tell_left(maker.engine().drain().await);
+        if is_no_good(&source) {
+            let why = Chain(&source).to_string();
+            refuse(workshop, id, &why).await;
+        }
         return Err(RefreshError::Trial { golden, id: id.clone(), source });
     }
     say("its front page is there; writing it down");
     let served = Switch::new(Served { snapshot: id.clone(), maker });
     let engine = Arc::clone(served.engine());
-    let pool = match workshop.introduce(&golden, id, pool, &engine).await {
+    let pool = match workshop.introduce(&golden, (id, at), pool, &engine).await {
         Ok(pool) => pool,
         Err(error) => {
             tell_left(engine.drain().await);
@@ -280,18 +281,26 @@ pub(super) async fn introduce(
     Ok(format!("{golden} is served, restored from {id}"))
 }
 
-/// Serves a published golden no more; answers what came of it. Visitors' shops live on.
+/// Whether a trial shop says something of its snapshot, and not of the host.
+fn is_no_good(trial: &MakeError) -> bool {
+    match trial {
+        MakeError::Launch(error) => !matches!(error.kind, ErrorKind::NoSpace | ErrorKind::Exhausted),
+        MakeError::Full { .. } | MakeError::Store(_) => false,
+    }
+}
+
+/// Serves a published golden no more, since that was said at that time; answers what came of it. Visitors' shops live on.
 ///
 /// # Cancel safety
 /// Not cancel-safe: spawn it.
 pub(super) async fn withdraw(
     lifecycle: &Lifecycle,
     workshop: &Arc<dyn Workshop>,
-    golden: &GoldenName,
+    (golden, at): (&GoldenName, Timestamp),
 ) -> Result<String, WorkshopError> {
     // None, when nothing could be made of it at the start.
     let engines = lifecycle.golden(golden).map(|runtime| runtime.engines()).unwrap_or_default();
-    workshop.withdraw(golden, &engines).await?;
+    workshop.withdraw(golden, at, &engines).await?;
     lifecycle.serve_no_more(golden);
     lifecycle.aim().forget(golden);
     // One may be in the making, and is ready in a moment; the reaper ends what comes later.

@@ -8,11 +8,13 @@
 //!                             "refused": {"<snapshot id>": "<why>"},
 //!                             "published": ["<golden>"],
 //!                             "pools": {"<golden>": <how many are to be ready>},
+//!                             "withdrawn": {"<golden>": "<time>"},
 //!                             "check": ..}                            [`crate::sealed`]
 //! ```
 //!
 //! A published golden was a visitor's shop: no setting names it, so the next daemon
-//! serves it because it stands here. A golden that is not named is restored from its newest usable snapshot. The
+//! serves it because it stands here. That one was withdrawn is kept for [`TOLD_FOR`], for the
+//! other nodes: whichever has not heard of it would bring it back. A golden that is not named is restored from its newest usable snapshot. The
 //! file appears by one rename, when it is on the disk: whoever dies in between
 //! leaves the one before. Written by the daemon alone, which has one task at a
 //! time for it.
@@ -23,7 +25,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{DiskError, ErrorKind};
@@ -42,6 +44,10 @@ const UNFINISHED: &str = ".served.json.new";
 /// A line a snapshot: some thousand of them.
 const SIZE_MAX: u64 = 1 << 20;
 
+/// For how long it is known that a golden was withdrawn: NATS may be away, or another node
+/// may tell at the same moment that it serves it.
+pub const TOLD_FOR: SignedDuration = SignedDuration::from_hours(30 * 24);
+
 /// What an operator has said.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Choice {
@@ -57,6 +63,8 @@ pub struct Choice {
     /// Of those that were published.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pools: BTreeMap<GoldenName, usize>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    withdrawn: BTreeMap<GoldenName, Timestamp>,
 }
 
 /// The file cannot be used.
@@ -171,6 +179,12 @@ impl Choice {
         self.promoted_at.get(golden).copied()
     }
 
+    /// When a golden was promoted or published last, if that was written down.
+    #[must_use]
+    pub fn said_at(&self, golden: &GoldenName) -> Option<Timestamp> {
+        self.promoted_at.get(golden).copied()
+    }
+
     /// Why a snapshot was refused, if it was.
     #[must_use]
     pub fn refused(&self, id: &SnapshotId) -> Option<&str> {
@@ -189,6 +203,18 @@ impl Choice {
         self.published.iter()
     }
 
+    /// Whether a golden was a visitor's shop.
+    #[must_use]
+    pub fn is_published(&self, golden: &GoldenName) -> bool {
+        self.published.contains(golden)
+    }
+
+    /// When a golden was withdrawn that was a visitor's shop, if it was.
+    #[must_use]
+    pub fn withdrawn(&self, golden: &GoldenName) -> Option<Timestamp> {
+        self.withdrawn.get(golden).copied()
+    }
+
     /// How many of a published golden are to be ready, if it was said.
     #[must_use]
     pub fn pool(&self, golden: &GoldenName) -> Option<usize> {
@@ -199,6 +225,7 @@ impl Choice {
     /// many of it ready.
     pub fn publish(&mut self, golden: GoldenName, (id, at): (SnapshotId, Timestamp), pool: usize) {
         self.promote(golden.clone(), id, at);
+        self.withdrawn.remove(&golden);
         self.published.insert(golden.clone());
         self.set_pool(&golden, pool);
     }
@@ -210,8 +237,10 @@ impl Choice {
         }
     }
 
-    /// Has a published golden be none any more.
-    pub fn withdraw(&mut self, golden: &GoldenName) {
+    /// Has a published golden be none any more, and that be known as said at that time.
+    pub fn withdraw(&mut self, golden: &GoldenName, at: Timestamp) {
+        self.withdrawn.retain(|_, before| at.duration_since(*before) < TOLD_FOR);
+        self.withdrawn.insert(golden.clone(), at);
         self.published.remove(golden);
         self.pools.remove(golden);
         self.promoted.remove(golden);
@@ -270,9 +299,18 @@ mod tests {
         assert!(again.promoted(&shop) == Some(&id("shop-3-c")) && again.published().eq([&shop]));
         assert_eq!(again.pool(&shop), Some(3));
         let mut again = again;
-        again.withdraw(&shop);
-        assert!(again.promoted(&shop).is_none() && again.published().count() == 0);
+        again.withdraw(&shop, Timestamp::UNIX_EPOCH);
+        assert!(again.promoted(&shop).is_none() && !again.is_published(&shop));
         assert_eq!(again.pool(&shop), None);
+        again.write(dir.path()).unwrap();
+        let mut again = Choice::read(dir.path()).unwrap();
+        assert_eq!(again.withdrawn(&shop), Some(Timestamp::UNIX_EPOCH), "the others may not know yet");
+        let later = Timestamp::UNIX_EPOCH + TOLD_FOR;
+        again.publish(shop.clone(), (id("shop-4-d"), later), 1);
+        assert_eq!(again.withdrawn(&shop), None, "it is served again");
+        again.withdraw(&shop, later);
+        again.withdraw(&"other".parse().unwrap(), later + TOLD_FOR);
+        assert_eq!(again.withdrawn(&shop), None, "all have had the time to hear of it");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The images that visitors' shops became on their way to a snapshot.
 //!
-//! Podman has them, by a name of their own and with a label that says whose they are. A
-//! snapshot's files are prepared from its image, so an image is needed for as long as a
+//! Podman has them, by a name of their own and with a label that says whose they are; those
+//! that came from other nodes by a name that says it. A snapshot's files are prepared from its image, so an image is needed for as long as a
 //! snapshot of it is there. Called by the workshop, which removes those that no snapshot
 //! needs any more, and by whoever audits the host for what a dead daemon has left.
 //!
@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,6 +29,10 @@ use crate::snapshot::catalog::{Catalog, CatalogError};
 
 /// How their names begin; the golden's follows, and when it was made.
 const REPOSITORY: &str = "localhost/demo-multiplexer-template-";
+
+/// How the name of one begins that another node has made; this daemon's hash follows, since
+/// the label is the other one's.
+const FETCHED: &str = "localhost/demo-multiplexer-fetched-";
 
 /// The tag.
 const STAMP: &str = "%Y%m%dt%H%M%Sz";
@@ -72,9 +77,37 @@ pub(super) fn name_of(golden: &GoldenName, now: Timestamp) -> String {
     format!("{REPOSITORY}{golden}:{}", now.strftime(STAMP))
 }
 
-/// Name and value of the label that says whose they are.
+/// The label that says whose they are.
+const LABEL: &str = "demo-multiplexer.templates";
+
+/// Name and value of the label.
 pub(super) fn label(state_dir: &Path) -> (&'static str, String) {
-    ("demo-multiplexer.templates", state_dir.display().to_string())
+    (LABEL, state_dir.display().to_string())
+}
+
+/// How the names of those begin that came to this daemon from other nodes.
+fn fetched(state_dir: &Path) -> String {
+    let hash = blake3::hash(state_dir.as_os_str().as_bytes()).to_hex();
+    format!("{FETCHED}{}-", &hash[..16])
+}
+
+/// Gives an image that came with a snapshot of a golden a name by which it is found again,
+/// if it was made of a visitor's shop. Again is fine.
+///
+/// # Errors
+/// [`PodmanError`]
+pub async fn adopt(state_dir: &Path, golden: &GoldenName, image: &str) -> Result<(), PodmanError> {
+    let format = format!("{{{{index .Labels \"{LABEL}\"}}}} {{{{range .RepoTags}}}}{{{{.}}}} {{{{end}}}}");
+    let found = cli::podman(&["image", "inspect", "--format", &format, image]).await?;
+    let (whose, names) = found.split_once(' ').unwrap_or((&found, ""));
+    let (_, own) = label(state_dir);
+    let prefix = fetched(state_dir);
+    let is_found = |name: &str| name.starts_with(&prefix) || (whose == own && name.starts_with(REPOSITORY));
+    if whose.is_empty() || names.split(' ').any(is_found) {
+        return Ok(());
+    }
+    let name = format!("{prefix}{golden}:{}", Timestamp::now().strftime(STAMP));
+    cli::podman(&["tag", image, &name]).await.map(drop)
 }
 
 /// One of them.
@@ -88,9 +121,9 @@ struct Found {
 
 impl Found {
     /// From a line of Podman's list: name and id.
-    fn of(line: &str) -> Option<Self> {
+    fn of(line: &str, prefix: &str) -> Option<Self> {
         let (name, id) = line.split_once(' ')?;
-        let (golden, tag) = name.strip_prefix(REPOSITORY)?.split_once(':')?;
+        let (golden, tag) = name.strip_prefix(prefix)?.split_once(':')?;
         let made_at = TimeZone::UTC.to_timestamp(DateTime::strptime(STAMP, tag).ok()?).ok()?;
         let id = id.trim_start_matches("sha256:").to_owned();
         Some(Self { golden: golden.parse().ok()?, name: name.to_owned(), id, made_at })
@@ -99,10 +132,16 @@ impl Found {
 
 async fn all(state_dir: &Path) -> Result<Vec<Found>, PodmanError> {
     let (name, value) = label(state_dir);
-    let filter = format!("label={name}={value}");
-    let format = "--format={{.Repository}}:{{.Tag}} {{.Id}}";
-    let lines = cli::podman(&["images", "--no-trunc", format, "--filter", &filter]).await?;
-    Ok(lines.lines().filter_map(Found::of).collect())
+    let prefix = fetched(state_dir);
+    let own = (format!("label={name}={value}"), REPOSITORY);
+    let others = (format!("reference={prefix}*"), prefix.as_str());
+    let mut all = Vec::new();
+    for (filter, prefix) in [own, others] {
+        let format = "--format={{.Repository}}:{{.Tag}} {{.Id}}";
+        let lines = cli::podman(&["images", "--no-trunc", format, "--filter", &filter]).await?;
+        all.extend(lines.lines().filter_map(|line| Found::of(line, prefix)));
+    }
+    Ok(all)
 }
 
 /// Images that the snapshots are made of.
@@ -178,8 +217,12 @@ mod tests {
         let golden: GoldenName = "spring-sale".parse().unwrap();
         let at: Timestamp = "2026-03-04T05:06:07Z".parse().unwrap();
         let name = name_of(&golden, at);
-        let found = Found::of(&format!("{name} sha256:abc")).unwrap();
+        let found = Found::of(&format!("{name} sha256:abc"), REPOSITORY).unwrap();
         assert_eq!(found, Found { name: name.clone(), id: "abc".into(), golden, made_at: at });
+        let [one, other] = ["/one", "/other"].map(|state_dir| fetched(Path::new(state_dir)));
+        let name_here = format!("{one}spring-sale:20260304t050607z abc");
+        assert_eq!(Found::of(&name_here, &one).unwrap().golden, found.golden);
+        assert_eq!(Found::of(&name_here, &other), None, "another daemon's");
         for other in [
             "localhost/demo-multiplexer-golden-shop:20260304t050607z abc".to_owned(),
             format!("{REPOSITORY}spring-sale:latest abc"),
@@ -187,7 +230,7 @@ mod tests {
             name,
             String::new(),
         ] {
-            assert_eq!(Found::of(&other), None, "{other}");
+            assert_eq!(Found::of(&other, REPOSITORY), None, "{other}");
         }
     }
 }

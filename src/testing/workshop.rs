@@ -13,10 +13,11 @@ use super::Script;
 use crate::engine::ContainerEngine;
 use crate::error::ErrorKind;
 use crate::id::{GoldenName, SnapshotId};
-use crate::promote::{Listed, Loaded, Publication, Say, Shared, Workshop, WorkshopError};
+use crate::promote::{Listed, Loaded, Publication, Say, Shared, Standing, Told, Workshop, WorkshopError};
 use crate::provision::GoldenAbout;
 use crate::snapshot::catalog::Catalog;
 use crate::snapshot::depot::{Depot, DepotError};
+use crate::snapshot::served::Choice;
 
 /// What the workshop has and does.
 #[derive(Debug)]
@@ -41,8 +42,7 @@ pub struct Travels {
 #[derive(Debug, Default)]
 struct ScriptedState {
     snapshots: BTreeMap<SnapshotId, Taken>,
-    promoted: BTreeMap<GoldenName, (SnapshotId, Timestamp)>,
-    published: Vec<GoldenName>,
+    choice: Choice,
     taken: u32,
 }
 
@@ -50,7 +50,6 @@ struct ScriptedState {
 struct Taken {
     golden: GoldenName,
     script: Arc<Script>,
-    refused: Option<String>,
     is_damaged: bool,
 }
 
@@ -82,7 +81,7 @@ impl ScriptedWorkshop {
     /// When a name is none.
     pub fn add(&self, id: &str, golden: &str, script: &Arc<Script>) {
         let golden = golden.parse().expect("a golden name");
-        let taken = Taken { golden, script: Arc::clone(script), refused: None, is_damaged: false };
+        let taken = Taken { golden, script: Arc::clone(script), is_damaged: false };
         self.lock().snapshots.insert(id.parse().expect("a snapshot id"), taken);
     }
 
@@ -122,7 +121,7 @@ impl Workshop for ScriptedWorkshop {
     async fn list(&self) -> Result<Vec<Listed>, WorkshopError> {
         let state = self.lock();
         let listed = |(id, taken): (&SnapshotId, &Taken)| {
-            let promoted = state.promoted.get(&taken.golden).filter(|(promoted, _)| promoted == id);
+            let promoted = state.choice.promoted(&taken.golden) == Some(id);
             Listed {
                 id: id.clone(),
                 golden: Some(taken.golden.clone()),
@@ -130,9 +129,9 @@ impl Workshop for ScriptedWorkshop {
                 bytes: 9 << 20,
                 raw_bytes: 95 << 20,
                 unusable: None,
-                promoted: promoted.is_some(),
-                promoted_at: promoted.map(|(_, at)| *at),
-                refused: taken.refused.clone(),
+                promoted,
+                promoted_at: state.choice.promoted_at(id),
+                refused: state.choice.refused(id).map(str::to_owned),
             }
         };
         Ok(state.snapshots.iter().map(listed).collect())
@@ -151,7 +150,7 @@ impl Workshop for ScriptedWorkshop {
         let script = script.ok_or_else(|| failure(ErrorKind::NotFound, "no recipe"))?;
         let id = format!("{golden}-9-{:04x}", state.taken);
         let id: SnapshotId = id.parse().map_err(|_| failure(ErrorKind::Bug, "no name"))?;
-        let taken = Taken { golden: golden.clone(), script, refused: None, is_damaged: false };
+        let taken = Taken { golden: golden.clone(), script, is_damaged: false };
         state.snapshots.insert(id.clone(), taken);
         Ok(id)
     }
@@ -178,11 +177,7 @@ impl Workshop for ScriptedWorkshop {
         id: &SnapshotId,
         at: Timestamp,
     ) -> Result<(), WorkshopError> {
-        let mut state = self.lock();
-        if let Some(taken) = state.snapshots.get_mut(id) {
-            taken.refused = None;
-        }
-        state.promoted.insert(golden.clone(), (id.clone(), at));
+        self.lock().choice.promote(golden.clone(), id.clone(), at);
         Ok(())
     }
 
@@ -197,42 +192,49 @@ impl Workshop for ScriptedWorkshop {
     async fn first(&self, golden: &GoldenName) -> Result<Option<SnapshotId>, WorkshopError> {
         let here = {
             let state = self.lock();
-            let fits = |taken: &Taken| taken.golden == *golden && taken.refused.is_none();
-            state.snapshots.iter().rfind(|(_, taken)| fits(taken)).map(|(id, _)| id.clone())
+            let refused = |id: &SnapshotId| state.choice.refused(id).is_some();
+            let fits = |(id, taken): &(&SnapshotId, &Taken)| taken.golden == *golden && !refused(id);
+            state.snapshots.iter().rfind(fits).map(|(id, _)| id.clone())
         };
         match (here, &self.travels) {
             (Some(id), _) => Ok(Some(id)),
-            (None, Some(_)) => Ok(self.shared(golden).await?.map(|shared| shared.snapshot)),
+            (None, Some(_)) => Ok(self.told().await?.remove(golden).map(|shared| shared.snapshot)),
             (None, None) => Ok(None),
         }
     }
 
     fn begin(&self, _: &SnapshotId, _: &Arc<dyn ContainerEngine>) {}
 
-    async fn shared(&self, golden: &GoldenName) -> Result<Option<Shared>, WorkshopError> {
-        let served = self.travels()?.depot.served(golden).await.map_err(not_moved)?;
-        Ok(served.map(|(snapshot, promoted_at)| Shared { snapshot, promoted_at }))
+    async fn told(&self) -> Result<Told, WorkshopError> {
+        self.travels()?.depot.told().await.map_err(not_moved)
     }
 
     async fn share(&self, golden: &GoldenName, shared: &Shared, say: Say<'_>) -> Result<(), WorkshopError> {
         let Travels { depot, catalog, .. } = self.travels()?;
-        say("send the snapshot");
-        depot.send(catalog, &shared.snapshot).await.map_err(not_moved)?;
-        depot.serve(golden, &shared.snapshot, shared.promoted_at).await.map_err(not_moved)
+        if shared.standing != Standing::Withdrawn {
+            say("send the snapshot");
+            depot.send(catalog, &shared.snapshot).await.map_err(not_moved)?;
+            return depot.serve(golden, shared).await.map_err(not_moved);
+        }
+        depot.serve(golden, shared).await.map_err(not_moved)?;
+        let sent = depot.list_of(golden).await.map_err(not_moved)?;
+        depot.remove(&sent).await.map_err(not_moved)
     }
 
-    async fn fetch(&self, id: &SnapshotId, say: Say<'_>) -> Result<(), WorkshopError> {
+    async fn fetch(&self, golden: &GoldenName, id: &SnapshotId, say: Say<'_>) -> Result<(), WorkshopError> {
         let Travels { depot, catalog, script } = self.travels()?;
         say("fetch the snapshot");
-        let golden = depot.manifest(catalog, id).await.map_err(not_moved)?.recipe.name;
+        depot.manifest_of(catalog, golden, id).await.map_err(not_moved)?;
         depot.fetch(catalog, id).await.map_err(not_moved)?;
-        let taken = Taken { golden, script: Arc::clone(script), refused: None, is_damaged: false };
+        let taken = Taken { golden: golden.clone(), script: Arc::clone(script), is_damaged: false };
         self.lock().snapshots.insert(id.clone(), taken);
         Ok(())
     }
 
     async fn may_publish(&self, golden: &GoldenName) -> Result<(), WorkshopError> {
-        match self.lock().snapshots.values().any(|taken| taken.golden == *golden) {
+        let state = self.lock();
+        let is_taken = state.snapshots.values().any(|taken| taken.golden == *golden);
+        match is_taken && !state.choice.is_published(golden) {
             true => Err(failure(ErrorKind::Conflict, "a recipe has that name")),
             false => Ok(()),
         }
@@ -246,44 +248,42 @@ impl Workshop for ScriptedWorkshop {
         let id: SnapshotId =
             format!("{}-1-aaaa", wanted.golden).parse().map_err(|_| failure(ErrorKind::Bug, "no name"))?;
         let golden = wanted.golden.clone();
-        state.snapshots.insert(id.clone(), Taken { golden, script, refused: None, is_damaged: false });
+        state.snapshots.insert(id.clone(), Taken { golden, script, is_damaged: false });
         Ok(id)
     }
 
     async fn introduce(
         &self,
         golden: &GoldenName,
-        id: &SnapshotId,
+        (id, at): (&SnapshotId, Timestamp),
         pool: Option<usize>,
         _: &Arc<dyn ContainerEngine>,
     ) -> Result<usize, WorkshopError> {
-        let mut state = self.lock();
-        state.promoted.insert(golden.clone(), (id.clone(), Timestamp::now()));
-        state.published.push(golden.clone());
-        Ok(pool.unwrap_or(1))
+        let pool = pool.unwrap_or(1);
+        self.lock().choice.publish(golden.clone(), (id.clone(), at), pool);
+        Ok(pool)
     }
 
     async fn set_pool(&self, _: &GoldenName, _: usize) -> Result<(), WorkshopError> {
         Ok(())
     }
 
-    async fn published(&self) -> Result<Vec<GoldenName>, WorkshopError> {
-        Ok(self.lock().published.clone())
+    async fn choice(&self) -> Result<Choice, WorkshopError> {
+        Ok(self.lock().choice.clone())
     }
 
     async fn withdraw(
         &self,
         golden: &GoldenName,
+        at: Timestamp,
         _: &[Arc<dyn ContainerEngine>],
     ) -> Result<(), WorkshopError> {
-        self.lock().published.retain(|published| published != golden);
+        self.lock().choice.withdraw(golden, at);
         Ok(())
     }
 
     async fn refuse(&self, id: &SnapshotId, why: &str) -> Result<(), WorkshopError> {
-        if let Some(taken) = self.lock().snapshots.get_mut(id) {
-            taken.refused = Some(why.to_owned());
-        }
+        self.lock().choice.refuse(id.clone(), why);
         Ok(())
     }
 
@@ -303,6 +303,11 @@ impl Workshop for ScriptedWorkshop {
         };
         let removed: Vec<SnapshotId> = state.snapshots.iter().filter_map(of_golden).collect();
         state.snapshots.retain(|id, _| !removed.contains(id));
+        for id in &removed {
+            state.choice.forget(id);
+            // Those of this node alone have never been there.
+            let _ = self.travels.as_ref().map(|travels| travels.catalog.remove(id));
+        }
         Ok(removed)
     }
 

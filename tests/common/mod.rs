@@ -134,7 +134,8 @@ impl Host {
         self.start_stock(goldens, workshop, changes).await
     }
 
-    async fn start_stock(
+    /// A daemon that serves those goldens.
+    pub(crate) async fn start_stock(
         &self,
         goldens: Vec<GoldenRuntime>,
         workshop: &Arc<ScriptedWorkshop>,

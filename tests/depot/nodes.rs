@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use demo_multiplexer::engine::Phase;
 use demo_multiplexer::error::ErrorKind;
+use demo_multiplexer::id::SnapshotId;
 use demo_multiplexer::instance::EngineKind;
+use demo_multiplexer::snapshot::depot::{Shared, Standing};
 use demo_multiplexer::testing::workshop::{ScriptedWorkshop, Travels};
 use demo_multiplexer::testing::{Script, eventually};
 use jiff::Timestamp;
@@ -16,22 +18,23 @@ use crate::server::{self, Server};
 use crate::{Host, depot, noise};
 
 const SNAPSHOTS: &str = "/api/v1/snapshots";
-const OLD: &str = "shop-1-aaaa";
-const NEW: &str = "shop-2-bbbb";
+pub(crate) const OLD: &str = "shop-1-aaaa";
+pub(crate) const NEW: &str = "shop-2-bbbb";
 
 /// A daemon that serves OLD.
-struct Node {
-    files: Host,
-    daemon: Daemon,
+pub(crate) struct Node {
+    pub(crate) files: Host,
+    pub(crate) daemon: Daemon,
     /// What its own shops run on, which outlives the daemon.
-    _host: common::Host,
+    pub(crate) host: common::Host,
+    pub(crate) workshop: Arc<ScriptedWorkshop>,
     /// Makes the shops of what comes from others.
-    new: Arc<Script>,
+    pub(crate) new: Arc<Script>,
 }
 
 impl Node {
     /// `first` has taken OLD and sent it; none: it is the first one.
-    async fn start(nats: &Server, first: Option<&Self>) -> Self {
+    pub(crate) async fn start(nats: &Server, first: Option<&Self>) -> Self {
         let (files, host) = (Host::new(), common::Host::new());
         let (depot, _) = depot(nats).await;
         let catalog = match first {
@@ -55,7 +58,7 @@ impl Node {
             workshop.add(NEW, "shop", &new);
         }
         let daemon = host.start_serving(OLD, &workshop, &[("POOL_TARGET_SIZE", "1")]).await;
-        Self { files, daemon, _host: host, new }
+        Self { files, daemon, host, workshop, new }
     }
 
     /// One that has no snapshot, so that it boots its golden; it trusts `first`.
@@ -65,7 +68,7 @@ impl Node {
         let catalog = files.catalog(&[&first.files]);
         let workshop = ScriptedWorkshop::sharing(Travels { depot, catalog, script: Arc::clone(&new) });
         let daemon = host.start_booting(&workshop, &[]).await;
-        Self { files, daemon, _host: host, new }
+        Self { files, daemon, host, workshop, new }
     }
 
     async fn promote(&self, id: &str) -> Value {
@@ -73,7 +76,7 @@ impl Node {
     }
 
     /// Waits until it serves that one, and its pool is of it.
-    async fn serves(&self, id: &str) {
+    pub(crate) async fn serves(&self, id: &str) {
         eventually("it is served, and nothing else is ready", async || {
             let ready = self.daemon.get("/api/v1/demo?state=ready").await.json();
             let ready = ready["instances"].as_array().unwrap();
@@ -83,14 +86,14 @@ impl Node {
         .await;
     }
 
-    async fn served(&self) -> Value {
+    pub(crate) async fn served(&self) -> Value {
         let all = self.daemon.get(SNAPSHOTS).await.json();
         let served = all["snapshots"].as_array().unwrap().iter().filter(|one| one["served"] == true);
         served.map(|one| one["id"].clone()).collect()
     }
 
     /// What it did because of the others, the newest first.
-    async fn followed(&self) -> Vec<Value> {
+    pub(crate) async fn followed(&self) -> Vec<Value> {
         let tasks = self.daemon.get("/api/v1/tasks").await.json();
         let tasks = tasks["tasks"].as_array().unwrap().iter();
         tasks.filter(|task| task["kind"] == "follow" && task["state"] != "running").cloned().collect()
@@ -170,14 +173,19 @@ async fn what_is_served_somewhere_is_not_removed_for_all() {
     let (old, new) = (here.take(OLD, b"old"), here.take(NEW, b"new"));
     let golden = "shop".parse().unwrap();
     assert_eq!(depot.served(&golden).await.unwrap(), None);
+    let promoted = |id: &SnapshotId, second| {
+        let at = Timestamp::from_second(second).unwrap();
+        Shared { snapshot: id.clone(), at, standing: Standing::Promoted }
+    };
     for (second, id) in [(5, &old), (7, &new)] {
         depot.send(&here.catalog(&[]), id).await.unwrap();
-        let at = Timestamp::from_second(second).unwrap();
-        depot.serve(&golden, id, at).await.unwrap();
-        assert_eq!(depot.served(&golden).await.unwrap(), Some((id.clone(), at)));
+        let said = promoted(id, second);
+        depot.serve(&golden, &said).await.unwrap();
+        assert_eq!(depot.served(&golden).await.unwrap(), Some(said));
     }
-    depot.serve(&golden, &old, Timestamp::from_second(6).unwrap()).await.unwrap();
-    assert_eq!(depot.served(&golden).await.unwrap().unwrap().0, new, "the last one that was promoted counts");
+    depot.serve(&golden, &promoted(&old, 6)).await.unwrap();
+    let last = depot.served(&golden).await.unwrap().unwrap().snapshot;
+    assert_eq!(last, new, "the last one that was promoted counts");
     depot.remove(&[old, new.clone()]).await.unwrap();
     assert_eq!(depot.list().await.unwrap(), [new]);
 }

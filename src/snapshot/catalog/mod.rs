@@ -103,16 +103,9 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The golden's name, also when the manifest is unreadable: ids are
-    /// `<golden>-<time>-<hex>`.
-    fn golden(&self) -> &str {
-        let id = self.id.as_str();
-        id.rsplitn(3, '-').nth(2).unwrap_or(id)
-    }
-
     /// What only one snapshot is the newest of.
     fn kind(&self) -> (&str, DatabaseMode) {
-        (self.golden(), self.manifest.as_ref().map(|manifest| manifest.database).unwrap_or_default())
+        (self.id.golden(), self.manifest.as_ref().map(|manifest| manifest.database).unwrap_or_default())
     }
 }
 
@@ -291,7 +284,7 @@ impl Catalog {
     /// # Errors
     /// When the directory cannot be read.
     pub fn why_unusable(&self, golden: &GoldenName) -> Result<Option<CatalogError>, CatalogError> {
-        let of_golden = self.list()?.into_iter().filter(|entry| entry.golden() == golden.as_str());
+        let of_golden = self.list()?.into_iter().filter(|entry| entry.id.golden() == golden.as_str());
         Ok(of_golden.filter_map(|entry| entry.manifest.err()).next_back())
     }
 

@@ -6,7 +6,8 @@
 //!   archive/<blake3>    which pieces, in which order (JSON, with its version)
 //!   image/<image id>    the archive of the image that snapshots stand on, as `podman save` wrote it
 //!   snapshot/<id>       manifest, signature and the image (JSON, with its version)
-//!   served/<golden>     which one was promoted last, and when (JSON, with its version)
+//!   served/<golden>     which one was promoted or published last, and when; or that the
+//!                       golden was withdrawn (JSON, with its version)
 //! ```
 //!
 //! Called by the workshop and by `snapshot push` and `pull`. What has the same
@@ -17,7 +18,8 @@
 //! Invariants: a manifest that no trusted key has signed is refused before
 //! anything of it is fetched; each piece is digested as it arrives and each archive
 //! against the manifest before the snapshot appears, by one rename; what is fetched
-//! leaves [`ROOM`] on the disk.
+//! leaves [`ROOM`] on the disk; that a golden was published or withdrawn is believed of
+//! who knows the nodes' secret ([`served`]).
 
 mod pieces;
 mod served;
@@ -32,12 +34,14 @@ use async_nats::jetstream::object_store::{self, ObjectStore};
 use serde::{Deserialize, Serialize};
 
 pub use self::pieces::PIECE;
+pub use self::served::{Shared, Standing, Told};
 use self::transfer::{blocking, json};
 use super::archive;
 use super::catalog::{Catalog, CatalogError};
 use super::manifest::{Archive, Manifest};
 use crate::error::{DiskError, ErrorKind};
-use crate::id::SnapshotId;
+use crate::id::{GoldenName, SnapshotId};
+use crate::node::pass::NodeSecret;
 
 /// The version this program writes into a snapshot's object.
 const VERSION: u16 = 1;
@@ -45,6 +49,9 @@ const VERSION: u16 = 1;
 /// How long one object may take: a piece is 4 MiB, on the slowest link that is of
 /// use a minute.
 const OBJECT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long the names of all objects may take: some thousand, a quarter of a kilobyte each.
+const LIST_DEADLINE: Duration = Duration::from_secs(15);
 
 /// What is left on the disk for shops, whatever is fetched.
 pub const ROOM: u64 = 2 << 30;
@@ -77,6 +84,17 @@ pub enum DepotError {
         /// Which.
         id: SnapshotId,
     },
+    /// It is of another golden than was said.
+    #[error("snapshot {id} in the object store is none of golden {golden}")]
+    OtherGolden {
+        /// Which.
+        id: SnapshotId,
+        /// What was said.
+        golden: GoldenName,
+    },
+    /// That a golden was published or withdrawn is only told by who knows the secret.
+    #[error("published goldens are told to other nodes with NODE_SECRET_FILE only")]
+    NoSecret,
     /// The object store has something else.
     #[error("{what} in the object store is damaged, or of a later program")]
     Damaged {
@@ -111,7 +129,8 @@ impl DepotError {
         match self {
             Self::Nats { .. } => ErrorKind::Unavailable,
             Self::Unknown { .. } => ErrorKind::NotFound,
-            Self::Damaged { .. } | Self::Archive(_) => ErrorKind::Invalid,
+            Self::Damaged { .. } | Self::Archive(_) | Self::OtherGolden { .. } => ErrorKind::Invalid,
+            Self::NoSecret => ErrorKind::Conflict,
             Self::Catalog(error) => error.kind(),
             Self::Disk(error) => error.kind(),
             Self::NoSpace { .. } => ErrorKind::NoSpace,
@@ -171,6 +190,10 @@ impl std::ops::AddAssign for Moved {
 /// The object store.
 pub struct Depot {
     store: ObjectStore,
+    /// To look whether something has changed.
+    jetstream: Context,
+    stream: String,
+    secret: Option<NodeSecret>,
 }
 
 impl std::fmt::Debug for Depot {
@@ -186,16 +209,23 @@ impl Depot {
     /// [`DepotError::Nats`]
     pub async fn open(jetstream: &Context, prefix: &str, bytes: u64) -> Result<Self, DepotError> {
         let bucket = format!("{prefix}-snapshots");
+        let stream = format!("OBJ_{bucket}");
+        let opened = |store| Self { store, jetstream: jetstream.clone(), stream, secret: None };
         if let Ok(store) = jetstream.get_object_store(&bucket).await {
-            return Ok(Self { store });
+            return Ok(opened(store));
         }
         let config = object_store::Config {
             bucket,
             max_bytes: bytes.cast_signed(),
             ..object_store::Config::default()
         };
-        let store = jetstream.create_object_store(config).await.map_err(nats("make"))?;
-        Ok(Self { store })
+        Ok(opened(jetstream.create_object_store(config).await.map_err(nats("make"))?))
+    }
+
+    /// With the secret that the nodes know.
+    #[must_use]
+    pub fn known_by(self, secret: NodeSecret) -> Self {
+        Self { secret: Some(secret), ..self }
     }
 
     /// Sends a snapshot of the catalogue.
@@ -265,6 +295,23 @@ impl Depot {
     pub async fn manifest(&self, catalog: &Catalog, id: &SnapshotId) -> Result<Manifest, DepotError> {
         let (manifest, _, _) = self.offered(catalog, id).await?;
         Ok(manifest)
+    }
+
+    /// As above, of a snapshot that is said to be of that golden.
+    ///
+    /// # Errors
+    /// [`DepotError`]
+    pub async fn manifest_of(
+        &self,
+        catalog: &Catalog,
+        golden: &GoldenName,
+        id: &SnapshotId,
+    ) -> Result<Manifest, DepotError> {
+        let manifest = self.manifest(catalog, id).await?;
+        match manifest.recipe.name == *golden {
+            true => Ok(manifest),
+            false => Err(DepotError::OtherGolden { id: id.clone(), golden: golden.clone() }),
+        }
     }
 
     async fn offered(

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt as _;
 
 use super::pieces::{Pieces, digest, read_piece};
-use super::{Blob, Depot, DepotError, Moved, OBJECT_DEADLINE, SMALL, at, nats};
+use super::{Blob, Depot, DepotError, LIST_DEADLINE, Moved, OBJECT_DEADLINE, SMALL, at, nats};
 
 impl Depot {
     /// Sends a file in pieces, but for those that are there.
@@ -108,12 +108,16 @@ impl Depot {
 
     /// All objects, with when each was written, in seconds since 1970.
     pub(super) async fn all(&self) -> Result<Vec<(String, i64)>, DepotError> {
-        let mut list = self.store.list().await.map_err(nats("list"))?;
-        let mut all = Vec::new();
-        while let Some(info) = list.try_next().await.map_err(nats("list"))? {
-            all.push((info.name, info.modified.map_or(0, |at| at.unix_timestamp())));
-        }
-        Ok(all)
+        let listed = async {
+            let mut list = self.store.list().await.map_err(nats("list"))?;
+            let mut all = Vec::new();
+            while let Some(info) = list.try_next().await.map_err(nats("list"))? {
+                all.push((info.name, info.modified.map_or(0, |at| at.unix_timestamp())));
+            }
+            Ok(all)
+        };
+        // A list that a server has begun and not ended, since it died, never ends.
+        tokio::time::timeout(LIST_DEADLINE, listed).await.map_err(nats("list"))?
     }
 
     /// Objects that the snapshots which are there are made of.
