@@ -26,9 +26,10 @@ use crate::instance::{Instance, RecordError, State};
 use crate::node::{Heard, Report};
 use crate::sealed;
 
-/// What became of a record.
+/// What became of records.
 enum Change {
-    Present(Arc<Instance>),
+    /// In one message however many: a look at all own records shall not stay for each.
+    Present(Vec<Arc<Instance>>),
     Removed(InstanceId),
 }
 
@@ -64,7 +65,7 @@ impl KeptStore {
 
     fn present(&self, record: Arc<Instance>) {
         if record.node == *self.inner.node() {
-            self.tell(Change::Present(record));
+            self.tell(Change::Present(vec![record]));
         }
     }
 }
@@ -110,15 +111,10 @@ fn keep(dir: &Path, changes: &mpsc::Receiver<Change>) {
     let mut failing = false;
     while let Ok(change) = changes.recv() {
         let done = match change {
-            Change::Present(record) => {
-                if written.get(&record.id).is_some_and(|generation| *generation >= record.generation) {
-                    continue;
-                }
-                let done = write(dir, &record);
-                if done.is_ok() {
-                    written.insert(record.id.clone(), record.generation);
-                }
-                done
+            Change::Present(records) => {
+                let kept = records.iter().map(|record| keep_later(dir, record, &mut written));
+                // All of them, whatever becomes of one.
+                kept.fold(Ok(()), io::Result::and)
             }
             Change::Removed(id) => {
                 written.remove(&id);
@@ -137,6 +133,16 @@ fn keep(dir: &Path, changes: &mpsc::Receiver<Change>) {
             Ok(()) => failing = false,
         }
     }
+}
+
+/// Writes a record, but for one that is written already, or was later.
+fn keep_later(dir: &Path, record: &Instance, written: &mut HashMap<InstanceId, u64>) -> io::Result<()> {
+    if written.get(&record.id).is_some_and(|generation| *generation >= record.generation) {
+        return Ok(());
+    }
+    write(dir, record)?;
+    written.insert(record.id.clone(), record.generation);
+    Ok(())
 }
 
 fn path_of(dir: &Path, id: &InstanceId) -> PathBuf {
@@ -204,7 +210,7 @@ impl Store for KeptStore {
     /// What other daemons changed is copied here.
     async fn own(&self) -> Result<Vec<Arc<Instance>>, StoreError> {
         let own = self.inner.own().await?;
-        own.iter().for_each(|record| self.present(Arc::clone(record)));
+        self.tell(Change::Present(own.clone()));
         Ok(own)
     }
 
