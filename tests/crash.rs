@@ -352,6 +352,41 @@ async fn a_criu_killed_in_mid_dump_leaves_the_shop_or_nothing_of_it() {
     trial.finish(daemon).await;
 }
 
+/// The master of a shop's PHP.
+fn php_of(trial: &Trial, shop: &Shop) -> nix::unistd::Pid {
+    let procs = std::fs::read_to_string(trial.place.cgroup().join(shop.id()).join("cgroup.procs")).unwrap();
+    let is_master = |pid: &&str| {
+        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"php-fpm: master"))
+    };
+    nix::unistd::Pid::from_raw(procs.lines().find(is_master).unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_shop_that_lost_its_php_to_a_dying_criu_is_over_at_once() {
+    let Some(trial) = Trial::begin("crash-maimed").await else { return };
+    let daemon = trial.daemon("0").await;
+    let shop = trial.visited(&daemon).await;
+    let (point, php) = ("freeze:before-rename", php_of(&trial, &shop));
+    let before = trial.times(point);
+    trial.arm(point, "wait");
+    let torn = async {
+        trial.was_passed(point, before).await;
+        kill_dumping_criu(daemon.pid(), Duration::ZERO).await;
+        nix::sys::signal::kill(php, nix::sys::signal::Signal::SIGKILL).unwrap();
+        trial.disarm();
+    };
+    let (answer, ()) = tokio::join!(hibernate(&daemon, &shop), torn);
+    let answer = answer.expect("an answer");
+    assert!(answer.status == 410 && answer.text().contains("is over"), "{} {}", answer.status, answer.text());
+    eventually("its visitors are told", 5, async || {
+        let page = shop.get("/").await;
+        if page.status == 410 { Ok(()) } else { Err(format!("{} {}", page.status, page.text())) }
+    })
+    .await;
+    trial.is_clean("its end").await;
+    trial.finish(daemon).await;
+}
+
 #[tokio::test]
 async fn a_checkpoint_that_fails_or_is_killed_leaves_no_snapshot_and_the_next_one_is_whole() {
     let Some(trial) = Trial::begin("crash-checkpoint").await else { return };

@@ -174,7 +174,8 @@ pub struct Freeze<'a> {
     pub then: Then,
 }
 
-/// A shop could not be frozen; it goes on, and nothing is kept.
+/// A shop could not be frozen; nothing is kept, and it goes on, but for
+/// [`FreezeError::Maimed`].
 #[derive(Debug, thiserror::Error)]
 pub enum FreezeError {
     /// Shops of this kind cannot.
@@ -193,13 +194,19 @@ pub enum FreezeError {
         source: std::io::Error,
     },
     /// CRIU said no.
-    #[error("CRIU did not freeze it{}", if .log.is_empty() { String::new() } else { format!("; its log ends:\n{}\n", .log) })]
+    #[error("CRIU did not freeze it{}", log_of(.log))]
     Criu {
         /// The log's tail.
         log: String,
         /// CRIU's answer.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// CRIU died, and a part of the shop with it; the rest was ended.
+    #[error("CRIU died and took a part of it along{}", log_of(.log))]
+    Maimed {
+        /// The log's tail.
+        log: String,
     },
     /// It took too long.
     #[error("it was not frozen within {} s", .deadline.as_secs())]
@@ -209,7 +216,17 @@ pub enum FreezeError {
     },
 }
 
+fn log_of(log: &str) -> String {
+    if log.is_empty() { String::new() } else { format!("; its log ends:\n{log}\n") }
+}
+
 impl FreezeError {
+    /// What has become of it, as the end of a sentence that says what was not done.
+    #[must_use]
+    pub fn and_it(&self) -> &'static str {
+        if matches!(self, Self::Maimed { .. }) { "is over" } else { "goes on" }
+    }
+
     /// What the caller can do.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -217,6 +234,7 @@ impl FreezeError {
             Self::Unsupported { .. } => ErrorKind::Conflict,
             Self::Io { source, .. } => crate::error::kind_of_io(source),
             Self::Criu { log, .. } if log.contains("No space left on device") => ErrorKind::NoSpace,
+            Self::Maimed { .. } => ErrorKind::Gone,
             Self::Criu { .. } | Self::Deadline { .. } => ErrorKind::Unavailable,
         }
     }
@@ -341,7 +359,7 @@ pub trait ContainerEngine: Send + Sync + fmt::Debug {
     /// their one moment. What was kept under it before is replaced.
     ///
     /// # Errors
-    /// [`FreezeError`]; it goes on.
+    /// [`FreezeError`]
     async fn freeze(&self, _freeze: Freeze<'_>) -> Result<(), FreezeError> {
         Err(FreezeError::Unsupported { why: "only shops that were restored can be frozen" })
     }

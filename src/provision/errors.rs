@@ -245,6 +245,15 @@ pub(super) const fn of_making(kind: ErrorKind) -> ErrorKind {
     }
 }
 
+/// As [`of_making`], of one that could not be frozen.
+pub(super) const fn of_freezing(kind: ErrorKind) -> ErrorKind {
+    match kind {
+        // Its kind of shop cannot, or it is over now; whatever else is the host's.
+        ErrorKind::Conflict | ErrorKind::Gone => kind,
+        other => of_making(other),
+    }
+}
+
 /// An instance could not be shown, extended or released.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
@@ -358,8 +367,8 @@ pub enum SleepError {
     /// The router may still lead to it.
     #[error("visitors may still be led past the one who would wake it")]
     Route(#[source] RouteError),
-    /// It could not be frozen, and goes on.
-    #[error("it cannot be put to sleep and goes on")]
+    /// It could not be frozen.
+    #[error("it cannot be put to sleep and {}", .0.and_it())]
     Freeze(#[source] FreezeError),
     /// No driver of this daemon can wake it.
     #[error("no driver is there to wake instance {id}: its golden is not served any more")]
@@ -379,11 +388,7 @@ impl SleepError {
         match self {
             Self::Change(error) => error.kind(),
             Self::Route(error) => error.kind(),
-            Self::Freeze(error) => match error.kind() {
-                // Its kind of shop cannot; whatever else is the host's.
-                ErrorKind::Conflict => ErrorKind::Conflict,
-                other => of_making(other),
-            },
+            Self::Freeze(error) => of_freezing(error.kind()),
             Self::Thaw(error) => of_making(error.kind),
             Self::NoDriver { .. } => ErrorKind::Unavailable,
         }

@@ -1,7 +1,7 @@
 //! Why a shop was not kept, or not opened.
 
 use super::change::ChangeError;
-use super::errors::{AcquireError, of_making};
+use super::errors::{AcquireError, of_freezing, of_making};
 use crate::engine::{FreezeError, LaunchError};
 use crate::error::{ErrorKind, kind_of_io};
 use crate::id::{GoldenName, InstanceId};
@@ -23,8 +23,8 @@ pub enum SavedError {
     /// The shelf.
     #[error(transparent)]
     Shelf(#[from] ShelfError),
-    /// It could not be frozen, and goes on.
-    #[error("the shop cannot be kept and goes on")]
+    /// It could not be frozen.
+    #[error("the shop cannot be kept and {}", .0.and_it())]
     Freeze(#[source] FreezeError),
     /// It is there, or something of it is.
     #[error("instance {id} is still there: release it, or go on with it")]
@@ -89,10 +89,7 @@ impl SavedError {
             Self::Change(error) => error.kind(),
             Self::StillThere { .. } | Self::Holds { .. } => ErrorKind::Conflict,
             Self::Shelf(error) => error.kind(),
-            Self::Freeze(error) => match error.kind() {
-                ErrorKind::Conflict => ErrorKind::Conflict,
-                other => of_making(other),
-            },
+            Self::Freeze(error) => of_freezing(error.kind()),
             Self::Full { .. } => ErrorKind::Exhausted,
             Self::NoDriver { .. } | Self::TooSlow { .. } | Self::NotKept { .. } | Self::Stopping => {
                 ErrorKind::Unavailable

@@ -19,6 +19,7 @@
 //!   copy the files, write frozen.json, let the directory appear by a rename
 //!   say so                               no: the tree goes on running, remove the directory
 //! CRIU ends the tree, or lets it go on   (nothing to undo)
+//! CRIU died, and a part of the tree with it: end what is left ([`super::maimed`])
 //! ```
 //!
 //! Invariants: the files are those of the moment of the memory, since nothing of the
@@ -39,8 +40,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::maimed::Children;
 use super::plan::External;
-use super::rpc::{CGROUPS_IGNORE, Client, NETWORK_LOCK_SKIP, Options};
+use super::rpc::{CGROUPS_IGNORE, Client, NETWORK_LOCK_SKIP, Options, RpcError};
 use super::{CriuEngine, EXTERNAL_NETNS, LOG_LEVEL, RestoreSource, log, spawn};
 use crate::engine::{ContainerEngine as _, Freeze, FreezeError, LaunchError, Launched, Phase, Then};
 use crate::error::kind_of_io;
@@ -325,7 +327,7 @@ fn io_at(step: &'static str) -> impl FnOnce(io::Error) -> FreezeError {
 /// Freezes a shop.
 ///
 /// # Errors
-/// [`FreezeError`]; the shop goes on, and nothing is kept.
+/// [`FreezeError`]; nothing is kept.
 async fn freeze(dir: &FrozenDir, freezing: Freezing<'_>) -> Result<(), FreezeError> {
     let id = freezing.id.clone();
     let frozen = dump(dir, freezing).await;
@@ -349,7 +351,8 @@ async fn dump(dir: &FrozenDir, freezing: Freezing<'_>) -> Result<(), FreezeError
     }
     let gone = || io::Error::new(io::ErrorKind::NotFound, "its first process is gone");
     let alive = process::open(container.pid, container.start_ticks).map_err(io_at("find its process"))?;
-    let _alive = alive.ok_or_else(gone).map_err(io_at("find its process"))?;
+    let alive = alive.ok_or_else(gone).map_err(io_at("find its process"))?;
+    let children = Children::of(container.pid).map_err(io_at("find its processes"))?;
     let netns = std::fs::metadata(format!("/proc/{}/ns/net", container.pid));
     let netns = netns.map_err(io_at("find its network"))?.ino();
     let images_dir = File::open(&images).map_err(io_at("open the directory of its images"))?;
@@ -406,6 +409,11 @@ async fn dump(dir: &FrozenDir, freezing: Freezing<'_>) -> Result<(), FreezeError
     drop(criu.wait().await);
     kept.map_err(io_at("copy its files"))?;
     let log = || log::tail(&images.join(LOG_FILE)) + &log::tail(&dir.images(id).join(LOG_FILE));
+    let has_died = matches!(answer, Err(_) | Ok(Err(RpcError::Silent(_) | RpcError::Form(_))));
+    if has_died && children.is_one_gone().await {
+        process::kill(&alive).map_err(io_at("end what is left of it"))?;
+        return Err(FreezeError::Maimed { log: log() });
+    }
     match answer {
         Ok(Ok(())) => Ok(()),
         Ok(Err(source)) => Err(FreezeError::Criu { log: log(), source: Box::new(source) }),

@@ -20,6 +20,7 @@ pub mod freeze;
 pub mod images;
 mod loaded;
 pub mod log;
+mod maimed;
 pub mod plan;
 mod rpc;
 mod spawn;
