@@ -215,7 +215,9 @@ async fn the_example_client_gets_a_shop_follows_it_and_lets_it_go() {
     assert!(told.contains("is yours until") && told.ends_with("released\n"), "{told}");
     // Its end is told, and a second release is fine.
     let told = example(&daemon, &["--ttl", "2s", "--watch"]).await.unwrap();
-    assert!(told.contains("state assigned") && told.contains("expired"), "{told}");
+    // A stream that is late tells the last of two states.
+    let is_over = told.contains("expired") || told.contains("state gone");
+    assert!(told.contains("state assigned") && is_over, "{told}");
     let listed: Value = serde_json::from_str(&stdout(&run(Some(&daemon), &["ls", "--json"]).await)).unwrap();
     let left =
         listed["instances"].as_array().unwrap().iter().filter(|one| one["state"] == "assigned").count();

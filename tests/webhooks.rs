@@ -6,8 +6,7 @@ mod common;
 #[path = "common/receiver.rs"]
 mod receiver;
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use common::{Daemon, Host};
@@ -15,6 +14,8 @@ use demo_multiplexer::testing::eventually;
 use http::Method;
 use receiver::{Receiver, Reply, SECRET};
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 
 const ACQUIRE: &str = "/api/v1/demo/acquire";
 
@@ -208,8 +209,8 @@ async fn a_trial_says_what_each_receiver_answers() {
 
 /// The example, which ends with the test.
 struct Example {
-    child: Child,
-    output: BufReader<std::process::ChildStdout>,
+    _child: Child,
+    output: Lines<BufReader<ChildStdout>>,
 }
 
 impl Example {
@@ -218,10 +219,10 @@ impl Example {
         let program = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/webhook_receiver.py");
         let mut command = Command::new("python3");
         command.args([program, "0"]).env("WEBHOOK_SECRET_FILE", secret_file).stdout(Stdio::piped());
-        match command.spawn() {
+        match command.kill_on_drop(true).spawn() {
             Ok(mut child) => {
-                let output = BufReader::new(child.stdout.take().unwrap());
-                Some(Self { child, output })
+                let output = BufReader::new(child.stdout.take().unwrap()).lines();
+                Some(Self { _child: child, output })
             }
             Err(_) if std::env::var("CI").is_err() => {
                 println!("skipped: python3 is not installed");
@@ -231,34 +232,27 @@ impl Example {
         }
     }
 
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
+    /// What it prints next, within half a minute.
+    async fn line(&mut self, what: &str) -> String {
+        let line = tokio::time::timeout(Duration::from_secs(30), self.output.next_line());
+        line.await.unwrap_or_else(|_| panic!("it does not tell {what}")).unwrap().unwrap()
     }
 }
 
-impl Drop for Example {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn the_example_receiver_takes_what_is_signed_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("secret");
     std::fs::write(&file, SECRET).unwrap();
     let Some(mut example) = Example::start(&file) else { return };
-    let url = example.line().strip_prefix("listening on ").unwrap().to_owned();
+    let url = example.line("where it listens").await.strip_prefix("listening on ").unwrap().to_owned();
     let output =
         webhook_test(&[("WEBHOOK_URLS", &url), ("WEBHOOK_SECRET", "fedcba9876543210")], &["--json"]).await;
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(told["webhooks"][0]["error"], "it answered 401", "another secret");
     let output = webhook_test(&[("WEBHOOK_URLS", &url), ("WEBHOOK_SECRET", SECRET)], &[]).await;
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(example.line(), "test", "nothing was printed before");
+    assert_eq!(example.line("of the trial").await.trim_end(), "test", "nothing was printed before");
     // A message of yesterday, whoever signed it then.
     let address = url.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
     let old = ("x-demo-multiplexer-signature", "t=1700000000,v1=00");
@@ -268,7 +262,5 @@ async fn the_example_receiver_takes_what_is_signed_and_nothing_else() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let daemon = host.start(&[("WEBHOOK_URLS", &url), ("WEBHOOK_SECRET", SECRET)]).await;
     let id = daemon.acquire().await.id();
-    let told =
-        tokio::time::timeout(Duration::from_secs(30), tokio::task::spawn_blocking(move || example.line()));
-    assert_eq!(told.await.unwrap().unwrap(), format!("acquired {id} shop"));
+    assert_eq!(example.line("of the lease").await, format!("acquired {id} shop"));
 }
