@@ -74,6 +74,11 @@ const AT_ONCE: usize = 256;
 /// For how long it does; of a thousandth of a second a look at so many takes a fraction.
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// From so many instances on a search's memory is given back: it takes some 35 KB of each,
+/// and restores since the last one left as much. Of fewer it is not worth it that who
+/// acquires next waits some milliseconds for memory.
+const MANY: usize = 128;
+
 /// How many due instances a pass takes on; the rest is there in the next one.
 const DUE_PER_PASS: usize = 256;
 
@@ -284,11 +289,14 @@ impl Reaper {
             }
         }
         self.suspects = look.unowned.into_keys().collect();
+        // With those that have gone since the last search.
+        let are_many = self.watchers.len() >= MANY;
         self.forget_watchers();
         self.sweep_frozen().await;
-        // The search took some 35 KB an instance, and restores since the last one left as much.
-        // It fails only when the runtime ends.
-        let _ = tokio::task::spawn_blocking(memory::give_back).await;
+        if are_many {
+            // It fails only when the runtime ends.
+            let _ = tokio::task::spawn_blocking(memory::give_back).await;
+        }
     }
 
     /// Removes what is kept of shops that do not sleep. Whoever is about to write down
