@@ -63,6 +63,11 @@ impl Held {
         self.known.as_ref().is_none_or(|known| known.generation < record.generation)
     }
 
+    /// Whether no record is known that is later than that one.
+    fn is_latest(&self, record: &Instance) -> bool {
+        self.known.as_ref().is_none_or(|known| known.generation <= record.generation)
+    }
+
     /// Whether its maker gave it up, and it is somebody's by that record.
     fn is_somebodys_after_all(&self, record: &Instance) -> bool {
         self.doing == Doing::Unwanted
@@ -80,8 +85,7 @@ impl Held {
 
     /// Whether a record is behind what is known of one that is wanted.
     fn knows_later(&self, record: &Instance) -> bool {
-        let later = self.known.as_ref().is_some_and(|known| known.generation > record.generation);
-        later && self.doing != Doing::Unwanted
+        !self.is_latest(record) && self.doing != Doing::Unwanted
     }
 }
 
@@ -269,13 +273,14 @@ impl Ledger {
     }
 
     /// Notes a record that the store has, if it is the latest of an instance
-    /// held here; answers whether it is.
+    /// held here; answers whether it is, also when a look has found it before.
     pub(super) fn note(&self, record: &Instance) -> bool {
         let mut held = self.lock();
-        let of = held.all.get_mut(&record.id).filter(|of| of.is_news(record));
-        of.is_some_and(|of| {
-            of.known = Some(Arc::new(record.clone()));
-            true
+        held.all.get_mut(&record.id).is_some_and(|of| {
+            if of.is_news(record) {
+                of.known = Some(Arc::new(record.clone()));
+            }
+            of.is_latest(record)
         })
     }
 
@@ -294,8 +299,7 @@ impl Ledger {
         if of.is_news(record) {
             of.known = Some(Arc::clone(record));
         }
-        let is_latest = of.known.as_ref().is_none_or(|known| known.generation <= record.generation);
-        if is_latest && of.seen != *look {
+        if of.is_latest(record) && of.seen != *look {
             of.seen = *look;
             *found += 1;
         }
@@ -407,10 +411,27 @@ pub(super) fn is_somebodys(present: &Instance, given_up: &Instance) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
     use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_record_is_the_latest_though_a_look_at_the_store_was_faster_than_its_writer() {
+        let ledger = Ledger::new(1);
+        let (golden, node) = ("shop".parse().unwrap(), "here".parse().unwrap());
+        let record = Instance::warming(InstanceId::random(), golden, node, Timestamp::UNIX_EPOCH);
+        let later = Instance { generation: record.generation + 1, ..record.clone() };
+        assert!(!ledger.note(&record), "it is not held here");
+        ledger.lives(&record.id);
+        ledger.look();
+        ledger.saw(&Arc::new(record.clone()));
+        assert!(ledger.note(&record), "nobody has told of it yet");
+        assert!(ledger.note(&later));
+        assert!(!ledger.note(&record), "a client has it already");
+        assert_eq!(ledger.known(&record.id).map(|known| known.generation), Some(later.generation));
+    }
 
     proptest! {
         #[test]
