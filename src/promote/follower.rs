@@ -1,6 +1,7 @@
 //! Has this node serve what was promoted or published at another one, and no more what was
-//! withdrawn there, tells the others what was here when that could not be told at once, and has a golden that is only booted
-//! be restored as soon as there is a snapshot of it, whoever took it. One task.
+//! withdrawn there, tells the others what was here when that could not be told at once, and
+//! has a golden that is only booted be restored as soon as there is a snapshot of it, whoever
+//! took it. One task.
 //!
 //! Wakes on a tick, takes no input and is idempotent: what it does are the desk's
 //! orders, which an operator sees and which wait for each other.

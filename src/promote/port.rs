@@ -154,8 +154,8 @@ pub trait Workshop: Send + Sync + fmt::Debug {
     async fn publish(&self, wanted: &Publication, say: Say<'_>) -> Result<SnapshotId, WorkshopError>;
 
     /// Writes down that a golden that no setting names is served, from this snapshot, since
-    /// that was said at that time, and how many are to be ready, which it answers; what can be made ahead for it is made
-    /// ahead from now on.
+    /// that was said at that time, and how many are to be ready, which it answers; what can be
+    /// made ahead for it is made ahead from now on.
     async fn introduce(
         &self,
         golden: &GoldenName,

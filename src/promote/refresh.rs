@@ -289,7 +289,8 @@ fn is_no_good(trial: &MakeError) -> bool {
     }
 }
 
-/// Serves a published golden no more, since that was said at that time; answers what came of it. Visitors' shops live on.
+/// Serves a published golden no more, since that was said at that time; answers what came of
+/// it. Visitors' shops live on.
 ///
 /// # Cancel safety
 /// Not cancel-safe: spawn it.

@@ -14,10 +14,10 @@
 //!
 //! A published golden was a visitor's shop: no setting names it, so the next daemon
 //! serves it because it stands here. That one was withdrawn is kept for [`TOLD_FOR`], for the
-//! other nodes: whichever has not heard of it would bring it back. A golden that is not named is restored from its newest usable snapshot. The
-//! file appears by one rename, when it is on the disk: whoever dies in between
-//! leaves the one before. Written by the daemon alone, which has one task at a
-//! time for it.
+//! other nodes: whichever has not heard of it would bring it back. A golden that is not named
+//! is restored from its newest usable snapshot. The file appears by one rename, when it is on
+//! the disk: whoever dies in between leaves the one before. Written by the daemon alone, which
+//! has one task at a time for it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -176,7 +176,7 @@ impl Choice {
     #[must_use]
     pub fn promoted_at(&self, id: &SnapshotId) -> Option<Timestamp> {
         let (golden, _) = self.promoted.iter().find(|(_, promoted)| *promoted == id)?;
-        self.promoted_at.get(golden).copied()
+        self.said_at(golden)
     }
 
     /// When a golden was promoted or published last, if that was written down.

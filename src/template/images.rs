@@ -1,8 +1,8 @@
 //! The images that visitors' shops became on their way to a snapshot.
 //!
 //! Podman has them, by a name of their own and with a label that says whose they are; those
-//! that came from other nodes by a name that says it. A snapshot's files are prepared from its image, so an image is needed for as long as a
-//! snapshot of it is there. Called by the workshop, which removes those that no snapshot
+//! that came from other nodes by a name that says it. A snapshot's files are prepared from its
+//! image, so an image is needed for as long as a snapshot of it is there. Called by the workshop, which removes those that no snapshot
 //! needs any more, and by whoever audits the host for what a dead daemon has left.
 //!
 //! Invariants: no other daemon's image is touched; none is while a snapshot is there

@@ -97,7 +97,11 @@ impl Depot {
     /// # Errors
     /// [`DepotError`]
     pub async fn served(&self, golden: &GoldenName) -> Result<Option<Shared>, DepotError> {
-        let Some(mark) = self.mark(golden).await? else { return Ok(None) };
+        Ok(self.mark(golden).await?.and_then(|mark| self.believed(golden, mark)))
+    }
+
+    /// What a mark says; none when it would have to be sealed and is not, which is logged.
+    fn believed(&self, golden: &GoldenName, mark: Mark) -> Option<Shared> {
         let shared = Shared { snapshot: mark.snapshot, at: mark.promoted_at, standing: mark.standing };
         let is_sealed = |seal: &String| {
             let secret = self.secret.as_ref();
@@ -109,9 +113,9 @@ impl Depot {
                 standing = shared.standing.as_str(),
                 "passed over in NATS: it is not sealed with this node's NODE_SECRET_FILE"
             );
-            return Ok(None);
+            return None;
         }
-        Ok(Some(shared))
+        Some(shared)
     }
 
     async fn mark(&self, golden: &GoldenName) -> Result<Option<Mark>, DepotError> {
@@ -181,9 +185,10 @@ impl Depot {
         let mut served = Vec::new();
         for golden in self.marked().await? {
             let Some(mark) = self.mark(&golden).await? else { continue };
-            let believed = self.served(&golden).await?;
+            let snapshot = mark.snapshot.clone();
+            let believed = self.believed(&golden, mark);
             if believed.is_none_or(|shared| shared.standing != Standing::Withdrawn) {
-                served.push(mark.snapshot);
+                served.push(snapshot);
             }
         }
         Ok(served)
