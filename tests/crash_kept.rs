@@ -57,6 +57,12 @@ async fn is_not_kept_for_nobody(trial: &Trial, daemon: &Daemon<'_>, shop: &Shop)
         reply = save(daemon, shop) => panic!("it was to wait: {:?}", reply.map(|reply| reply.status)),
         () = trial.was_passed(POINT, before) => {}
     }
+    // Until the daemon knows, it keeps it.
+    eventually("the daemon sees its client go", 20, async || {
+        let told = trial.place.log().contains("client gone before its instance was kept");
+        if told { Ok(()) } else { Err("it does not".to_owned()) }
+    })
+    .await;
     trial.disarm();
     nothing_half_done_is_left(trial, shop, "its visitor's going").await;
     assert_eq!(std::fs::read(&record).unwrap(), former, "what was kept before still is");

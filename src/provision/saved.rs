@@ -163,14 +163,15 @@ impl Provisioner {
             return Err(ChangeError::Busy { id: id.clone() }.into());
         }
         let (this, id, wish) = (Arc::clone(self), id.clone(), Wish::default());
-        let waiting = Waiting(wish.clone());
+        let waiting = Waiting { wish: wish.clone(), id: id.clone() };
         let span = tracing::info_span!("save", instance_id = %id);
         let work = async move {
             // As it is now: while this waited it may have been made anew.
             let kept = match this.subject(&id).await {
-                Ok(instance) => this.lifecycle.keep(&keeping, &instance, wish).await,
+                Ok(instance) => this.lifecycle.keep(&keeping, &instance, wish.clone()).await,
                 Err(error) => Err(error),
             };
+            wish.settle();
             drop(turn);
             this.lifecycle.ledger.changed(&id);
             // If it was to end meanwhile, nobody could.
@@ -180,7 +181,7 @@ impl Provisioner {
         let mut work = self.lifecycle.tasks.spawn(work.instrument(span));
         let kept = match tokio::time::timeout_at(begun + patience, &mut work).await {
             Ok(kept) => kept,
-            Err(_) if waiting.0.give_up() => return Err(too_slow),
+            Err(_) if waiting.wish.give_up() => return Err(too_slow),
             // It is being put in its place at this moment.
             Err(_) => work.await,
         };

@@ -2,7 +2,7 @@
 //! nobody else could ever open it.
 //!
 //! ```text
-//! waits -> settled      it is put in its place; who waited gets the key
+//! waits -> settled      it is put in its place, or cannot be; who waited is told
 //!       -> given up     nobody waits: what was kept before stays, and its key with it
 //! ```
 //!
@@ -10,6 +10,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+
+use crate::id::InstanceId;
 
 const WAITS: u8 = 0;
 const SETTLED: u8 = 1;
@@ -31,8 +33,9 @@ impl Wish {
         self.decide(GIVEN_UP)
     }
 
-    /// Whether it may be put in its place, which cannot be taken back then.
-    pub(super) fn settle(&self) -> bool {
+    /// Decides that it is not given up any more: it may be put in its place, or there is an
+    /// answer without that. False when it is given up by now.
+    pub fn settle(&self) -> bool {
         self.decide(SETTLED)
     }
 
@@ -42,15 +45,23 @@ impl Wish {
     }
 }
 
-/// Gives a wish up when it is dropped: its client has gone.
+/// Who waits for an instance to be kept; gives the wish up when it is dropped undecided:
+/// its client has gone.
 #[derive(Debug)]
-pub struct Waiting(pub Wish);
+pub struct Waiting {
+    /// What is waited for.
+    pub wish: Wish,
+    /// Of which instance.
+    pub id: InstanceId,
+}
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         // It may be kept by now, with nobody to tell its key: who goes at that moment
         // keeps it again.
-        let _ = self.0.give_up();
+        if !self.wish.is_given_up() && self.wish.give_up() {
+            tracing::info!(instance_id = %self.id, "client gone before its instance was kept");
+        }
     }
 }
 
@@ -63,7 +74,8 @@ mod tests {
         let wish = Wish::default();
         assert!(!wish.is_given_up() && wish.settle() && !wish.give_up() && wish.settle());
         let wish = Wish::default();
-        drop(Waiting(wish.clone()));
+        let id = InstanceId::random();
+        drop(Waiting { wish: wish.clone(), id });
         assert!(wish.is_given_up() && !wish.settle() && wish.give_up());
     }
 }
