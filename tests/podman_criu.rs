@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 
 use collector::{Collector, Span, below};
 use host::daemon::Shop;
+use host::identity::login_path;
 use host::{Place, golden};
 use serde_json::json;
 
@@ -77,6 +78,49 @@ async fn is_a_whole_shop(place: &Place, shop: &Shop) {
     assert_eq!(browser.get(admin_page).await.status, 200);
     let email = place.sql(shop.id(), "SELECT user_email FROM wp_users WHERE ID = 1").await;
     assert_eq!(email, shop.text("admin_email"));
+}
+
+/// How many rows of WordPress's global styles are as `is` says.
+async fn styles(place: &Place, shop: &Shop, is: &str) -> String {
+    let named = r"option_name LIKE '\_transient\_%global\_styles%' AND";
+    place.sql(shop.id(), &format!("SELECT COUNT(*) FROM wp_options WHERE {named} {is}")).await
+}
+
+/// What MariaDB has answered by heart, and what it has worked out and learned.
+async fn known_and_learned(place: &Place, shop: &Shop) -> (u64, u64) {
+    let said = place.sql(shop.id(), "SHOW GLOBAL STATUS LIKE 'Qcache_%s'").await;
+    let of = |name: &str| {
+        let line = said.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{said}"));
+        line.trim().parse::<u64>().unwrap()
+    };
+    (of("Qcache_hits"), of("Qcache_inserts"))
+}
+
+#[tokio::test]
+async fn a_first_page_finds_what_the_golden_worked_out_until_somebody_logs_in() {
+    let Some(place) = Place::beside_others("first-page").await else { return };
+    let daemon = place.daemon(&[]).await;
+    let shop = daemon.acquire("restore").await;
+    let lasting = "autoload = 'yes'";
+    assert_eq!(styles(&place, &shop, lasting).await, "2");
+    let (known, learned) = known_and_learned(&place, &shop).await;
+    shop.answers().await;
+    let (known, learned) = {
+        let after = known_and_learned(&place, &shop).await;
+        (after.0 - known, after.1 - learned)
+    };
+    // New are those from the two tables that personalizing has written to.
+    assert!(known > learned && known > 10, "{known} known, {learned} learned");
+    assert_eq!(styles(&place, &shop, "autoload = 'no'").await, "0", "the page wrote none anew");
+
+    let mut browser = shop.browser();
+    browser.get(&login_path(&shop)).await;
+    assert!(browser.is_in().await);
+    assert_eq!(styles(&place, &shop, lasting).await, "0");
+    // From now on as WordPress has it: written anew, for a minute.
+    shop.answers().await;
+    assert_eq!(styles(&place, &shop, "autoload = 'no'").await, "4", "two of them, and their ends");
+    daemon.stop().await;
 }
 
 #[tokio::test]

@@ -18,3 +18,9 @@ if (is_file($detect)) {
     unset($visitor);
 }
 unset($detect);
+
+// Where the links in a path lead, part by part, as the front pages ask (set-up): else a worker's first page looks at 900 parts.
+foreach (@file('/golden/paths', FILE_IGNORE_NEW_LINES) ?: [] as $path) {
+    realpath($path);
+}
+unset($path);

@@ -25,3 +25,18 @@ add_filter('translations_api', function () {
 
 // The reminder to confirm the administrator's address would greet every visitor.
 add_filter('admin_email_check_interval', '__return_zero');
+
+// WordPress keeps its global styles for a minute, so each clone would work them out, and write them down, on its first page.
+// The golden's have no end (quiesce) until somebody logs in, who may change them: then it is a minute again.
+add_action('set_current_user', function () {
+    if (!get_current_user_id()) {
+        return;
+    }
+    foreach (['global_styles', 'global_styles_svg_filters'] as $kind) {
+        $name = "{$kind}_" . get_stylesheet();
+        // Those with an end are not loaded with all others.
+        if (isset(wp_load_alloptions()["_transient_$name"])) {
+            delete_transient($name);
+        }
+    }
+});

@@ -223,6 +223,26 @@ refused 'be killed last', 'EACCES EPERM', sub { written('/proc/self/oom_score_ad
 refused 'have init killed last', 'EACCES EPERM', sub { written('/proc/1/oom_score_adj', -1000) };
 refused 'write to the program of init', 'ETXTBSY EACCES EPERM', sub { opened('/proc/1/exe') };
 
+# --- another architecture's calls, which no rule is about ---
+{
+    # A program of one page: exit(42), by the 32-bit way in.
+    my $code = "\xb8\x01\0\0\0\xbb\x2a\0\0\0\xcd\x80";
+    my ($at, $size) = (0x400000, 120 + length $code);
+    my $program = "\x7fELF\x02\x01\x01" . "\0" x 9 . pack('S2 L Q3 L S6', 2, 62, 1, $at + 120, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+        . pack('L2 Q6', 1, 5, 0, $at, $at, $size, $size, 0x1000) . $code;
+    my $path = "/tmp/of-another-architecture-$$";
+    my $file = opened($path, O_WRONLY | O_CREAT | O_EXCL) or die "$path: $!";
+    syswrite($file, $program) == length $program or die "$path: $!";
+    close $file;
+    chmod 0700, $path;
+    system { $path } $path;
+    my ($signal, $status) = ($? & 127, $? >> 8);
+    unlink $path;
+    # SIGSEGV is of a kernel without 32-bit programs.
+    print $signal == POSIX::SIGSEGV() || $signal == 31 ? "refused a 32-bit call: signal $signal\n"
+        : "FAILED a 32-bit call: signal $signal, status $status\n";
+}
+
 # --- files of the host, of siblings, of the golden ---
 my %named; # what the mount table says of the host
 open(my $table, '<', '/proc/self/mountinfo') or die "mountinfo: $!";
