@@ -187,8 +187,7 @@ export function test(name, body) { tests.push({ name, body }); }
 /** Runs what was stated; answers how many passed and failed. */
 export async function runAll(filter) {
   const browser = await openBrowser();
-  let [passed, failed] = [0, 0];
-  for (const { name, body } of tests.filter(({ name }) => name.includes(filter))) {
+  const attempt = async ({ name, body }) => {
     const began = Date.now();
     const contexts = [];
     const t = {
@@ -207,19 +206,28 @@ export async function runAll(filter) {
     try {
       await body(t);
       assert.deepEqual(contexts.flatMap((context) => context.problems), [], "errors on the console");
-      passed += 1;
       console.log(`ok     ${name} (${Date.now() - began} ms)`);
+      return true;
     } catch (error) {
-      failed += 1;
       console.log(`FAILED ${name}\n${error.stack}`);
+      return false;
     } finally {
       const demos = new Set(contexts.flatMap((context) => [...context.demos]));
       for (const context of contexts) await context.close();
       // The next test finds the place free.
       for (const id of demos) await api("DELETE", `/api/v1/demo/${id}`).catch(() => {});
     }
+  };
+  const failed = [];
+  const chosen = tests.filter(({ name }) => name.includes(filter));
+  for (const test of chosen) if (!(await attempt(test))) failed.push(test);
+  // As with the integration tests: what passes once more is unstable, a defect by itself, and named.
+  const again = failed.length <= 3 ? failed.splice(0) : [];
+  for (const test of again) {
+    if (await attempt(test)) console.log(`unstable: ${test.name}`);
+    else failed.push(test);
   }
   await browser.close();
   await stopServing();
-  return { passed, failed };
+  return { passed: chosen.length - failed.length, failed: failed.length };
 }
