@@ -1,6 +1,8 @@
 //! Visitors' shops that are published at one node of several: served by all, withdrawn by
 //! all, whoever was away meanwhile. Scripted workshops, and a real NATS.
 
+use std::time::Duration;
+
 use demo_multiplexer::id::GoldenName;
 use demo_multiplexer::promote::Workshop as _;
 use demo_multiplexer::snapshot::depot::{DepotError, Shared, Standing};
@@ -8,6 +10,7 @@ use demo_multiplexer::testing::{eventually, runtime_of};
 use http::Method;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
 
 use crate::nodes::{NEW, Node, OLD};
 use crate::server::{self, Server};
@@ -213,4 +216,31 @@ async fn only_who_knows_the_nodes_secret_publishes_and_withdraws() {
     assert_eq!(nodes.told().await.unwrap()[&spring].standing, Standing::Withdrawn, "the last word counts");
     nodes.remove(std::slice::from_ref(&id)).await.unwrap();
     assert!(nodes.list().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_replaced_while_it_is_read_is_read_again() {
+    if !server::is_there("what_is_replaced_while_it_is_read_is_read_again") {
+        return;
+    }
+    let nats = Server::start();
+    let (nodes, jetstream) = depot(&nats).await;
+    let spring: GoldenName = "spring".parse().unwrap();
+    let said =
+        Shared { snapshot: SPRING.parse().unwrap(), at: Timestamp::now(), standing: Standing::Published };
+    nodes.serve(&spring, &said).await.unwrap();
+
+    // Who writes a name anew removes its former content, which somebody may just be reading.
+    let bucket = jetstream.get_object_store("test-snapshots").await.unwrap();
+    let mut written = Vec::new();
+    bucket.get("served/spring").await.unwrap().read_to_end(&mut written).await.unwrap();
+    let content = jetstream.get_stream("OBJ_test-snapshots").await.unwrap();
+    content.purge().filter("$O.test-snapshots.C.>").await.unwrap();
+    let read = tokio::time::timeout(Duration::from_secs(20), nodes.told());
+    let replaced = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        bucket.put("served/spring", &mut &written[..]).await.unwrap();
+    };
+    let (told, ()) = tokio::join!(read, replaced);
+    assert_eq!(told.expect("it is read in time").unwrap()[&spring], said);
 }

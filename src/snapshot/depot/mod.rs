@@ -50,6 +50,9 @@ const VERSION: u16 = 1;
 /// use a minute.
 const OBJECT_DEADLINE: Duration = Duration::from_secs(60);
 
+/// How often it is looked whether what is being read was replaced meanwhile.
+const REPLACED_EVERY: Duration = Duration::from_millis(500);
+
 /// How long the names of all objects may take: some thousand, a quarter of a kilobyte each.
 const LIST_DEADLINE: Duration = Duration::from_secs(15);
 

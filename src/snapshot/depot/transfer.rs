@@ -13,7 +13,9 @@ use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt as _;
 
 use super::pieces::{Pieces, digest, read_piece};
-use super::{Blob, Depot, DepotError, LIST_DEADLINE, Moved, OBJECT_DEADLINE, SMALL, at, nats};
+use super::{
+    Blob, Depot, DepotError, LIST_DEADLINE, Moved, OBJECT_DEADLINE, REPLACED_EVERY, SMALL, at, nats,
+};
 
 impl Depot {
     /// Sends a file in pieces, but for those that are there.
@@ -87,16 +89,36 @@ impl Depot {
 
     async fn get(&self, name: &str) -> Result<Option<Vec<u8>>, DepotError> {
         let read = async {
-            let object = match self.store.get(name).await {
-                Ok(object) => object,
-                Err(error) if error.kind() == GetErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(nats("read from")(error)),
-            };
-            let mut bytes = Vec::new();
-            object.take(SMALL).read_to_end(&mut bytes).await.map_err(nats("read from"))?;
-            Ok(Some(bytes))
+            loop {
+                let object = match self.store.get(name).await {
+                    Ok(object) => object,
+                    Err(error) if error.kind() == GetErrorKind::NotFound => return Ok(None),
+                    Err(error) => return Err(nats("read from")(error)),
+                };
+                let (written_as, mut bytes) = (object.info().nuid.clone(), Vec::new());
+                let mut content = object.take(SMALL);
+                tokio::select! {
+                    read = content.read_to_end(&mut bytes) => {
+                        return read.map(|_| Some(bytes)).map_err(nats("read from"));
+                    }
+                    () = self.is_replaced(name, &written_as) => {}
+                }
+            }
         };
         tokio::time::timeout(OBJECT_DEADLINE, read).await.map_err(nats("read from"))?
+    }
+
+    /// Waits until there is another object of that name, or none: what is read of this one
+    /// when its content is removed never ends.
+    async fn is_replaced(&self, name: &str, written_as: &str) {
+        loop {
+            tokio::time::sleep(REPLACED_EVERY).await;
+            match self.store.info(name).await {
+                Ok(info) if info.deleted || info.nuid != written_as => return,
+                Err(error) if error.kind() == InfoErrorKind::NotFound => return,
+                Ok(_) | Err(_) => {}
+            }
+        }
     }
 
     /// An object that is JSON.
